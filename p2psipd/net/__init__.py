@@ -1,0 +1,1 @@
+"""Twisted adapters: sockets, TLS and timers for the protocol cores; no policy."""
