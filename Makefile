@@ -1,0 +1,52 @@
+# The project's everyday commands.  Each makes what it needs, beginning with the environment in .venv.
+.PHONY: help test lint demo lab lab-down bench-overlay clean
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+LAB ?= .lab
+PEERS ?= 8
+
+help:
+	@echo "make demo           two phones call each other over an overlay of $(PEERS) peers on this machine"
+	@echo "make lab            the same overlay, left running (make lab-down ends it)"
+	@echo "make test           everything that is checked: style, types, walls between packages, tests"
+	@echo "make bench-overlay  the overlay's figures, side by side with other implementations"
+
+$(VENV)/.run: setup.cfg setup.py pyproject.toml scripts/make-venv.sh
+	@sh scripts/make-venv.sh "$(VENV)" "" "$(PYTHON)"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	@sh scripts/make-venv.sh "$(VENV)" test "$(PYTHON)"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.run
+	@sh scripts/make-venv.sh "$(VENV)" bench "$(PYTHON)"
+	@touch $@
+
+demo: $(VENV)/.run
+	@$(BIN)/p2psip demo --peers $(PEERS)
+
+lab: $(VENV)/.run
+	@$(BIN)/p2psip lab up --peers $(PEERS) --dir $(LAB)
+
+lab-down: $(VENV)/.run
+	@$(BIN)/p2psip lab down --dir $(LAB)
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+test: $(VENV)/.test
+	@sh scripts/install-test-programs.sh
+	@$(MAKE) --no-print-directory lint
+	@$(BIN)/python -m pytest
+
+bench-overlay: $(VENV)/.bench
+	@$(BIN)/python -m bench.overlay
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The p2psip command, a file for each group of verbs."""

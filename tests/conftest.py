@@ -1,0 +1,51 @@
+"""What all tests share: foreign programs are asked for by a mark, and what was left out is said aloud."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+_left_out: dict[str, str] = {}
+_ALL_WANTED = bool(os.environ.get("P2PSIPD_TEST_ALL"))
+
+
+def missing_programs(marks: Iterator[pytest.Mark]) -> list[str]:
+    """Names in the `foreign` marks that are not programs on the PATH, sorted."""
+    wanted = {name for mark in marks for name in mark.args}
+    return sorted(name for name in wanted if shutil.which(name) is None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a program that this machine does not have."""
+    for item in items:
+        missing = missing_programs(item.iter_markers("foreign"))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember every test that was left out, and why."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        _left_out[report.nodeid] = reason.removeprefix("Skipped: ")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where the whole suite is demanded, a test left out is a failure of the run."""
+    if _ALL_WANTED and _left_out and exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The last lines say what was not run."""
+    if not _left_out:
+        return
+    verdict = "NOT RUN, and the whole suite was demanded" if _ALL_WANTED else "not run"
+    terminalreporter.write_sep("-", verdict, yellow=not _ALL_WANTED, red=_ALL_WANTED)
+    for nodeid, reason in sorted(_left_out.items()):
+        terminalreporter.write_line(f"{nodeid}: {reason}")
