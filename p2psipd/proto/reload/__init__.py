@@ -1,0 +1,1 @@
+"""RELOAD (RFC 6940): identifiers, wire format, storage, topology and the peer core."""
