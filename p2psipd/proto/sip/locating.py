@@ -1,0 +1,221 @@
+"""The vocabulary of "where is bob?": bindings, targets, and the seams to what knows them (RFC 3261 section 10, design D7).
+
+A :class:`Binding` is what a registrar knows about one contact of one user; it becomes one PROXY-REGISTRATION entry in the
+overlay, with every attribute. A :class:`Target` is one place that a request may be sent to. What stores bindings, knows
+passwords or reaches other nodes is behind the Protocols at the end: the SIP service takes them as arguments, so that it runs
+over dictionaries in a test and over the overlay in a node.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import Enum
+from hashlib import sha256
+from typing import Final, NamedTuple, Protocol
+
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
+
+NODE_ID_OCTETS: Final = 16
+KEY_OCTETS: Final = 16
+_NODE_DESTINATION: Final = 1
+_OPAQUE_DESTINATION: Final = 3
+_MAX_GR: Final = 512
+
+
+class Binding(NamedTuple):
+    """One contact of one user, as its registrar vouches for it.
+
+    `aor` is "sip:user@domain", `key` the 16 octets of :func:`binding_key`, `contact` the URI as the phone wrote it, `node_id`
+    the node that owns the phone's flow, `path` the Path values in their order (RFC 3327), `instance_id` and `reg_id` as in RFC
+    5626 ("" and 0 without), `expires_at` unix seconds. `received` says over what the phone registered, in the form of
+    :func:`flow_text`: enough to send to it over UDP even after a restart. `parameters` are the other Contact parameters,
+    verbatim. `native` marks a P2PSIP user agent that signed its own registration and takes SIP at `node_id` itself.
+    """
+
+    aor: str
+    key: bytes
+    contact: str
+    node_id: bytes
+    path: tuple[str, ...] = ()
+    q: float = 1.0
+    instance_id: str = ""
+    reg_id: int = 0
+    call_id: str = ""
+    cseq: int = 0
+    expires_at: float = 0.0
+    received: str = ""
+    parameters: tuple[tuple[str, str | None], ...] = ()
+    user_agent: str = ""
+    native: bool = False
+
+
+def binding_key(contact: str, instance_id: str = "", reg_id: int = 0) -> bytes:
+    """The dictionary key of a binding: 16 octets of SHA-256 of instance-id and reg-id, else of the Contact URI."""
+    name = f"{instance_id};{reg_id}" if instance_id else contact
+    return sha256(name.encode("utf-8", "surrogateescape")).digest()[:KEY_OCTETS]
+
+
+def aor_of(uri: SipUri) -> str:
+    """The address of record that `uri` names: "sip:user@domain", escapes undone, host in lower case, nothing else."""
+    return f"sip:{uri.aor}"
+
+
+def flow_text(flow: Flow) -> str:
+    """`flow` as text that a record can hold: "UDP 192.0.2.1:5060 198.51.100.7:40000" (transport, local, remote)."""
+    return f"{flow.transport} {_hostport(flow.local)} {_hostport(flow.remote)}"
+
+
+def parse_flow_text(text: str) -> tuple[str, tuple[str, int], tuple[str, int]] | None:
+    """(transport, local, remote) of a :func:`flow_text`, or None if it is no such text."""
+    parts = text.split(" ")
+    if len(parts) != 3:
+        return None
+    addresses = []
+    for part in parts[1:]:
+        host, colon, port = part.rpartition(":")
+        if not colon or not (port.isascii() and port.isdigit()) or len(port) > 5 or int(port) > 65535:
+            return None
+        addresses.append((host.strip("[]"), int(port)))
+    return parts[0], addresses[0], addresses[1]
+
+
+def _hostport(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+# ---- GRUU: a destination list in a URI (RFC 7904 section 6) -----------------------------------------------------
+
+
+class Destinations(NamedTuple):
+    """The destination list of a "gr" parameter: the node, and what only that node understands ("" for the node itself)."""
+
+    node_id: bytes
+    opaque: bytes = b""
+
+
+def encode_gr(node_id: bytes, opaque: bytes = b"") -> str:
+    """The value of "gr" for a node, or for an instance behind it (its binding key is the list's last, opaque element).
+
+    A RELOAD Destination is type, length, data (RFC 6940 section 6.3.2.2); base64 with "~" for "=" (RFC 7904 section 6).
+    """
+    data = bytes((_NODE_DESTINATION, len(node_id))) + node_id
+    if opaque:
+        data += bytes((_OPAQUE_DESTINATION, len(opaque) + 1, len(opaque))) + opaque
+    return b64encode(data).decode("ascii").replace("=", "~")
+
+
+def decode_gr(text: str) -> Destinations | None:
+    """The destination list in the value of a "gr" parameter; None if it is none that we write (a foreign GRUU)."""
+    if not text or len(text) > _MAX_GR:
+        return None
+    try:
+        data = b64decode(text.replace("~", "="), validate=True)
+    except (Base64Error, ValueError):
+        return None
+    length = 2 + NODE_ID_OCTETS
+    if data[:2] != bytes((_NODE_DESTINATION, NODE_ID_OCTETS)) or len(data) < length:
+        return None
+    node_id, rest = data[2:length], data[length:]
+    if not rest:
+        return Destinations(node_id)
+    if len(rest) < 4 or rest[0] != _OPAQUE_DESTINATION or rest[1] != len(rest) - 2 or rest[2] != len(rest) - 3:
+        return None
+    return Destinations(node_id, rest[3:])
+
+
+# ---- looking up --------------------------------------------------------------------------------------------------
+
+
+class Origin(Enum):
+    """Who asks: a phone (or whoever speaks SIP to us), or another node of the overlay, whose look-up must not travel on."""
+
+    PHONE = "phone"
+    NODE = "node"
+
+
+class Query(NamedTuple):
+    """One look-up: the Request-URI, who asks, and the time (unix seconds) by which bindings are judged alive."""
+
+    uri: SipUri | TelUri | OpaqueUri
+    origin: Origin
+    wall: float
+
+
+class Target(NamedTuple):
+    """One place to send a request to (RFC 3261 section 16.5).
+
+    `uri` becomes the Request-URI. Then exactly one of: `flow` (send on it), `node_id` (a node of the overlay, reached by the
+    connector), `address` (transport, host, port), or none of them (resolve `uri`). `route` are Route values to put on top (a
+    Path). `instance` names the device: targets of one instance are alternatives, never parallel. `binding` is where it came from.
+    """
+
+    uri: str
+    flow: Flow | None = None
+    node_id: bytes | None = None
+    address: tuple[str, str, int] | None = None
+    route: tuple[str, ...] = ()
+    q: float = 1.0
+    instance: str = ""
+    binding: Binding | None = None
+
+
+class NotLocated(Exception):
+    """The look-up ended without a target: `status` and `reason` answer the request (404, 430, 480, 500, 503)."""
+
+    def __init__(self, status: int, reason: str = "") -> None:
+        super().__init__(reason or str(status))
+        self.status = status
+        self.reason = reason or None
+
+
+class LocationUnavailable(Exception):
+    """The location store could not be asked or written: 503 with Retry-After. The message says what went wrong."""
+
+
+class Unreachable(Exception):
+    """Another node could not be reached for SIP: the branch fails as if it had answered 503 (RFC 3261 section 16.9)."""
+
+
+LocateStep = Callable[[Query], Awaitable[Sequence[Target] | None]]
+"""One step of the locator: None means "not mine, ask the next one"; targets end the search; NotLocated ends it, too."""
+
+Locate = Callable[[Query], Awaitable[Sequence[Target]]]
+
+
+class LocationStore(Protocol):
+    """Where bindings are kept. Each method raises LocationUnavailable if it could not do its work."""
+
+    async def bindings(self, aor: str) -> Sequence[Binding]:
+        """The living bindings of `aor` ("sip:user@domain"), verified; an unknown user has none."""
+        ...
+
+    async def put(self, aor: str, binding: Binding) -> None:
+        """Store or replace the entry `binding.key`; returns when it is held by the responsible node and its replicas."""
+        ...
+
+    async def remove(self, aor: str, binding: Binding) -> None:
+        """Store the non-existence of `binding` for the rest of its lifetime."""
+        ...
+
+
+class CredentialSource(Protocol):
+    """Who knows the users' passwords, as HA1 values (RFC 7616 section 3.4.2)."""
+
+    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
+        """The raw H(user:realm:password) by algorithm token ("MD5", "SHA-256"); None for an unknown user.
+
+        Raises LocationUnavailable if that can't be known now.
+        """
+        ...
+
+
+class NodeConnector(Protocol):
+    """Reaches other nodes of the overlay for SIP: AppAttach and a pooled mutual-TLS connection (profile section 5)."""
+
+    async def connect(self, node_id: bytes) -> Flow:
+        """A live flow to the node whose certificate carries `node_id`; raises Unreachable."""
+        ...
