@@ -1,7 +1,7 @@
 """Session descriptions (RFC 8866) and the offer and answer of an audio call (RFC 3264).
 
-Lenient in reading (unknown lines are kept or passed over, bare LF is taken), exact in writing. What is bounded:
-a description of more than 64 KiB or with more than 64 media descriptions is refused.
+Lenient in reading (unknown lines are kept or passed over, bare LF is taken), exact in writing. What is
+bounded: a description of more than 64 KiB or with more than 64 media descriptions is refused.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from p2psipd.proto.media.g711 import PCMA, PCMU
+from p2psipd.proto.sip.errors import SipError
 
 CONTENT_TYPE: Final = "application/sdp"
 MAX_OCTETS: Final = 65536
@@ -30,13 +31,16 @@ STATIC_PAYLOADS: Final = {"0": PCMU, "8": PCMA}
 _PAYLOAD_OF: Final = {codec: payload for payload, codec in STATIC_PAYLOADS.items()}
 
 
-class SdpError(ValueError):
-    """The octets are no session description that can be used: a 488 or a 400 to an offer, the end of a call for an
-    answer."""
+class SdpError(SipError):
+    """A session description that can't be used: 488 to an offer (RFC 3261 section 21.4.26), the end of a call
+    for an answer."""
+
+    status = 488
 
 
 class Media(NamedTuple):
-    """One media description: `m=kind port protocol formats`, its own connection host if it has one, attributes.
+    """One media description: `m=kind port protocol formats`, its own connection host if it has one,
+    attributes.
 
     `attributes` are (name, value) in their order; a property attribute has None for its value.
     """
@@ -109,8 +113,8 @@ class SessionDescription(NamedTuple):
 class AudioParameters(NamedTuple):
     """What offer and answer agreed on: where to send, the payload type and codec, and what flows.
 
-    `sending` and `receiving` are ours, after both sides' directions; `host` is "" while the far side holds the call
-    by address 0.0.0.0 (RFC 3264 section 8.4).
+    `sending` and `receiving` are ours, after both sides' directions; `host` is "" while the far side holds
+    the call by address 0.0.0.0 (RFC 3264 section 8.4).
     """
 
     host: str
@@ -236,9 +240,11 @@ def make_answer(
     version: int = 1,
     codecs: tuple[str, ...] = (PCMU, PCMA),
 ) -> SessionDescription:
-    """The answer that takes the offer's first audio stream we can speak and refuses the rest (RFC 3264 section 6).
+    """The answer that takes the offer's first audio stream we can speak and refuses the rest (RFC 3264
+    section 6).
 
-    The offerer's order of codecs decides. SdpError if no stream has a codec of ours: the call is then answered 488.
+    The offerer's order of codecs decides. SdpError if no stream has a codec of ours: the call is then
+    answered 488.
     """
     answered: list[Media] = []
     taken = False
@@ -270,7 +276,8 @@ def _usable(media: Media, codecs: tuple[str, ...]) -> tuple[str, str] | None:
 def agreed_audio(local: SessionDescription, remote: SessionDescription) -> AudioParameters:
     """What a finished exchange agreed on, whichever side offered; SdpError if no audio stream remains.
 
-    Streams are matched by position (RFC 3264 section 6); the codec is the far side's first that we named as well.
+    Streams are matched by position (RFC 3264 section 6); the codec is the far side's first that we named as
+    well.
     """
     if len(local.media) != len(remote.media):
         raise SdpError("an answer has as many media descriptions as its offer")

@@ -1,0 +1,213 @@
+"""Audio of one call over UDP: an RTP session that sends a packet every 20 ms and keeps account of what comes.
+
+The pace is held against the monotonic clock, not against the last wake-up: a late wake-up sends the packets
+that have become due, and after a pause of more than a tenth of a second the RTP clock jumps ahead instead of
+flooding the far side.
+"""
+
+from __future__ import annotations
+
+import wave
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import DatagramProtocol
+
+from p2psipd.proto.media.errors import MediaError
+from p2psipd.proto.media.g711 import SAMPLE_RATE, decode, encode
+from p2psipd.proto.media.rtp import Reception, RtpPacket, decode_packet
+from p2psipd.proto.media.tone import ToneGenerator, tone_shares
+
+PACKET_SECONDS: Final = 0.02
+PACKET_SAMPLES: Final = 160
+CATCH_UP: Final = 5
+"""At most this many packets leave in one wake-up; further behind, the time is given up."""
+RECORD_SECONDS: Final = 600
+"""Received audio kept for one call (9.6 MB); what comes later is counted but not kept."""
+PORT_ATTEMPTS: Final = 50
+
+_SILENT_PACKET: Final = array("h", bytes(2 * PACKET_SAMPLES))
+
+
+class AudioStream(NamedTuple):
+    """Where an RTP session sends to, and how: what offer and answer agreed on.
+
+    `host` "" and `sending` False both stop the sending; `codec` is PCMU or PCMA.
+    """
+
+    host: str
+    port: int
+    payload_type: int
+    codec: str
+    sending: bool = True
+    receiving: bool = True
+
+
+class RtpSession(DatagramProtocol):
+    """One RTP port. `listen()` takes an even port, `begin()` starts or redirects the stream, `stop()` frees
+    the port.
+
+    `tone` Hz is sent, silence if None. Packets from other hosts than the agreed one are counted in
+    `strangers` and dropped; so are malformed ones, in `malformed`.
+    """
+
+    def __init__(self, reactor: Any, host: str, random: Any, tone: float | None = None) -> None:
+        self._reactor = reactor
+        self._host = host
+        self._random = random
+        self._tone = None if tone is None else ToneGenerator(tone)
+        self._port: Any = None
+        self._stream: AudioStream | None = None
+        self._call: IDelayedCall | None = None
+        self._due = 0.0
+        self._sequence = random.getrandbits(15)
+        self._timestamp = random.getrandbits(32)
+        self._ssrc = random.getrandbits(32)
+        self._marker = True
+        self._audio = array("h")
+        self._expected_timestamp: int | None = None
+        self._first_at: float | None = None
+        self._last_at = 0.0
+        self.reception = Reception()
+        self.sent = 0
+        self.strangers = 0
+        self.malformed = 0
+
+    @property
+    def port(self) -> int:
+        """The local UDP port; `listen()` comes first."""
+        address = self._port.getHost()
+        assert isinstance(address, IPv4Address | IPv6Address)
+        return address.port
+
+    def listen(self) -> None:
+        """Take a free even port (RFC 3550 section 11); CannotListenError if there is none."""
+        for _ in range(PORT_ATTEMPTS):
+            candidate = 16384 + 2 * self._random.getrandbits(13)
+            try:
+                self._port = self._reactor.listenUDP(candidate, self, interface=self._host)
+                return
+            except CannotListenError:
+                continue
+        raise CannotListenError(self._host, 0, OSError(f"no free RTP port in {PORT_ATTEMPTS} tries"))
+
+    def set_tone(self, tone: float | None) -> None:
+        """Send this tone from the next packet on; None is silence."""
+        self._tone = None if tone is None else ToneGenerator(tone)
+
+    def begin(self, stream: AudioStream) -> None:
+        """Send to and listen for `stream` from now on; called again when a re-INVITE changes it."""
+        if stream == self._stream:
+            return
+        self._stream = stream
+        self._marker = True
+        if self._call is None and self._port is not None:
+            self._due = self._reactor.seconds()
+            self._wake()
+
+    def stop(self) -> None:
+        """End sending and free the port; what was received stays readable. Harmless when called again."""
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        if self._port is not None:
+            port, self._port = self._port, None
+            port.stopListening()
+
+    def _wake(self) -> None:
+        """Send what has become due and arm the timer for the next packet."""
+        now = self._reactor.seconds()
+        behind = int((now - self._due) / PACKET_SECONDS) + 1
+        if behind > CATCH_UP:
+            skipped = behind - 1
+            self._due += skipped * PACKET_SECONDS
+            self._timestamp = self._timestamp + skipped * PACKET_SAMPLES & 0xFFFFFFFF
+            self._marker = True
+            behind = 1
+        for _ in range(behind):
+            self._send_one()
+        self._due += behind * PACKET_SECONDS
+        self._call = self._reactor.callLater(max(0.0, self._due - now), self._wake)
+
+    def _send_one(self) -> None:
+        """Send the next packet, or let its time pass while the stream is on hold."""
+        stream = self._stream
+        if stream is not None and stream.sending and stream.host and self.transport is not None:
+            samples = self._tone.samples(PACKET_SAMPLES) if self._tone else _SILENT_PACKET
+            packet = RtpPacket(
+                stream.payload_type,
+                self._sequence,
+                self._timestamp,
+                self._ssrc,
+                encode(samples, stream.codec),
+                self._marker,
+            )
+            self.transport.write(packet.encode(), (stream.host, stream.port))
+            self._marker = False
+            self._sequence = self._sequence + 1 & 0xFFFF
+            self.sent += 1
+        self._timestamp = self._timestamp + PACKET_SAMPLES & 0xFFFFFFFF
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
+        """Take one datagram from the network; anything that is not our stream is counted and dropped."""
+        stream = self._stream
+        if stream is None or (stream.host and addr[0] != stream.host):
+            self.strangers += 1
+            return
+        try:
+            packet = decode_packet(datagram)
+        except MediaError:
+            self.malformed += 1
+            return
+        now = self._reactor.seconds()
+        if packet.payload_type != stream.payload_type or not stream.receiving:
+            return
+        if self.reception.receive(packet, now, SAMPLE_RATE):
+            self._first_at = now if self._first_at is None else self._first_at
+            self._last_at = now
+            self._record(packet, stream.codec)
+
+    def connectionRefused(self) -> None:
+        """An ICMP error says that nobody listens yet; RTP goes on regardless (the far side may be opening its
+        port)."""
+
+    def _record(self, packet: RtpPacket, codec: str) -> None:
+        """Append the packet's samples at their place in time; late packets are not put back."""
+        samples = decode(packet.payload, codec)
+        if self._expected_timestamp is not None:
+            gap = packet.timestamp - self._expected_timestamp & 0xFFFFFFFF
+            if gap >= 0x80000000:
+                return
+            if gap <= SAMPLE_RATE:
+                # Missing time is silence, so that a tone's power falls by what was lost and the length stays
+                # right.
+                samples = array("h", bytes(2 * gap)) + samples
+        self._expected_timestamp = packet.timestamp + len(packet.payload) & 0xFFFFFFFF
+        room = RECORD_SECONDS * SAMPLE_RATE - len(self._audio)
+        self._audio.extend(samples[:room])
+
+    def received_tone(self, frequencies: Iterable[float] = (440.0, 880.0)) -> dict[str, Any]:
+        """What was heard: `{"power": {Hz: share of all energy, 0 to 1}, "seconds": audio received, "packets",
+        "lost", "late", "sent", "jitter_ms"}`."""
+        return {
+            "power": tone_shares(self._audio, frequencies),
+            "seconds": round(len(self._audio) / SAMPLE_RATE, 3),
+            "packets": self.reception.received,
+            "lost": self.reception.lost,
+            "late": self.reception.late,
+            "sent": self.sent,
+            "jitter_ms": round(1000 * self.reception.jitter / SAMPLE_RATE, 3),
+        }
+
+    def write_wav(self, path: str | Path) -> None:
+        """Write what was received as a WAV file: 16 bit, 8 kHz, mono."""
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            file.writeframes(self._audio.tobytes())
