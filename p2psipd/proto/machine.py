@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, TypeVar
 
 Item = TypeVar("Item", contravariant=True)
-Output = TypeVar("Output", covariant=True)
+Output = TypeVar("Output")
 
 
 class Machine(Protocol[Item, Output]):
