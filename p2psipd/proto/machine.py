@@ -11,8 +11,8 @@ Output = TypeVar("Output")
 class Machine(Protocol[Item, Output]):
     """A protocol core without I/O: inputs and time go in, outputs come back in the order to perform them.
 
-    ``now`` is monotonic seconds and drives every timer; ``wall`` is Unix seconds and is used only for what the RFCs
-    date (storage times, certificates).  A core never keeps either clock itself.
+    ``now`` is monotonic seconds and drives every timer; ``wall`` is Unix seconds and is used only for what
+    the RFCs date (storage times, certificates).  A core never keeps either clock itself.
     """
 
     def receive(self, item: Item, now: float, wall: float) -> list[Output]:

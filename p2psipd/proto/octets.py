@@ -21,9 +21,10 @@ class OctetsError(ValueError):
 class Reader:
     """A cursor over ``data[start:end]``.
 
-    ``position`` is the absolute index of the next octet to read, ``end`` that of the first one beyond the range.
-    Lists are read in place: ``stop = reader.list16()`` gives the position at which the list ends, the items are read
-    ``while reader.position < stop``, and ``reader.expect(stop)`` verifies that the last item ended exactly there.
+    ``position`` is the absolute index of the next octet to read, ``end`` that of the first one beyond the
+    range. Lists are read in place: ``stop = reader.list16()`` gives the position at which the list ends, the
+    items are read ``while reader.position < stop``, and ``reader.expect(stop)`` verifies that the last item
+    ended exactly there.
     """
 
     __slots__ = ("data", "end", "position")
@@ -105,7 +106,8 @@ class Reader:
     def _stop(self, size: int) -> int:
         stop = self.position + size
         if stop > self.end:
-            raise OctetsError(f"a list of {size} octets starts at {self.position}, {self.end - self.position} are left")
+            left = self.end - self.position
+            raise OctetsError(f"a list of {size} octets starts at {self.position}, {left} are left")
         return stop
 
     def list8(self) -> int:

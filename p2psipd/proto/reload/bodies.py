@@ -44,7 +44,7 @@ class MessageCode(IntEnum):
 
 
 class DataModel(Enum):
-    """How the values of a kind are addressed (RFC 6940 section 7.2); the words are the configuration document's."""
+    """How the values of a kind are addressed (RFC 6940 section 7.2), in the words of the document."""
 
     SINGLE = "SINGLE"
     ARRAY = "ARRAY"
@@ -58,8 +58,8 @@ NO_KINDS: Kinds = {}
 class Body:
     """A message body: ``code``, ``encode()`` and ``decode()``.
 
-    A body class writes ``_write`` and ``_read``; both may raise ``OctetsError``, callers of ``encode`` and ``decode``
-    see ``ReloadError`` only.
+    A body class defines ``_write`` and ``_read``; both may raise ``OctetsError``, callers of ``encode`` and
+    ``decode`` see ``ReloadError`` only.
     """
 
     __slots__ = ()
@@ -76,8 +76,9 @@ class Body:
     def decode(cls, data: bytes, kinds: Kinds | None = None) -> Self:
         """Read a body that fills ``data`` exactly.
 
-        ``kinds`` gives the data model of each known kind; only the bodies of storage messages need it.  Raises
-        ``InvalidMessage`` for malformed octets, ``UnknownKind`` where a kind is named that is not in ``kinds``.
+        ``kinds`` gives the data model of each known kind; only the bodies of storage messages need it.
+        Raises ``InvalidMessage`` for malformed octets, ``UnknownKind`` where a kind is named that is not in
+        ``kinds``.
         """
         reader = Reader(data)
         try:

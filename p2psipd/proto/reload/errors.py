@@ -1,7 +1,8 @@
 """RELOAD's errors: one exception class for each error code of RFC 6940 section 14.9.
 
 An exception here is what an ErrorResponse says on the wire.  A decoder that meets malformed octets raises
-``InvalidMessage``; whether that is answered or dropped in silence is the peer core's decision (section 6.3.3.1).
+``InvalidMessage``; whether that is answered or dropped in silence is the peer core's decision (section
+6.3.3.1).
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class ErrorCode(IntEnum):
 class ReloadError(Exception):
     """An error with its wire code.
 
-    ``detail`` is text for people; ``info`` is what goes into ``error_info``: the detail in UTF-8 unless the error
-    defines something else there (StoreAns for Generation_Counter_Too_Low, the Kind-IDs for Unknown_Kind).
+    ``detail`` is text for people; ``info`` is what goes into ``error_info``: the detail in UTF-8 unless the
+    error defines something else there (StoreAns for Generation_Counter_Too_Low, the Kind-IDs for
+    Unknown_Kind).
     """
 
     code: int = ErrorCode.INVALID_MESSAGE
@@ -168,7 +170,7 @@ ERROR_BY_CODE: Final[dict[int, type[ReloadError]]] = {
 
 
 def error_name(code: int) -> str:
-    """The RFC's name of a code, for instance ``Error_Not_Found``; ``Error_0x15`` for one that it does not name."""
+    """The RFC's name of a code, such as ``Error_Not_Found``; ``Error_0x15`` for one that it does not name."""
     try:
         words = ErrorCode(code).name
     except ValueError:

@@ -1,12 +1,12 @@
-"""The framing header of a link (RFC 6940 section 6.6.2) and its round-trip estimate (sections 6.6.5, RFC 6298).
+"""The framing header of a link (RFC 6940 section 6.6.2) and its round-trip estimate (6.6.5, RFC 6298).
 
-Every message is a DATA frame with a sequence number (from 0, one more for each frame of this connection) and is
-acknowledged at once by an ACK frame.  On TLS over TCP nothing is retransmitted: the acknowledgements measure the
-round trip, and a link that leaves one unanswered for longer than ``rto`` is suspect.
+Every message is a DATA frame with a sequence number (from 0, one more for each frame of this connection) and
+is acknowledged at once by an ACK frame.  On TLS over TCP nothing is retransmitted: the acknowledgements
+measure the round trip, and a link that leaves one unanswered for longer than ``rto`` is suspect.
 
-The ACK's ``received`` field, as we read "the N-M bit of the received bitmask": bits are numbered from 0 at the least
-significant end, so the packet before N is ``1 << 1`` and bit 0 is never set; M reaches back to N-31.  (Some decoders
-take bit 0 for N-1; nothing on a reliable link depends on the difference.)
+The ACK's ``received`` field, as we read "the N-M bit of the received bitmask": bits are numbered from 0 at
+the least significant end, so the packet before N is ``1 << 1`` and bit 0 is never set; M reaches back to
+N-31.  (Some decoders take bit 0 for N-1; nothing on a reliable link depends on the difference.)
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class FrameDecoder:
     def feed(self, data: bytes) -> list[Frame]:
         """The frames that ``data`` completes.
 
-        Raises ``InvalidMessage`` for an unknown frame type and ``MessageTooLarge`` for a length beyond the limit, as
-        soon as the length has been seen.
+        Raises ``InvalidMessage`` for an unknown frame type and ``MessageTooLarge`` for a length beyond the
+        limit, as soon as the length has been seen.
         """
         if self._failed:
             raise InvalidMessage("the stream is unreadable since an earlier fault")
@@ -113,7 +113,8 @@ class FrameDecoder:
                 if stop > size or stop < 0:
                     break
                 start = position + _DATA_HEAD_SIZE
-                frames.append(DataFrame(int.from_bytes(data[position + 1 : position + 5], "big"), data[start:stop]))
+                sequence = int.from_bytes(data[position + 1 : position + 5], "big")
+                frames.append(DataFrame(sequence, data[start:stop]))
             position = stop
         if position < size:
             self._buffer += data[position:]
@@ -126,7 +127,7 @@ class FrameDecoder:
         return 0 <= self._data_end(buffer, 0) <= len(buffer)
 
     def _data_end(self, data: bytes | bytearray, position: int) -> int:
-        """Where the DATA frame at ``position`` ends, -1 while its length has not been seen; raises for garbage."""
+        """Where the DATA frame at ``position`` ends, -1 while its length has not been seen."""
         if data[position] != DATA:
             self._failed = True
             self._buffer.clear()
@@ -220,7 +221,7 @@ class FramedLink:
         return messages, b"".join(acks)
 
     def _acknowledged(self, sequence: int, now: float) -> None:
-        """Measure with the message that is acknowledged; TCP keeps the order, so those before it arrived as well."""
+        """Measure with the acknowledged message; TCP keeps the order, so those before it arrived as well."""
         behind = (self._next_sequence - sequence) % _SEQUENCES
         if not 0 < behind <= _SEQUENCES // 2:
             raise InvalidMessage(f"acknowledgement of {sequence}, which was never sent")

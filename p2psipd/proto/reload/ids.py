@@ -1,7 +1,7 @@
 """Node-IDs, Resource-IDs and Kind-IDs (RFC 6940 section 6.3.1.1), and the overlay's hash and distance.
 
-Our overlays use 128-bit Node-IDs and Resource-IDs.  Both are plain ``bytes`` under a ``NewType``: routing tables
-hash and compare them by the million, and a wrapper would cost more than it protects.
+Our overlays use 128-bit Node-IDs and Resource-IDs.  Both are plain ``bytes`` under a ``NewType``: routing
+tables hash and compare them by the million, and a wrapper would cost more than it protects.
 """
 
 from __future__ import annotations
@@ -46,5 +46,5 @@ def distance(a: bytes, b: bytes) -> int:
 
 
 def overlay_hash(overlay_name: str) -> int:
-    """The forwarding header's ``overlay`` field: the low 32 bits of SHA-1 of the name (RFC 6940 section 6.3.2)."""
+    """The header's ``overlay`` field: the low 32 bits of SHA-1 of the name (RFC 6940 section 6.3.2)."""
     return int.from_bytes(sha1(overlay_name.encode(), usedforsecurity=False).digest()[-4:], "big")

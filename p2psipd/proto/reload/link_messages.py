@@ -37,8 +37,8 @@ _PING_ANS = Struct(">QQ")
 class IceCandidate(NamedTuple):
     """An address at which a node can be reached (section 6.5.1.1).
 
-    ``host`` is an IPv4 or IPv6 address as text; ``overlay_link`` an OverlayLinkType; ``type`` a CANDIDATE_... number;
-    ``related`` the base address, for every type but host; ``extensions`` are pairs of name and value.
+    ``host`` is an IPv4 or IPv6 address as text; ``overlay_link`` an OverlayLinkType; ``type`` a CANDIDATE_...
+    number; ``related`` the base address, for every type but host; ``extensions`` are pairs of name and value.
     """
 
     host: str
@@ -92,7 +92,8 @@ def _write_candidates(candidates: tuple[IceCandidate, ...]) -> bytes:
             raise OctetsError("every candidate but a host candidate has a related address")
         if candidate.related is not None:
             parts.append(write_address(*candidate.related))
-        parts.append(opaque16(b"".join([opaque16(name) + opaque16(value) for name, value in candidate.extensions])))
+        extensions = [opaque16(name) + opaque16(value) for name, value in candidate.extensions]
+        parts.append(opaque16(b"".join(extensions)))
     return opaque16(b"".join(parts))
 
 
@@ -147,7 +148,8 @@ def _read_candidate(reader: Reader) -> IceCandidate | None:
     reader.expect(stop)
     if address is None or not usable:
         return None
-    return IceCandidate(*address, overlay_link, foundation, priority, candidate_type, related, tuple(extensions))
+    return IceCandidate(*address, overlay_link, foundation, priority, candidate_type, related,
+    tuple(extensions))
 
 
 @attrs.frozen
@@ -180,7 +182,7 @@ class _AttachBody(Body):
 
 @attrs.frozen
 class AttachReq(_AttachBody):
-    """Asks for an overlay link; the role is ``passive`` (section 6.5.1.1).  The role's value is not judged here."""
+    """Asks for an overlay link; the role, ``passive``, is not judged here (section 6.5.1.1)."""
 
     code: ClassVar[int] = MessageCode.ATTACH_REQ
 
@@ -215,7 +217,8 @@ class _AppAttachBody(Body):
 
     @classmethod
     def _read(cls, reader: Reader, kinds: Kinds) -> Self:
-        return cls(reader.opaque8(), reader.opaque8(), reader.u16(), reader.opaque8(), _read_candidates(reader))
+        return cls(reader.opaque8(), reader.opaque8(), reader.u16(), reader.opaque8(),
+        _read_candidates(reader))
 
 
 @attrs.frozen
@@ -267,8 +270,8 @@ class PingAns(Body):
 class ConfigUpdateReq(Body):
     """A newer configuration document, or kind definitions (section 6.5.4.1).
 
-    For CONFIG_UPDATE_CONFIG ``config_data`` is the document and ``kinds`` is empty; for CONFIG_UPDATE_KIND ``kinds``
-    are kind-block elements in UTF-8 and ``config_data`` is empty.
+    For CONFIG_UPDATE_CONFIG ``config_data`` is the document and ``kinds`` is empty; for CONFIG_UPDATE_KIND
+    ``kinds`` are kind-block elements in UTF-8 and ``config_data`` is empty.
     """
 
     code: ClassVar[int] = MessageCode.CONFIG_UPDATE_REQ

@@ -1,7 +1,7 @@
 """Every message body of RFC 6940, by name and by message code.
 
-The bodies live beside this module by the RFC's chapters (topology 6.4.2, links 6.5, storage 7); the rest of the
-program imports them from here.
+The bodies live beside this module by the RFC's chapters (topology 6.4.2, links 6.5, storage 7); the rest of
+the program imports them from here.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ __all__ = [
 
 @attrs.frozen
 class ErrorResponse(Body):
-    """A failure: an ``ErrorCode`` and ``info``, which is UTF-8 text unless the error says otherwise (6.3.3.1)."""
+    """A failure: an ``ErrorCode``, and ``info`` in UTF-8 unless the error says otherwise (6.3.3.1)."""
 
     code: ClassVar[int] = MessageCode.ERROR
     error_code: int
@@ -179,8 +179,9 @@ BODY_BY_CODE: Final[dict[int, type[Body]]] = {
     int(body.code): body
     for body in (
         ProbeReq, ProbeAns, AttachReq, AttachAns, StoreReq, StoreAns, FetchReq, FetchAns, FindReq, FindAns,
-        JoinReq, JoinAns, LeaveReq, LeaveAns, UpdateReq, UpdateAns, RouteQueryReq, RouteQueryAns, PingReq, PingAns,
-        StatReq, StatAns, AppAttachReq, AppAttachAns, ConfigUpdateReq, ConfigUpdateAns, ErrorResponse,
+        JoinReq, JoinAns, LeaveReq, LeaveAns, UpdateReq, UpdateAns, RouteQueryReq, RouteQueryAns, PingReq,
+        PingAns, StatReq, StatAns, AppAttachReq, AppAttachAns, ConfigUpdateReq, ConfigUpdateAns,
+        ErrorResponse,
     )
 }  # fmt: skip
 
@@ -193,8 +194,8 @@ def is_request(code: int) -> bool:
 def decode_body(code: int, data: bytes, kinds: Kinds | None = None) -> Body:
     """The body of a message by its code.
 
-    ``kinds`` gives the data model of every known kind.  Raises ``InvalidMessage`` for a code without a body class or
-    malformed octets, ``UnknownKind`` where a storage body names a kind that is not in ``kinds``.
+    ``kinds`` gives the data model of every known kind.  Raises ``InvalidMessage`` for a code without a body
+    class or malformed octets, ``UnknownKind`` where a storage body names a kind that is not in ``kinds``.
     """
     body = BODY_BY_CODE.get(code)
     if body is None:

@@ -1,10 +1,12 @@
-"""Signatures and the security block (RFC 6940 sections 6.3.4 and 7.1): structures and what is signed, no keys.
+"""Signatures and the security block (RFC 6940 sections 6.3.4 and 7.1): structures and what is signed, no
+keys.
 
 Readings of the RFC, where it leaves a choice:
 
 - ``resource_id`` in a value's signature input is a ResourceId as it travels, so it carries its length octet.
 - The SignerIdentity in either input is the whole structure, with its type and length octets.
-- An unknown identity type or certificate type makes the message unreadable: nothing could be verified with it.
+- An unknown identity type or certificate type makes the message unreadable: nothing could be verified with
+  it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ _MESSAGE_INPUT = Struct(">IQ")
 
 
 class SignerIdentity(NamedTuple):
-    """Who signed: ``type`` CERT_HASH (hash of the DER), CERT_HASH_NODE_ID (of Node-ID and DER) or IDENTITY_NONE.
+    """Who signed: ``type`` CERT_HASH (hash of the DER), CERT_HASH_NODE_ID (of Node-ID and DER) or
+    IDENTITY_NONE.
 
     For IDENTITY_NONE the hash algorithm is 0 and the hash is empty.
     """
@@ -83,12 +86,11 @@ class Signature(NamedTuple):
             else:
                 digest = identity.certificate_hash
                 size = len(digest)
-                head = (
-                    _SIGNATURE.pack(
-                        hash_algorithm, signature_algorithm, identity.type, 2 + size, identity.hash_algorithm, size
-                    )
-                    + digest
+                identity_type, identity_hash, _ = identity
+                head = _SIGNATURE.pack(
+                    hash_algorithm, signature_algorithm, identity_type, 2 + size, identity_hash, size
                 )
+                return b"".join((head, digest, _U16.pack(len(value)), value))
             return head + _U16.pack(len(value)) + value
         except StructError as error:
             raise InvalidMessage(f"signature does not fit: {error}") from None
@@ -158,7 +160,9 @@ def value_signature_input(
         raise InvalidMessage(f"signature input does not fit: {error}") from None
 
 
-def message_signature_input(overlay_hash: int, transaction_id: int, contents: bytes, identity: bytes) -> bytes:
+def message_signature_input(
+    overlay_hash: int, transaction_id: int, contents: bytes, identity: bytes
+) -> bytes:
     """What the originator of a message signs (RFC 6940 section 6.3.4).
 
     ``contents`` is the MessageContents' octets as they travel; ``identity`` is ``SignerIdentity.encode()``.

@@ -1,11 +1,13 @@
 """The bodies of the data storage protocol: Store, Fetch, Stat, Find (RFC 6940 section 7).
 
-The data model of a value does not travel: it comes from the kind's definition, so decoders take the models of the
-known kinds.  Readings of the RFC, where it leaves a choice:
+The data model of a value does not travel: it comes from the kind's definition, so decoders take the models of
+the known kinds.  Readings of the RFC, where it leaves a choice:
 
-- The numbers of an ArrayRange are unsigned (the text calls 0xffffffff the last index, the structure says int32).
+- The numbers of an ArrayRange are unsigned (the text calls 0xffffffff the last index, the structure says
+  int32).
 - A dictionary or array specifier always holds its list; "all keys" is the empty list, not an absent one.
-- An unknown kind in any storage body is ``UnknownKind`` and names all the unknown ones; lengths allow skipping them.
+- An unknown kind in any storage body is ``UnknownKind`` and names all the unknown ones; lengths allow
+  skipping them.
 """
 
 from __future__ import annotations
@@ -185,8 +187,8 @@ class StoreKindResponse(NamedTuple):
 class StoredDataSpecifier(NamedTuple):
     """What to fetch of a kind (section 7.4.2.1).
 
-    ``ranges`` (first and last index, both inclusive) for an array, ``keys`` for a dictionary (empty: all of them),
-    neither for a single value.  ``generation`` is the last one seen, 0 to get the values in any case.
+    ``ranges`` (first and last index, both inclusive) for an array, ``keys`` for a dictionary (empty: all of
+    them), neither for a single value.  ``generation`` is the last one seen, 0 to get the values in any case.
     """
 
     kind: int
@@ -218,7 +220,8 @@ def unknown_kinds_info(kinds: Iterable[int]) -> bytes:
 
 def _unknown(kinds: list[int]) -> UnknownKind:
     distinct = list(dict.fromkeys(kinds))[:_MAX_UNKNOWN_KINDS]
-    return UnknownKind("unknown kinds " + " ".join(f"{kind:#x}" for kind in distinct), unknown_kinds_info(distinct))
+    return UnknownKind("unknown kinds " + " ".join(f"{kind:#x}" for kind in distinct),
+    unknown_kinds_info(distinct))
 
 
 def _write_resource(resource: ResourceId) -> bytes:
@@ -431,7 +434,8 @@ class StoreAns(Body):
         while reader.position < stop:
             kind, generation, size = reader.unpack(_REPLICAS_HEAD)
             octets = reader.take(size)
-            replicas = tuple([NodeId(octets[at : at + NODE_ID_LENGTH]) for at in range(0, size, NODE_ID_LENGTH)])
+            starts = range(0, size, NODE_ID_LENGTH)
+            replicas = tuple([NodeId(octets[at : at + NODE_ID_LENGTH]) for at in starts])
             if size % NODE_ID_LENGTH or INVALID_NODE_ID in replicas:
                 raise OctetsError("the replicas are not a list of Node-IDs")
             responses.append(StoreKindResponse(kind, generation, replicas))
@@ -553,7 +557,7 @@ class FindAns(Body):
         parts = []
         for kind, closest in self.results:
             if len(closest) > MAX_RESOURCE_ID_LENGTH:
-                raise OctetsError(f"a Resource-ID has at most {MAX_RESOURCE_ID_LENGTH} octets, not {len(closest)}")
+                raise OctetsError(f"a Resource-ID of {len(closest)} octets is too long")
             parts.append(_KIND.pack(kind) + opaque8(closest))
         return opaque16(b"".join(parts))
 
@@ -565,7 +569,7 @@ class FindAns(Body):
             kind = reader.u32()
             closest = reader.opaque8()
             if len(closest) > MAX_RESOURCE_ID_LENGTH:
-                raise OctetsError(f"a Resource-ID has at most {MAX_RESOURCE_ID_LENGTH} octets, not {len(closest)}")
+                raise OctetsError(f"a Resource-ID of {len(closest)} octets is too long")
             results.append((kind, ResourceId(closest)))
         reader.expect(stop)
         return cls(tuple(results))

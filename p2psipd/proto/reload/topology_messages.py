@@ -150,8 +150,8 @@ class ProbeReq(Body):
 class ProbeAns(Body):
     """``information`` is pairs of type and unsigned 32-bit value (section 6.4.2.5.2).
 
-    All registered types hold such a number.  An unregistered one of another length is skipped when read, as the
-    structure's length octet is there to allow.
+    All registered types hold such a number.  An unregistered one of another length is skipped when read, as
+    the structure's length octet is there to allow.
     """
 
     code: ClassVar[int] = MessageCode.PROBE_ANS
@@ -159,7 +159,7 @@ class ProbeAns(Body):
 
     def _write(self) -> bytes:
         _check_probe_types(tuple(probe_type for probe_type, _ in self.information))
-        return opaque16(b"".join([_PROBE_INFORMATION.pack(kind, 4, value) for kind, value in self.information]))
+        return opaque16(b"".join([_PROBE_INFORMATION.pack(name, 4, n) for name, n in self.information]))
 
     @classmethod
     def _read(cls, reader: Reader, kinds: Kinds) -> Self:

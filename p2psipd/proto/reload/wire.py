@@ -1,7 +1,7 @@
-"""A RELOAD message on the wire: forwarding header, contents, security block (RFC 6940 sections 6.3.2 to 6.3.4).
+"""A RELOAD message on the wire: forwarding header, contents, security block (RFC 6940 sections 6.3.2-4).
 
-A peer on the way needs ``decode_header`` and ``transit`` only; both work on the message's own octets and leave what
-follows the header untouched.  Fragments are cut and joined in ``fragments``.
+A peer on the way needs ``decode_header`` and ``transit`` only; both work on the message's own octets and
+leave what follows the header untouched.
 
 Readings of the RFC, where it leaves a choice:
 
@@ -19,10 +19,12 @@ from typing import Final, NamedTuple
 
 import attrs
 
-from p2psipd.proto.octets import OctetsError, Reader, opaque8
+from p2psipd.proto.octets import OctetsError, Reader
 from p2psipd.proto.reload.errors import (
     IncompatibleWithOverlay,
     InvalidMessage,
+    MessageTooLarge,
+    ReloadError,
     UnknownExtension,
     UnsupportedForwardingOption,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "MessageContents",
     "NodeDestination",
     "OpaqueDestination",
+    "Reassembler",
     "ResourceDestination",
     "answer_destinations",
     "answer_options",
@@ -55,6 +58,7 @@ __all__ = [
     "decode_contents",
     "decode_header",
     "encode_message",
+    "fragment",
     "overlay_hash",
     "read_destination",
     "transit",
@@ -64,6 +68,9 @@ RELO_TOKEN: Final = 0xD2454C4F
 VERSION: Final = 0x0A
 HEADER_LENGTH: Final = 38
 MAX_FRAGMENT_OFFSET: Final = 0xFFFFFF
+# RFC 6940 section 6.7: what a fragment holds at least, and what stays free for the Via List to grow.
+MIN_FRAGMENT_BODY: Final = 256
+FRAGMENT_RESERVE: Final = 32
 
 # Flags of a forwarding option (RFC 6940 section 6.3.2.3)
 FORWARD_CRITICAL: Final = 0x01
@@ -108,7 +115,7 @@ class ResourceDestination:
     resource: ResourceId
 
     def encode(self) -> bytes:
-        """Type, length, then the Resource-ID with its own length octet; ``InvalidMessage`` if the length is wrong."""
+        """Type, length, the Resource-ID with its own length octet; ``InvalidMessage`` if it is too long."""
         size = len(self.resource)
         if not 0 < size <= MAX_RESOURCE_ID_LENGTH:
             raise InvalidMessage(f"a Resource-ID has 1 to {MAX_RESOURCE_ID_LENGTH} octets, not {size}")
@@ -152,8 +159,8 @@ class ForwardingOption(NamedTuple):
 class ForwardingHeader(NamedTuple):
     """The forwarding header (RFC 6940 section 6.3.2).
 
-    ``overlay`` is ``overlay_hash(name)``; ``fragment_offset`` counts octets after the header; a whole message has
-    offset 0 and ``last_fragment``; ``max_response_length`` 0 means no limit.
+    ``overlay`` is ``overlay_hash(name)``; ``fragment_offset`` counts octets after the header; a whole message
+    has offset 0 and ``last_fragment``; ``max_response_length`` 0 means no limit.
     """
 
     overlay: int
@@ -173,7 +180,7 @@ class ForwardingHeader(NamedTuple):
         return self.last_fragment and not self.fragment_offset
 
     def encode(self, body_length: int) -> bytes:
-        """The header of a message with ``body_length`` octets after it; ``InvalidMessage`` if something won't fit."""
+        """The header of a message of which ``body_length`` octets follow; ``InvalidMessage`` if it won't fit."""
         if any(isinstance(entry, ResourceDestination) for entry in (*self.via, *self.destinations[:-1])):
             raise InvalidMessage("a Resource-ID stands only at the end of a Destination List")
         if self.fragment_offset > MAX_FRAGMENT_OFFSET:
@@ -215,8 +222,8 @@ class MessageContents(NamedTuple):
             head = _CODE_LENGTH.pack(self.code, len(self.body))
             extensions = b"".join(
                 [
-                    _EXTENSION.pack(extension.type, extension.critical, len(extension.contents)) + extension.contents
-                    for extension in self.extensions
+                    _EXTENSION.pack(extension_type, critical, len(value)) + value
+                    for extension_type, critical, value in self.extensions
                 ]
             )
             return b"".join((head, self.body, _U32.pack(len(extensions)), extensions))
@@ -335,8 +342,8 @@ def _options(data: bytes, position: int, end: int) -> tuple[ForwardingOption, ..
 def check_options(header: ForwardingHeader, critical: int, known: Collection[int] = ()) -> None:
     """Raise ``UnsupportedForwardingOption`` for an option that must be understood and is not in ``known``.
 
-    ``critical`` is FORWARD_CRITICAL for a peer that would forward the message, DESTINATION_CRITICAL for the node
-    that would answer it (RFC 6940 section 6.3.2.3).
+    ``critical`` is FORWARD_CRITICAL for a peer that would forward the message, DESTINATION_CRITICAL for the
+    node that would answer it (RFC 6940 section 6.3.2.3).
     """
     for option in header.options:
         if option.flags & critical and option.type not in known:
@@ -344,18 +351,18 @@ def check_options(header: ForwardingHeader, critical: int, known: Collection[int
 
 
 def answer_options(header: ForwardingHeader) -> tuple[ForwardingOption, ...]:
-    """The options that an answer must copy from its request, with the three flags cleared (section 6.3.2.3)."""
+    """The options that an answer must copy from its request, with the flags cleared (section 6.3.2.3)."""
     flags = FORWARD_CRITICAL | DESTINATION_CRITICAL | RESPONSE_COPY
     return tuple(
-        option._replace(flags=option.flags & ~flags) for option in header.options if option.flags & RESPONSE_COPY
-    )
+        option._replace(flags=option.flags & ~flags) for option in header.options if option.flags &
+        RESPONSE_COPY )
 
 
 def decode_contents(data: bytes, offset: int) -> tuple[MessageContents, bytes, SecurityBlock]:
     """Read what follows the header of a whole message: contents, the contents' own octets, security block.
 
-    The octets are what the signature covers.  Raises ``InvalidMessage`` for anything malformed, a message code that
-    is 0 or reserved, or octets left over.
+    The octets are what the signature covers.  Raises ``InvalidMessage`` for anything malformed, a message
+    code that is 0 or reserved, or octets left over.
     """
     try:
         reader = Reader(data, offset)
@@ -388,7 +395,7 @@ def _read_extensions(reader: Reader) -> tuple[Extension, ...]:
 
 
 def check_extensions(contents: MessageContents, known: Collection[int] = ()) -> None:
-    """Raise ``UnknownExtension`` for a critical extension whose type is not in ``known`` (RFC 6940 section 6.3.3)."""
+    """Raise ``UnknownExtension`` for a critical extension whose type is not in ``known`` (section 6.3.3)."""
     for extension in contents.extensions:
         if extension.critical and extension.type not in known:
             raise UnknownExtension(f"message extension {extension.type} is not known")
@@ -411,10 +418,9 @@ def transit(
 ) -> bytes:
     """The message ``data`` with other lists and another TTL, as a peer passes it on.
 
-    ``header`` and ``offset`` are what ``decode_header(data)`` gave.  Everything else, the options and all that
-    follows the header, is copied as it stands.
+    ``header`` and ``offset`` are what ``decode_header(data)`` gave.  Everything else, the options and all
+    that follows the header, is copied as it stands.
     """
-    via_octets = data[HEADER_LENGTH : HEADER_LENGTH]
     old_via = int.from_bytes(data[32:34], "big")
     old_destinations = int.from_bytes(data[34:36], "big")
     options_length = int.from_bytes(data[36:38], "big")
@@ -443,5 +449,172 @@ def transit(
 
 
 def answer_destinations(via: tuple[Destination, ...], previous_hop: NodeId) -> tuple[Destination, ...]:
-    """The Destination List of an answer: the node that the request came from, then its Via List reversed (6.2.2)."""
+    """The Destination List of an answer: the node it came from, then its Via List reversed (section 6.2.2)."""
     return (NodeDestination(previous_hop), *via[::-1])
+
+
+def fragment(data: bytes, header: ForwardingHeader, offset: int, path_mtu: int) -> list[bytes]:
+    """``data`` cut into equal fragments for a link of ``path_mtu`` octets (RFC 6940 section 6.7).
+
+    ``header`` and ``offset`` are what ``decode_header(data)`` gave; ``data`` may itself be a fragment.  32
+    octets stay free for the Via List to grow.  Where a fragment could not hold 256 octets after its header,
+    or nothing needs cutting, the list holds ``data`` alone.
+    """
+    if len(data) <= path_mtu:
+        return [data]
+    body_length = len(data) - offset
+    room = path_mtu - FRAGMENT_RESERVE - offset
+    pieces = -(-body_length // room) if room >= MIN_FRAGMENT_BODY else 0
+    if not pieces or body_length // pieces < MIN_FRAGMENT_BODY:
+        return [data]
+    small, longer = divmod(body_length, pieces)
+    fragments = []
+    start = offset
+    for number in range(pieces):
+        stop = start + small + (number < longer)
+        head = header._replace(
+            fragment_offset=header.fragment_offset + start - offset,
+            last_fragment=header.last_fragment and number == pieces - 1,
+        )
+        fragments.append(head.encode(stop - start) + data[start:stop])
+        start = stop
+    return fragments
+
+
+class _Partial:
+    """The fragments of one message that have arrived."""
+
+    __slots__ = ("first", "pieces", "size", "started_at", "total")
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self.first: ForwardingHeader | None = None
+        self.pieces: dict[int, bytes] = {}
+        self.size = 0
+        self.total: int | None = None
+
+    def join(self) -> bytes | None:
+        """The body, once there is no gap; pieces that overlap (a path was cut twice) count once."""
+        if self.total is None or self.size < self.total:
+            return None
+        parts: list[bytes] = []
+        position = 0
+        for start, piece in sorted(self.pieces.items()):
+            if start > position:
+                return None
+            if start + len(piece) > position:
+                parts.append(piece[position - start :])
+                position = start + len(piece)
+        return b"".join(parts) if position == self.total else None
+
+
+class Reassembler:
+    """Joins the fragments that are addressed to this node (RFC 6940 section 6.7).
+
+    Bounded: at most ``max_messages`` incomplete messages, ``max_octets`` in all of them, ``max_fragments`` in
+    one, ``max_message`` octets after a joined header, each kept for ``lifetime`` seconds.  Where room is
+    short, the oldest message of the source that holds most of it gives way, so that one source cannot shut
+    out the others.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_message: int = 65000,
+        max_messages: int = 64,
+        max_octets: int = 1_000_000,
+        max_fragments: int = 256,
+        lifetime: float = 15.0,
+    ) -> None:
+        self._max_message = max_message
+        self._max_messages = max_messages
+        self._max_octets = max_octets
+        self._max_fragments = max_fragments
+        self._lifetime = lifetime
+        self._partials: dict[tuple[bytes, int], _Partial] = {}
+        self.octets = 0
+
+    def __len__(self) -> int:
+        return len(self._partials)
+
+    def next_expiry(self) -> float | None:
+        """When the oldest incomplete message is to be dropped by ``expire``, or None if there is none."""
+        for partial in self._partials.values():  # in the order of arrival
+            return partial.started_at + self._lifetime
+        return None
+
+    def expire(self, now: float) -> int:
+        """Drop what has stayed incomplete for its lifetime; how many messages that were."""
+        old = []
+        for key, partial in self._partials.items():
+            if partial.started_at + self._lifetime > now:
+                break
+            old.append(key)
+        for key in old:
+            self._drop(key)
+        return len(old)
+
+    def add(
+        self, source: bytes, header: ForwardingHeader, data: bytes, offset: int, now: float
+    ) -> bytes | None:
+        """Take a message or fragment from ``source``; the whole message if it is complete, else None.
+
+        ``source`` tells senders apart that use the same transaction id (the previous hop, or the first Via
+        entry). The joined message has the header of its first fragment.  Raises ``InvalidMessage`` for
+        fragments that contradict each other and ``MessageTooLarge`` for too large a message; what had arrived
+        of it is dropped.
+        """
+        if header.is_whole:
+            return data
+        self.expire(now)
+        key = (source, header.transaction_id)
+        partial = self._partials.get(key)
+        if partial is None:
+            partial = self._partials[key] = _Partial(now)
+        body = data[offset:]
+        stop = header.fragment_offset + len(body)
+        try:
+            self._check(partial, header, stop)
+        except ReloadError:
+            self._drop(key)
+            raise
+        known = partial.pieces.get(header.fragment_offset)
+        if known is None or len(known) < len(body):
+            grown = len(body) - (0 if known is None else len(known))
+            partial.pieces[header.fragment_offset] = body
+            partial.size += grown
+            self.octets += grown
+        if header.last_fragment:
+            partial.total = stop
+        if not header.fragment_offset:
+            partial.first = header
+        joined = partial.join()
+        if joined is not None and partial.first is not None:
+            self._drop(key)
+            return partial.first._replace(last_fragment=True).encode(len(joined)) + joined
+        while self.octets > self._max_octets or len(self._partials) > self._max_messages:
+            self._make_room()
+        return None
+
+    def _check(self, partial: _Partial, header: ForwardingHeader, stop: int) -> None:
+        if stop > self._max_message:
+            raise MessageTooLarge(f"fragments reach to {stop} octets, at most {self._max_message} are joined")
+        if stop == header.fragment_offset:
+            raise InvalidMessage("a fragment is empty")
+        ends = partial.total if not header.last_fragment else stop
+        if ends is not None:
+            reached = max((start + len(piece) for start, piece in partial.pieces.items()), default=0)
+            if max(stop, reached) > ends or partial.total not in (None, ends):
+                raise InvalidMessage("fragments reach beyond the last one")
+        if len(partial.pieces) >= self._max_fragments and header.fragment_offset not in partial.pieces:
+            raise MessageTooLarge(f"more than {self._max_fragments} fragments")
+
+    def _make_room(self) -> None:
+        held: dict[bytes, int] = {}
+        for (source, _), partial in self._partials.items():
+            held[source] = held.get(source, 0) + partial.size
+        greedy = max(held, key=held.__getitem__)
+        self._drop(next(key for key in self._partials if key[0] == greedy))
+
+    def _drop(self, key: tuple[bytes, int]) -> None:
+        self.octets -= self._partials.pop(key).size
