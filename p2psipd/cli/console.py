@@ -1,6 +1,7 @@
 """What every verb shares: the exit codes, `--json`, plain tables, and progress on standard error.
 
-Imports nothing but click and the standard library: a verb that asks a running node starts in a tenth of a second.
+Imports nothing but click and the standard library: a verb that asks a running node starts in a tenth of a
+second.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def emit(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
 
 
 def table(rows: Sequence[Sequence[object]], heading: Sequence[str] = ()) -> str:
-    """Rows in columns, two blanks apart; numbers to the right. Plain text, so that grep and cut work on it."""
+    """Rows in columns, two blanks apart; numbers to the right. Plain text, so that grep and cut work on it.
+    """
     lines = [[str(cell) for cell in row] for row in rows]
     if heading:
         lines.insert(0, list(heading))
@@ -99,7 +101,8 @@ def seconds(value: float) -> str:
 def step(text: str, quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Announce a step that may take more than a second, on standard error, and its duration when it is done.
 
-    Yields a function that rewrites the line with how far the step is (on a terminal; elsewhere nothing is rewritten).
+    Yields a function that rewrites the line with how far the step is (on a terminal; elsewhere nothing is
+    rewritten).
     """
     started = time.monotonic()
     terminal = sys.stderr.isatty()

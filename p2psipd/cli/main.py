@@ -1,7 +1,8 @@
-"""The `p2psip` command: names of the verbs and where each is written. A verb's module is imported when it is used.
+"""The `p2psip` command: names of the verbs and where each is written. A verb's module is imported when it is
+used.
 
-Neither Twisted nor `p2psipd.app` is imported here: verbs that ask a running node speak HTTP over its control socket,
-and verbs that are nodes themselves start a reactor inside the verb.
+Neither Twisted nor `p2psipd.app` is imported here: verbs that ask a running node speak HTTP over its control
+socket, and verbs that are nodes themselves start a reactor inside the verb.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ VERBS = {
 
 
 class LazyGroup(click.Group):
-    """A group that imports the module of a verb when the verb is used, and lists the verbs without importing any."""
+    """A group that imports the module of a verb when the verb is used, and lists the verbs without importing
+    any.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order of the table: what one needs first comes first."""
@@ -67,7 +70,9 @@ class LazyGroup(click.Group):
 
 
 @click.group(
-    name="p2psip", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    name="p2psip",
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="p2psipd", prog_name="p2psip")
 @click.option(
@@ -76,8 +81,8 @@ class LazyGroup(click.Group):
     "node",
     envvar="P2PSIPD_CONTROL",
     metavar="PATH",
-    help="The node to ask: its control socket, or its directory. Default: $P2PSIPD_CONTROL, else control.sock "
-    "in this directory, else /run/p2psipd/control.sock.",
+    help="The node to ask: its control socket, or its directory. Default: $P2PSIPD_CONTROL, else control.sock in "
+    "this directory, else /run/p2psipd/control.sock.",
 )
 @click.pass_context
 def main(ctx: click.Context, node: str | None) -> None:

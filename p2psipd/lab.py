@@ -1,0 +1,352 @@
+"""An overlay of real `twistd p2psip` processes on one machine, for trying out, tests, the demo and
+benchmarks.
+
+Peer K of a lab listens on <network>.K (127.0.1.K unless another network is asked for): overlay port 6084, SIP
+5060 over UDP and TCP, SIPS 5061. Everything a lab is lies in its directory:
+
+    lab.json                 what was asked for: peers, network, overlay name, users
+    overlay.xml  ca/         the signed configuration document and the certificate authority
+    sip.pem  sip.key         the certificate that phones see on port 5061, valid for every peer
+    peerK/                   p2psipd.toml overlay.xml node.pem node.key state.sqlite control.sock log pid
+
+Processes outlive the command that started them; they are found again by their pid file, and a process is only
+ever signalled if its command line names the peer's configuration file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from p2psipd.control import Control, ControlRefused, ControlUnreachable
+from p2psipd.lab_files import LabFiles, User
+
+OVERLAY_PORT = 6084
+SIP_PORT = 5060
+SIPS_PORT = 5061
+DEFAULT_NETWORK = "127.0.1"
+MAXIMUM_PEERS = 250
+# The path of a Unix socket holds 107 octets (sun_path); "peer250/control.sock" takes 21 of them with its
+# slash.
+_MAXIMUM_PATH = 107 - 21
+_POLL_SECONDS = 0.1
+
+Progress = Callable[[str], None]
+
+
+class LabError(Exception):
+    """Something about the lab is not as it must be; the message says what, and what to do."""
+
+
+class PeerState(NamedTuple):
+    """One peer of a lab as seen from outside: `state` is joined, joining, stopped (SIGSTOP), dead or off."""
+
+    number: int
+    state: str
+    pid: int | None
+    address: str
+    status: dict[str, Any] | None
+
+
+def _silent(_text: str) -> None:
+    """Progress that nobody wants to see."""
+
+
+def free_network() -> str:
+    """A network 127.0.x whose first address nobody uses for SIP or overlay, so that labs can stand side by
+    side.
+    """
+    for third in range(2, 250):
+        network = f"127.0.{third}"
+        try:
+            for port in (OVERLAY_PORT, SIP_PORT):
+                with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                    probe.bind((f"{network}.1", port))
+        except OSError:
+            continue
+        return network
+    raise LabError("every network 127.0.x has a listener: end some labs first")
+
+
+class Lab:
+    """A lab in `directory`. `Lab.create` makes one, `Lab.open` takes up one that exists."""
+
+    def __init__(
+        self, directory: str | os.PathLike[str], files: LabFiles, progress: Progress = _silent
+    ) -> None:
+        self.directory = Path(directory)
+        self.files = files
+        self._progress = progress
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | os.PathLike[str],
+        peers: int = 8,
+        *,
+        users: Iterable[str] = ("alice", "bob"),
+        network: str = DEFAULT_NETWORK,
+        overlay_name: str = "lab.example",
+        log_level: str = "info",
+        progress: Progress = _silent,
+    ) -> Self:
+        """Write the files of a new lab; nothing is started. Raises LabError."""
+        root = Path(directory).absolute()
+        if not 1 <= peers <= MAXIMUM_PEERS:
+            raise LabError(f"a lab has 1 to {MAXIMUM_PEERS} peers, not {peers}")
+        if len(os.fsencode(root)) > _MAXIMUM_PATH:
+            raise LabError(
+                f"{root} is too long for the control sockets in it: at most {_MAXIMUM_PATH} octets"
+            )
+        if (root / "lab.json").exists():
+            raise LabError(
+                f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        files = LabFiles(
+            root, peers, network, overlay_name, tuple(User.of(name, overlay_name) for name in users)
+        )
+        files.write(log_level, progress)
+        (root / "lab.json").write_text(json.dumps(files.description(), indent=2) + "\n")
+        return cls(root, files, progress)
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], progress: Progress = _silent) -> Self:
+        """The lab that is in `directory`. Raises LabError if there is none."""
+        root = Path(directory).absolute()
+        try:
+            description = json.loads((root / "lab.json").read_text())
+            return cls(root, LabFiles.from_description(root, description), progress)
+        except FileNotFoundError:
+            raise LabError(f"no lab in {root}: p2psip lab up --dir {root} makes one") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"{root / 'lab.json'} is not what a lab writes: {error!r}") from None
+
+    # ---- what and where ------------------------------------------------------------------------------------
+
+    @property
+    def peers(self) -> range:
+        """The numbers of the peers, from 1."""
+        return range(1, self.files.peers + 1)
+
+    @property
+    def users(self) -> tuple[User, ...]:
+        """The people of the lab, with their passwords."""
+        return self.files.users
+
+    @property
+    def overlay_name(self) -> str:
+        """The overlay's name, which is also the SIP domain of the lab."""
+        return self.files.overlay_name
+
+    def host(self, number: int) -> str:
+        """The address of a peer."""
+        return self.files.host(number)
+
+    def peer_directory(self, number: int) -> Path:
+        """Where a peer keeps its files. Raises LabError for a number that is no peer's."""
+        if number not in self.peers:
+            raise LabError(f"there is no peer {number}: this lab has peers 1 to {self.files.peers}")
+        return self.files.peer_directory(number)
+
+    def control(self, number: int, timeout: float = 15.0) -> Control:
+        """The control socket of a peer."""
+        return Control(self.peer_directory(number) / "control.sock", timeout)
+
+    def user(self, name: str) -> User:
+        """One of the people, by the part of the address before the "@". Raises LabError."""
+        for user in self.users:
+            if user.name == name:
+                return user
+        raise LabError(f"nobody called {name} in this lab")
+
+    # ---- processes -----------------------------------------------------------------------------------------
+
+    def pid(self, number: int) -> int | None:
+        """The process of a peer if it lives (a stopped one does), else None."""
+        child = self._children.get(number)
+        if child is not None and child.poll() is not None:
+            del self._children[number]
+        directory = self.peer_directory(number)
+        try:
+            pid = int((directory / "pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return None
+        return pid if os.fsencode(directory / "p2psipd.toml") in command.split(b"\0") else None
+
+    def start(
+        self, number: int, *, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> int:
+        """Start the process of a peer and return its pid; a peer that lives is left alone.
+
+        `environment` is added to the process's own, `prefix` stands before the command (for example
+        faketime).
+        """
+        pid = self.pid(number)
+        if pid is not None:
+            return pid
+        directory = self.peer_directory(number)
+        command = [
+            *prefix,
+            *_twistd(),
+            "-n",
+            "--pidfile=",
+            "p2psip",
+            "--config",
+            str(directory / "p2psipd.toml"),
+        ]
+        with (directory / "log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=directory,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
+        (directory / "pid").write_text(f"{child.pid}\n")
+        self._children[number] = child
+        return child.pid
+
+    def signal(self, number: int, which: signal.Signals) -> None:
+        """Send a signal to the process of a peer; nothing happens if it is dead."""
+        pid = self.pid(number)
+        if pid is not None:
+            os.kill(pid, which)
+            if which is signal.SIGKILL:
+                self._await_end([number], 10.0)
+
+    def kill(self, number: int) -> None:
+        """End a peer at once and without a word (SIGKILL)."""
+        self.signal(number, signal.SIGKILL)
+
+    def freeze(self, number: int) -> None:
+        """Silence a peer: the process stays, its connections stay open, and it does nothing (SIGSTOP)."""
+        self.signal(number, signal.SIGSTOP)
+
+    def thaw(self, number: int) -> None:
+        """Let a frozen peer go on (SIGCONT)."""
+        self.signal(number, signal.SIGCONT)
+
+    def leave(self, number: int, timeout: float = 15.0) -> None:
+        """Let a peer leave the overlay in order (SIGTERM) and wait until it is gone. Raises LabError."""
+        self.signal(number, signal.SIGTERM)
+        if self._await_end([number], timeout):
+            raise LabError(f"peer {number} did not end within {timeout:.0f} s of SIGTERM")
+
+    def up(self, timeout: float = 60.0) -> float:
+        """Start every peer, wait until all have joined; the seconds that it took. Raises LabError."""
+        started = time.monotonic()
+        self.start(1)
+        self.wait_joined([1], timeout)
+        for number in self.peers:
+            self.start(number)
+        self.wait_joined(self.peers, timeout)
+        return time.monotonic() - started
+
+    def down(self, timeout: float = 5.0) -> int:
+        """End every process of the lab, politely first; the number of processes that had to be killed."""
+        alive = [number for number in self.peers if self.pid(number) is not None]
+        for number in alive:
+            self.signal(number, signal.SIGCONT)
+            self.signal(number, signal.SIGTERM)
+        late = self._await_end(alive, timeout)
+        for number in late:
+            pid = self.pid(number)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        self._await_end(late, 10.0)
+        return len(late)
+
+    def kill_all(self) -> None:
+        """End every process of the lab at once (SIGKILL): for tests, where nobody needs an orderly end."""
+        alive = [number for number in self.peers if self.pid(number) is not None]
+        for number in alive:
+            pid = self.pid(number)
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        self._await_end(alive, 10.0)
+
+    def _await_end(self, numbers: Iterable[int], timeout: float) -> list[int]:
+        """Wait until these peers are dead; those that are not after `timeout` seconds."""
+        until = time.monotonic() + timeout
+        waiting = list(numbers)
+        while waiting and time.monotonic() < until:
+            waiting = [number for number in waiting if self.pid(number) is not None]
+            if waiting:
+                time.sleep(0.02)
+        return waiting
+
+    # ---- what they say -------------------------------------------------------------------------------------
+
+    def peer_state(self, number: int) -> PeerState:
+        """How one peer is, asked over its control socket if it lives."""
+        address = f"{self.host(number)}:{OVERLAY_PORT}"
+        pid = self.pid(number)
+        if pid is None:
+            state = "dead" if (self.peer_directory(number) / "pid").exists() else "off"
+            return PeerState(number, state, None, address, None)
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT":
+            return PeerState(number, "stopped", pid, address, None)
+        try:
+            status = self.control(number, 2.0).get("/status")
+        except (ControlUnreachable, ControlRefused):
+            return PeerState(number, "joining", pid, address, None)
+        return PeerState(number, "joined" if status.get("joined") else "joining", pid, address, status)
+
+    def status(self) -> list[PeerState]:
+        """How every peer is."""
+        return [self.peer_state(number) for number in self.peers]
+
+    def wait_joined(self, numbers: Iterable[int], timeout: float = 60.0) -> None:
+        """Wait until these peers have joined. Raises LabError with the last lines of a peer's log if one does
+        not.
+        """
+        until = time.monotonic() + timeout
+        wanted = list(numbers)
+        waiting = list(wanted)
+        while waiting:
+            states = [self.peer_state(number) for number in waiting]
+            for state in states:
+                if state.pid is None:
+                    raise LabError(
+                        f"peer {state.number} ended while it started:\n{self.log_tail(state.number)}"
+                    )
+            waiting = [state.number for state in states if state.state != "joined"]
+            self._progress(f"{len(wanted) - len(waiting)} of {len(wanted)}")
+            if waiting and time.monotonic() > until:
+                names = ", ".join(map(str, waiting))
+                raise LabError(
+                    f"peers {names} have not joined after {timeout:.0f} s; "
+                    f"the log of peer {waiting[0]} ends:\n"
+                    f"{self.log_tail(waiting[0])}"
+                )
+            if waiting:
+                time.sleep(_POLL_SECONDS)
+
+    def log_tail(self, number: int, lines: int = 15) -> str:
+        """The last lines of a peer's log."""
+        try:
+            text = (self.peer_directory(number) / "log").read_text(errors="replace")
+        except OSError as error:
+            return f"(no log: {error})"
+        return "\n".join(text.splitlines()[-lines:])
+
+
+def _twistd() -> list[str]:
+    """The command that is twistd, of the environment that this process runs in."""
+    script = Path(sys.executable).with_name("twistd")
+    if script.exists():
+        return [sys.executable, str(script)]
+    return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
