@@ -1,10 +1,13 @@
-"""The configuration file: one TOML file, checked whole before anything starts; every default stands here, once.
+"""The configuration file: one TOML file, checked whole before anything starts; every default stands here,
+once.
 
-:func:`load` reads and checks the file and reports all its faults at once, each as ``file:line: key: expected ...``.
-:func:`load_material` then reads what the file names (overlay document, certificate, key) and checks that these belong
-together. Both raise :class:`ConfigError`, which a command answers with exit code :data:`EXIT_CONFIG`.
+:func:`load` reads and checks the file and reports all its faults at once, each as ``file:line: key:
+expected ...``. :func:`load_material` then reads what the file names (overlay document, certificate, key)
+and checks that these belong together. Both raise :class:`ConfigError`, which a command answers with exit
+code :data:`EXIT_CONFIG`.
 
-Neither ``tomllib`` nor pydantic knows line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its line.
+Neither ``tomllib`` nor pydantic knows line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its
+line.
 """
 
 from __future__ import annotations
@@ -23,9 +26,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from p2psipd.toml_lines import KeyPath, key_lines
 
 if TYPE_CHECKING:
-    from p2psipd.proto.identity.certificate import Trust
-    from p2psipd.proto.identity.signing import Credential
-    from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+    pass
 
 #: The exit code of a process whose configuration is at fault (sysexits.h EX_CONFIG).
 EXIT_CONFIG = 78
@@ -93,14 +94,18 @@ def _to_address(value: object) -> Address:
     except ValueError:
         # The one message below says what is expected, for a wrong type and a wrong text alike.
         value = str(value)
-    raise PydanticCustomError("expected", 'expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"')
+    raise PydanticCustomError(
+        "expected", 'expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"'
+    )
 
 
 def _to_listener(address: Address) -> Address:
     try:
         ip_address(address.host)
     except ValueError:
-        raise PydanticCustomError("expected", "expected a numeric IP address to listen on, with a port") from None
+        raise PydanticCustomError(
+            "expected", "expected a numeric IP address to listen on, with a port"
+        ) from None
     return address
 
 
@@ -145,7 +150,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class Section(BaseModel):
-    """A table of the file: unknown keys are faults, values are not coerced, and nothing changes after the check."""
+    """A table of the file: unknown keys are faults, values are not coerced, and nothing changes after the
+    check.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
 
@@ -242,7 +249,8 @@ DEFAULT_NODE_SIP_PORT = 5062
 def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> NodeConfig:
     """The checked configuration of the file at ``path``.
 
-    ``environ`` (default: nothing) may hold :data:`KEYLOG_VARIABLE`. Raises :class:`ConfigError` with every fault.
+    ``environ`` (default: nothing) may hold :data:`KEYLOG_VARIABLE`. Raises :class:`ConfigError` with every
+    fault.
     """
     file = os.fspath(path)
     try:
@@ -271,7 +279,8 @@ def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -
         raise ConfigError(faults) from None
     config = _resolve(config, Path(file).absolute().parent, environ or {})
     faults = [
-        Fault(file, _line(lines, tuple(key.split("."))), key, message) for key, message in _cross_faults(config)
+        Fault(file, _line(lines, tuple(key.split("."))), key, message)
+        for key, message in _cross_faults(config)
     ]
     if faults:
         raise ConfigError(faults)
@@ -327,7 +336,10 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
         faults.append(("sip", 'expected this table, because node.roles names "sip"'))
     if sip is not None and "sip" in config.node.roles:
         faults += _sip_faults(sip)
-    names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
+    names = [
+        ("overlay.document", config.overlay.document),
+        ("identity.certificate", config.identity.certificate),
+    ]
     names.append(("identity.key", config.identity.key))
     if sip is not None and sip.tls:
         names += [(f"sip.{key}", value) for key in ("certificate", "key") if (value := getattr(sip, key))]
@@ -355,13 +367,15 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
             faults.append((key, "expected each address and port once"))
     node = sip.node_listen
     if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
-        faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
+        faults.append(
+            ("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address")
+        )
     if not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
         faults.append(("sip.default_expires_seconds", "expected a time between the shortest and the longest"))
     return faults
 
 
-# ---- faults of single keys -------------------------------------------------------------------------------------
+# ---- faults of single keys -----------------------------------------------------------------------
 
 
 _EXPECTED = {
@@ -443,7 +457,8 @@ def _literals(path: KeyPath) -> list[str]:
     names = [part for part in path if isinstance(part, str)]
     section = _section_at(tuple(names[:-1]))
     field = section.model_fields.get(names[-1]) if section is not None else None
-    pending, words = [field.annotation if field is not None else None], []
+    pending: list[Any] = [field.annotation if field is not None else None]
+    words: list[str] = []
     while pending:
         annotation = pending.pop()
         words += [annotation] if isinstance(annotation, str) else []

@@ -1,8 +1,8 @@
 """Where each key of a TOML file stands, which neither ``tomllib`` nor pydantic tells.
 
-:func:`key_lines` walks a text that ``tomllib`` has already accepted, so it decides nothing about validity: it only
-keeps up with keys, tables, arrays and strings well enough to count lines. Its test compares its key paths with those
-that ``tomllib`` finds in the same text.
+:func:`key_lines` walks a text that ``tomllib`` has already accepted, so it decides nothing about validity:
+it only keeps up with keys, tables, arrays and strings well enough to count lines. Its test compares its key
+paths with those that ``tomllib`` finds in the same text.
 """
 
 from __future__ import annotations

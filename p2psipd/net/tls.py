@@ -1,0 +1,240 @@
+"""TLS contexts: mutual TLS between nodes of an overlay, and plain server TLS for phones.
+
+Both are made with pyOpenSSL and handed to Twisted as connection creators.  Three rules hold for every
+context here:
+
+* a server context has a session-id context, and no session is cached or ticketed, so that each connection
+  is judged anew (a resumed session would skip the certificate);
+* idle connections give their buffers back (``MODE_RELEASE_BUFFERS``, 15 KB a link);
+* no ALPN callback is set: a client that offers protocols is answered without any, where Twisted's own
+  options would answer ``internal_error`` to a factory that names none.
+
+Between nodes OpenSSL checks the chain and the proof of possession, and ``judge`` (``Trust.check``) then
+decides: the form of the certificate, its dates, its overlay and revocation are beyond OpenSSL (an empty
+subject with a non-critical subjectAltName passes there).  A refusal by ``judge`` ends the handshake with an
+alert.  Under TLS 1.3 the dialler's handshake is complete before the acceptor has judged: the refusal then
+arrives as a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
+from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from twisted.internet.interfaces import IAddress, IProtocolFactory, IReactorTime
+    from twisted.internet.protocol import Protocol
+
+    from p2psipd.proto.identity.certificate import NodeCertificate
+
+    PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
+
+#: TLS 1.2 suites; those of TLS 1.3 are OpenSSL's own.
+_CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+_OPTIONS = (
+    SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
+)
+
+#: OpenSSL's X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT: whether the overlay permits such certificates is for
+#: ``judge`` to say (RFC 6940 section 11.3.1).
+_SELF_SIGNED = 18
+
+#: Raises :class:`p2psipd.proto.identity.certificate.CertificateError` when the certificate (DER) is not
+#: acceptable.
+Judge = Callable[[bytes], "NodeCertificate"]
+
+
+class KeyLog:
+    """Writes TLS session secrets in NSS key log format; for captures in a lab, never on a node that
+    matters.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "ab", buffering=0)
+
+    def __call__(self, connection: SSL.Connection, line: bytes) -> None:
+        """pyOpenSSL's key log callback."""
+        self._file.write(line + b"\n")
+
+
+def _new_context(session_id: bytes, keylog: KeyLog | None) -> SSL.Context:
+    context = SSL.Context(SSL.TLS_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(_OPTIONS)
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    context.set_session_id(session_id)
+    context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
+    context.set_cipher_list(_CIPHERS)
+    if keylog is not None:
+        # TLS 1.2 only: after the tickets of TLS 1.3 a decoder loses what shares their segment.
+        context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        context.set_keylog_callback(keylog)
+    return context
+
+
+@implementer(IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator)
+class NodeTls:
+    """Mutual TLS between nodes of one overlay, for both ends; used for links and for SIP between nodes.
+
+    ``certificate`` is this node's (DER), ``roots`` the overlay's root certificates (DER).  ``judge`` is
+    called with the other side's certificate during each handshake.  ``last_refusal`` says why it last
+    refused, for the log.
+    """
+
+    def __init__(
+        self,
+        certificate: bytes,
+        private_key: PrivateKey,
+        roots: Iterable[bytes],
+        judge: Judge,
+        *,
+        keylog: KeyLog | None = None,
+    ) -> None:
+        self._judge = judge
+        self._keylog = keylog
+        self._context = self._make(certificate, private_key, roots)
+
+    def update(self, certificate: bytes, private_key: PrivateKey, roots: Iterable[bytes]) -> None:
+        """Use these from the next connection on; open connections stay as they are."""
+        self._context = self._make(certificate, private_key, roots)
+
+    def _make(self, certificate: bytes, private_key: PrivateKey, roots: Iterable[bytes]) -> SSL.Context:
+        context = _new_context(b"p2psipd-node", self._keylog)
+        context.use_certificate(x509.load_der_x509_certificate(certificate))
+        context.use_privatekey(private_key)
+        context.check_privatekey()
+        store = context.get_cert_store()
+        if store is not None:
+            for root in roots:
+                store.add_cert(crypto.X509.from_cryptography(x509.load_der_x509_certificate(root)))
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, self._verify)
+        context.set_verify_depth(3)
+        return context
+
+    def _verify(
+        self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
+    ) -> bool:
+        """OpenSSL's callback, once a certificate of the chain, the root first; False refuses."""
+        if not ok and not (depth == 0 and error == _SELF_SIGNED):
+            return _refuse(connection, f"chain refused (OpenSSL error {error})")
+        if depth:
+            return True
+        try:
+            self._judge(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+        except ValueError as reason:
+            return _refuse(connection, str(reason))
+        return True
+
+    def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """A connection for the dialling side."""
+        return SSL.Connection(self._context, None)
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """A connection for the accepting side."""
+        return SSL.Connection(self._context, None)
+
+
+class CertificateFileError(ValueError):
+    """A certificate or key file does not hold what it should; the message says which and why."""
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class ServerTls:
+    """TLS with a server certificate only, for phones.  Files are PEM: the chain, leaf first, and the key.
+
+    Raises :class:`CertificateFileError` when they cannot be used.
+    """
+
+    def __init__(self, certificate_file: str, key_file: str, *, keylog: KeyLog | None = None) -> None:
+        self._files = (certificate_file, key_file)
+        self._keylog = keylog
+        self._context = self._make()
+
+    def reload(self) -> None:
+        """Read the files again; on an error the old context stays and :class:`CertificateFileError` is
+        raised.
+        """
+        self._context = self._make()
+
+    def _make(self) -> SSL.Context:
+        certificate_file, key_file = self._files
+        context = _new_context(b"p2psipd-phones", self._keylog)
+        try:
+            context.use_certificate_chain_file(certificate_file)
+            context.use_privatekey_file(key_file)
+            context.check_privatekey()
+        except (SSL.Error, OSError) as error:
+            detail = error.args[0] if error.args else error
+            raise CertificateFileError(f"{certificate_file} and {key_file}: {detail}") from None
+        return context
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """A connection for the accepting side."""
+        return SSL.Connection(self._context, None)
+
+
+class TlsProtocol(TLSMemoryBIOProtocol):
+    """TLS over a connection.  ``refusal`` says why the other side's certificate was refused, if it was."""
+
+    refusal = ""
+
+
+def _refuse(connection: SSL.Connection, reason: str) -> bool:
+    """Keep the reason where :attr:`TlsProtocol.refusal` shows it; always False."""
+    protocol = connection.get_app_data()
+    if isinstance(protocol, TlsProtocol):
+        protocol.refusal = reason
+    return False
+
+
+class TlsFactory(TLSMemoryBIOFactory):
+    """Wraps a factory in TLS, one record for each ``write``.
+
+    Twisted's default gathers small writes with a delayed call each; our callers gather by themselves.
+    """
+
+    protocol = TlsProtocol
+
+    def buildProtocol(self, addr: IAddress | None) -> TLSMemoryBIOProtocol | None:  # type: ignore[override]
+        """None, which closes the connection before any TLS, where the wrapped factory gives None."""
+        wrapped: Protocol | None = self.wrappedFactory.buildProtocol(addr)
+        return None if wrapped is None else TlsProtocol(self, wrapped)
+
+
+def tls_factory(
+    creator: NodeTls | ServerTls, is_client: bool, wrapped: IProtocolFactory, clock: IReactorTime
+) -> TlsFactory:
+    """``wrapped`` behind TLS.  ``is_client`` is the TLS role, which need not be the TCP role."""
+    return TlsFactory(creator, is_client, wrapped, clock)
+
+
+def peer_certificate(transport: object) -> bytes | None:
+    """The DER of the certificate that the other side of a TLS transport has shown, or None."""
+    certificate = transport.getPeerCertificate()  # type: ignore[attr-defined]
+    return None if certificate is None else crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+
+
+def protocol_version(transport: object) -> str:
+    """Such as ``TLSv1.3``."""
+    name: str = transport.getHandle().get_protocol_version_name()  # type: ignore[attr-defined]
+    return name
+
+
+def read_pem_chain(path: str | Path) -> Sequence[bytes]:
+    """The certificates of a PEM file as DER, in order.  Raises :class:`CertificateFileError`."""
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    try:
+        chain = x509.load_pem_x509_certificates(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CertificateFileError(f"{path}: {error}") from None
+    return [certificate.public_bytes(Encoding.DER) for certificate in chain]
