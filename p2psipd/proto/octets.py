@@ -80,12 +80,21 @@ class Reader:
 
     def unpack(self, layout: Struct) -> tuple[Any, ...]:
         """Several fixed fields at once, as laid out by a precompiled ``Struct``."""
-        return layout.unpack_from(self.data, self._advance(layout.size))
+        start = self.position  # as in _advance, without the call: this is where decoders spend their time
+        stop = start + layout.size
+        if stop > self.end:
+            raise OctetsError(f"{layout.size} octets expected at {start}, {self.end - start} are left")
+        self.position = stop
+        return layout.unpack_from(self.data, start)
 
     def take(self, size: int) -> bytes:
         """The next ``size`` octets."""
-        start = self._advance(size)
-        return self.data[start : start + size]
+        start = self.position
+        stop = start + size
+        if stop > self.end:
+            raise OctetsError(f"{size} octets expected at {start}, {self.end - start} are left")
+        self.position = stop
+        return self.data[start:stop]
 
     def opaque8(self) -> bytes:
         """``opaque<0..2^8-1>``: one length octet, then so many octets."""
@@ -93,7 +102,15 @@ class Reader:
 
     def opaque16(self) -> bytes:
         """``opaque<0..2^16-1>``: two length octets, then so many octets."""
-        return self.take(self.u16())
+        start = self.position + 2
+        if start > self.end:
+            raise OctetsError(f"a length of 2 octets expected at {start - 2}")
+        data = self.data
+        stop = start + (data[start - 2] << 8 | data[start - 1])
+        if stop > self.end:
+            raise OctetsError(f"{stop - start} octets expected at {start}, {self.end - start} are left")
+        self.position = stop
+        return data[start:stop]
 
     def opaque24(self) -> bytes:
         """``opaque<0..2^24-1>``: three length octets, then so many octets."""

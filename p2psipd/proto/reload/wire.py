@@ -34,35 +34,8 @@ from p2psipd.proto.reload.ids import (
     NODE_ID_LENGTH,
     NodeId,
     ResourceId,
-    overlay_hash,
 )
 from p2psipd.proto.reload.security import SecurityBlock, read_security_block
-
-__all__ = [
-    "DESTINATION_CRITICAL",
-    "FORWARD_CRITICAL",
-    "RESPONSE_COPY",
-    "Destination",
-    "Extension",
-    "ForwardingHeader",
-    "ForwardingOption",
-    "MessageContents",
-    "NodeDestination",
-    "OpaqueDestination",
-    "Reassembler",
-    "ResourceDestination",
-    "answer_destinations",
-    "answer_options",
-    "check_extensions",
-    "check_options",
-    "decode_contents",
-    "decode_header",
-    "encode_message",
-    "fragment",
-    "overlay_hash",
-    "read_destination",
-    "transit",
-]
 
 RELO_TOKEN: Final = 0xD2454C4F
 VERSION: Final = 0x0A
@@ -180,14 +153,14 @@ class ForwardingHeader(NamedTuple):
         return self.last_fragment and not self.fragment_offset
 
     def encode(self, body_length: int) -> bytes:
-        """The header of a message of which ``body_length`` octets follow; ``InvalidMessage`` if it won't fit."""
-        if any(isinstance(entry, ResourceDestination) for entry in (*self.via, *self.destinations[:-1])):
-            raise InvalidMessage("a Resource-ID stands only at the end of a Destination List")
+        """The header before ``body_length`` octets; ``InvalidMessage`` if it cannot be."""
+        if not self.destinations:
+            raise InvalidMessage("the Destination List is empty")
         if self.fragment_offset > MAX_FRAGMENT_OFFSET:
             raise InvalidMessage(f"fragment offset {self.fragment_offset} exceeds 24 bits")
         fragment = _HIGH_BIT | (_LAST_FRAGMENT if self.last_fragment else 0) | self.fragment_offset
-        via = b"".join([entry.encode() for entry in self.via])
-        destinations = b"".join([entry.encode() for entry in self.destinations])
+        via = _write_destinations(self.via)
+        destinations = _write_destinations(self.destinations[:-1]) + self.destinations[-1].encode()
         try:
             options = b"".join([option.encode() for option in self.options])
             length = HEADER_LENGTH + len(via) + len(destinations) + len(options)
@@ -270,6 +243,16 @@ def decode_header(data: bytes) -> tuple[ForwardingHeader, int]:
         _options(data, destinations_end, offset) if options_length else (),
     )
     return header, offset
+
+
+def _write_destinations(entries: tuple[Destination, ...]) -> bytes:
+    """A Via List, or what precedes the last entry of a Destination List: no resource may stand there."""
+    octets = []
+    for entry in entries:
+        if isinstance(entry, ResourceDestination):
+            raise InvalidMessage("a Resource-ID stands only at the end of a Destination List")
+        octets.append(entry.encode())
+    return b"".join(octets)
 
 
 def _destinations(data: bytes, position: int, end: int, resource_allowed: bool) -> tuple[Destination, ...]:
@@ -449,7 +432,7 @@ def transit(
 
 
 def answer_destinations(via: tuple[Destination, ...], previous_hop: NodeId) -> tuple[Destination, ...]:
-    """The Destination List of an answer: the node it came from, then its Via List reversed (section 6.2.2)."""
+    """An answer's Destination List: the node it came from, then its Via List reversed (section 6.2.2)."""
     return (NodeDestination(previous_hop), *via[::-1])
 
 
