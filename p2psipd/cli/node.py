@@ -1,0 +1,205 @@
+"""The verbs that ask a running node over its control socket, and `check`, which reads a configuration file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2psipd.cli.console import (
+    ConfigFault,
+    Negative,
+    NotReached,
+    emit,
+    json_option,
+    seconds,
+    short,
+    table,
+)
+from p2psipd.control import Control, ControlRefused, ControlUnreachable
+
+SOCKET = "control.sock"
+SYSTEM_SOCKET = Path("/run/p2psipd") / SOCKET
+
+
+def control_path(chosen: str | None) -> Path:
+    """The control socket that `--node` (a socket, or the directory of a node) or the place we are in means."""
+    if chosen:
+        path = Path(chosen)
+        return path / SOCKET if path.is_dir() else path
+    here = Path(SOCKET)
+    return here if here.exists() else SYSTEM_SOCKET
+
+
+def ask(resource: str, timeout: float = 20.0, **parameters: str | int | None) -> Any:
+    """The node's answer to GET `resource`. Ends the verb with 69 if it is not reached, with 1 if it says no."""
+    context = click.get_current_context()
+    try:
+        return Control(control_path(context.find_root().obj), timeout).get(resource, **parameters)
+    except ControlUnreachable as error:
+        raise NotReached(str(error)) from None
+    except ControlRefused as error:
+        if context.params.get("as_json") and isinstance(error.body, dict):
+            emit(error.body, True, str)
+        raise Negative(str(error)) from None
+
+
+def facts(pairs: dict[str, Any]) -> str:
+    """`name value` lines for a few facts; what is empty or unknown is left out."""
+    return table([(name, _text(value)) for name, value in pairs.items() if value not in (None, "", [], {})])
+
+
+def _text(value: Any) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3f}".rstrip("0").rstrip(".")
+        case list() | tuple():
+            return ", ".join(map(_text, value))
+        case dict():
+            return " ".join(f"{name}={_text(inner)}" for name, inner in value.items())
+        case _:
+            return str(value)
+
+
+@click.command()
+@json_option
+def status(as_json: bool) -> None:
+    """How the node is: who, where, how long, what is wrong."""
+    emit(ask("/status"), as_json, render_status)
+
+
+def render_status(answer: dict[str, Any]) -> str:
+    """One line for what matters, then a line for each problem with its remedy."""
+    counts = [
+        f"{answer[key]} {word}"
+        for key, word in (
+            ("peers", "peers"),
+            ("links", "links"),
+            ("records", "records"),
+            ("registrations", "phones"),
+            ("calls", "calls"),
+        )
+        if isinstance(answer.get(key), int)
+    ]
+    problems = answer.get("problems", [])
+    line = "  ".join(
+        [
+            f"peer {short(str(answer.get('node_id', '?')))} {answer.get('overlay', '')}",
+            "joined" if answer.get("joined") else "not joined",
+            f"up {seconds(float(answer.get('up_seconds', 0)))}",
+            f"roles {','.join(answer.get('roles', []))}",
+            *counts,
+            f"health: {'ok' if not problems and answer.get('joined') else 'look below' if problems else 'joining'}",
+        ]
+    )
+    return "\n".join([line, *(f"  ! {problem}" for problem in problems)])
+
+
+@click.command()
+@json_option
+def peers(as_json: bool) -> None:
+    """The peers it has links with, with round-trip times."""
+    emit(ask("/peers"), as_json, render_rows)
+
+
+@click.command()
+@click.argument("node_id", metavar="NODE")
+@json_option
+def ping(node_id: str, as_json: bool) -> None:
+    """Ask NODE (hexadecimal Node-ID, or its beginning) through the overlay whether it is there."""
+    emit(ask("/ping", node=node_id), as_json, render_facts)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@click.option("--kind", default=None, help="Only this kind of record, by name or number.")
+@json_option
+def get(name: str, kind: str | None, as_json: bool) -> None:
+    """Fetch and verify what the overlay holds under NAME, for example sip:bob@overlay.example."""
+    answer = ask("/get", name=name, kind=kind)
+    emit(answer, as_json, render_facts)
+    if not answer.get("values"):
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("name", metavar="NAME")
+@json_option
+def trace(name: str, as_json: bool) -> None:
+    """The way to NAME through the overlay: each hop with milliseconds, and who answered."""
+    emit(ask("/trace", name=name), as_json, render_facts)
+
+
+@click.command()
+@json_option
+def records(as_json: bool) -> None:
+    """What this node stores for the overlay."""
+    emit(ask("/records"), as_json, render_rows)
+
+
+@click.command()
+@json_option
+def registrations(as_json: bool) -> None:
+    """The phones that registered here."""
+    emit(ask("/registrations"), as_json, render_rows)
+
+
+@click.command()
+@click.argument("call_id", required=False, metavar="[CALL-ID]")
+@json_option
+def calls(call_id: str | None, as_json: bool) -> None:
+    """The calls that this node carries; with a Call-ID the ladder of that call."""
+    if call_id is None:
+        emit(ask("/calls"), as_json, render_rows)
+    else:
+        emit(ask("/calls/ladder", call_id=call_id), as_json, render_rows)
+
+
+def render_rows(answer: Any) -> str:
+    """A list of like objects as a table, its columns headed by the names of the first one's fields."""
+    rows = answer if isinstance(answer, list) else next((v for v in answer.values() if isinstance(v, list)), [])
+    if not rows:
+        return "none"
+    names = list(rows[0])
+    return table([[_cell(name, row.get(name)) for name in names] for row in rows], names)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if name in ("node", "node_id") and isinstance(value, str):
+        return short(value)
+    return _text(value)
+
+
+def render_facts(answer: dict[str, Any]) -> str:
+    """The plain facts of an answer as lines, and each list in it as a table below."""
+    plain = {name: value for name, value in answer.items() if not _is_table(value)}
+    tables = [render_rows(value) for value in answer.values() if _is_table(value)]
+    return "\n".join(part for part in (facts(plain), *tables) if part)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+@click.command()
+@click.argument("file", type=click.Path(dir_okay=False))
+@json_option
+def check(file: str, as_json: bool) -> None:
+    """Check the configuration FILE and what it names; every fault is a line with file, line and key."""
+    from p2psipd import config
+
+    try:
+        checked = config.load(file, os.environ)
+        material = config.load_material(checked)
+    except config.ConfigError as error:
+        if as_json:
+            emit({"ok": False, "faults": [fault._asdict() for fault in error.faults]}, True, str)
+            raise click.exceptions.Exit(config.EXIT_CONFIG) from None
+        raise ConfigFault(str(error)) from None
+    emit({"ok": True, **_summary(checked, material)}, as_json, _render_check)
