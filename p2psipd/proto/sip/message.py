@@ -319,6 +319,12 @@ class Message(ABC):
         self._lines.insert(at, line)
         self._changed(lower)
 
+    def add_raw(self, name: str, line: bytes) -> None:
+        """Add a line at the end as another message has it (an entry of its `headers`)."""
+        self._names.append(name)
+        self._lines.append(line)
+        self._changed(name)
+
     def prepend(self, name: str, value: str) -> None:
         """Add a line before the first one of that name, else after the last Via."""
         lower, line = canonical(name), _line(name, value)

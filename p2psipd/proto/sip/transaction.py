@@ -1,22 +1,645 @@
-"""The transaction layer (RFC 3261 section 17, RFC 6026, RFC 4320): API published here, code follows.
+"""The transaction layer (RFC 3261 section 17, with RFC 6026 and RFC 4320).
 
-TransactionLayer(random, timers=Timers(t1=0.5, t2=4.0, t4=5.0, trying_after=0.2), limits=Limits(open=20000, lingering=50000))
-  receive(item, now) -> list[Output]      next_timer() -> float | None      handle_timer(now) -> list[Output]
-Inputs
-  MessageReceived(flow, message)          as parsed; the layer runs message.check(), writes received/rport into the top Via (RFC 3261 18.2.1, RFC 3581), matches
-  SendRequest(flow, request, key, branch_tag="")   key: any hashable of the caller's, unique among live client transactions; it IS the client transaction id. The layer pushes our Via
-        (flow.sent_by, a new branch; branch_tag is appended to it, for RFC 5393 loop detection): the request must NOT have our Via yet. The given request is not changed.
-        An ACK is refused here: use SendStateless.
-  SendResponse(transaction, response)     transaction: id from RequestReceived. 2xx to INVITE may be given again (retransmission by the TU, RFC 6026). 408 to non-INVITE is swallowed (RFC 4320).
-  SendStateless(flow, message)            request (ACK for 2xx, or stateless): our Via is pushed, nothing is remembered; response: sent as it is
-  Cancel(key, reason_header=None)         CANCEL of a client INVITE (RFC 3261 9.1): waits for a provisional response; the CANCEL's own responses are not reported
-  TransportFailed(flow=None, transaction=None, reason="")   either everything on a flow, or one client key / server id
-Outputs
-  SendMessage(flow, data: bytes, transaction=id|key|None)
-  RequestReceived(transaction, flow, request, invite=None)  ACK: transaction None, (invite = id of the accepted INVITE if it still can be matched); CANCEL: own transaction to answer (200/481), invite = id of the INVITE it cancels or None
-  ResponseReceived(transaction: key | None, response, flow)    every 1xx, the final; for INVITE every 2xx. None: a stray 2xx to INVITE (no transaction); other strays are dropped. Our Via is still on top.
-  TransactionTimedOut(transaction)        client: as 408; INVITE server: no ACK came (timer H)
-  TransactionFailed(transaction, reason)  transport failure: as 503 on the client side
-  TransactionEnded(transaction)           the id is free; always the last of an id, exactly once
-  MessageRejected(flow, error: SipError)  malformed input; its answer (if any) is a SendMessage before it
+One object holds all transactions, their index and their timers.  It is a Machine on monotonic time (``now``, seconds); it
+dates nothing, so there is no ``wall``.  A transaction is a small record with two timers: *repeat* (timers A, E, G, and the
+moment for an automatic 100) and *expire* (B, D, F, H, I, J, K, L, M).
 """
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from enum import Enum, auto
+from heapq import heapify, heappop, heappush
+
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.headers import Via
+from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.parameters import Parameters
+from p2psipd.proto.sip.transaction_items import (
+    Cancel,
+    Input,
+    Limits,
+    MessageReceived,
+    MessageRejected,
+    Output,
+    RandomSource,
+    RequestReceived,
+    ResponseReceived,
+    SendMessage,
+    SendRequest,
+    SendResponse,
+    SendStateless,
+    Timers,
+    TransactionEnded,
+    TransactionFailed,
+    TransactionTimedOut,
+    TransportFailed,
+)
+
+__all__ = [
+    "COOKIE",
+    "Cancel",
+    "Input",
+    "Limits",
+    "MessageReceived",
+    "MessageRejected",
+    "Output",
+    "RandomSource",
+    "RequestReceived",
+    "ResponseReceived",
+    "SendMessage",
+    "SendRequest",
+    "SendResponse",
+    "SendStateless",
+    "State",
+    "Timers",
+    "TransactionEnded",
+    "TransactionFailed",
+    "TransactionLayer",
+    "TransactionTimedOut",
+    "TransportFailed",
+]
+
+COOKIE = "z9hG4bK"
+_Key = tuple[Hashable, ...]
+_RETRY_AFTER = "5"
+
+
+class State(Enum):
+    """The states of the four machines (RFC 6026 section 7)."""
+
+    CALLING = auto()
+    TRYING = auto()
+    PROCEEDING = auto()
+    ACCEPTED = auto()
+    COMPLETED = auto()
+    CONFIRMED = auto()
+    ENDED = auto()
+
+
+class _Transaction:
+    """What client and server transactions have in common."""
+
+    __slots__ = ("data", "expire_at", "failed", "flow", "index", "interval", "invite", "name", "repeat_at", "request",
+                 "state")
+
+    def __init__(self, name: Hashable, index: _Key, flow: Flow, invite: bool, state: State) -> None:
+        self.name = name
+        self.index = index
+        self.flow = flow
+        self.invite = invite
+        self.state = state
+        self.request: Request | None = None
+        self.data: bytes | None = None
+        self.interval = 0.0
+        self.repeat_at: float | None = None
+        self.expire_at: float | None = None
+        self.failed = False
+
+
+class _Client(_Transaction):
+    """`data` is what is repeated: the request, and once a final response to an INVITE has come, its ACK."""
+
+    __slots__ = ("cancel", "silent")
+
+    def __init__(self, name: Hashable, index: _Key, flow: Flow, invite: bool) -> None:
+        super().__init__(name, index, flow, invite, State.CALLING if invite else State.TRYING)
+        self.cancel: Cancel | None = None
+        self.silent = False
+
+
+class _Server(_Transaction):
+    """`data` is the last response sent."""
+
+    __slots__ = ("began_at", "to_tag")
+
+    def __init__(self, name: str, index: _Key, flow: Flow, invite: bool, now: float) -> None:
+        super().__init__(name, index, flow, invite, State.PROCEEDING if invite else State.TRYING)
+        self.to_tag: str | None = None
+        self.began_at = now
+
+
+class TransactionLayer:
+    """All transactions of one node.
+
+    `receive` takes an Input, `handle_timer` does what is due; both return Outputs in the order to perform them.  Only a
+    misuse by the local user raises (SendRequest with a key that is in use, or an ACK): SipError.
+    """
+
+    def __init__(
+        self, random: RandomSource, timers: Timers = Timers(), limits: Limits = Limits()  # noqa: B008
+    ) -> None:
+        self._random = random
+        self._timers = timers
+        self._limits = limits
+        self._timeout = 64 * timers.t1
+        self._servers: dict[_Key, _Server] = {}
+        self._server_names: dict[str, _Server] = {}
+        self._clients: dict[_Key, _Client] = {}
+        self._client_names: dict[Hashable, _Client] = {}
+        self._by_flow: dict[Flow, dict[_Transaction, None]] = {}
+        self._lingering: dict[_Transaction, None] = {}
+        self._heap: list[tuple[float, int, _Transaction]] = []
+        self._armed = 0
+        self._count = 0
+        self._out: list[Output] = []
+
+    # -- the machine's face ----------------------------------------------------------------------------------------
+
+    def receive(self, item: Input, now: float) -> list[Output]:
+        """Take one input; what to do because of it."""
+        match item:
+            case MessageReceived(flow, Request() as request):
+                self._request_received(flow, request, now)
+            case MessageReceived(flow, Response() as response):
+                self._response_received(flow, response, now)
+            case SendResponse(name, response):
+                server = self._server_names.get(name)
+                if server is not None:
+                    self._respond(server, response, now)
+            case SendRequest():
+                self._start_client(item, now)
+            case SendStateless(flow, message):
+                self._send_stateless(flow, message)
+            case Cancel(key):
+                client = self._client_names.get(key)
+                if client is not None and client.invite and client.cancel is None:
+                    self._cancel(client, item, now)
+            case TransportFailed():
+                self._transport_failed(item)
+        return self._taken()
+
+    def next_timer(self) -> float | None:
+        """When `handle_timer` wants to be called, or None."""
+        heap = self._heap
+        while heap:
+            at, _, transaction = heap[0]
+            if at == transaction.repeat_at or at == transaction.expire_at:
+                return at
+            heappop(heap)
+        return None
+
+    def handle_timer(self, now: float) -> list[Output]:
+        """Do what is due at `now`."""
+        heap = self._heap
+        while heap and heap[0][0] <= now:
+            at, _, transaction = heappop(heap)
+            if at == transaction.expire_at:
+                transaction.expire_at = None
+                self._armed -= 1
+                self._expired(transaction, now)
+            elif at == transaction.repeat_at:
+                transaction.repeat_at = None
+                self._armed -= 1
+                self._repeat(transaction, now)
+        return self._taken()
+
+    def _taken(self) -> list[Output]:
+        out, self._out = self._out, []
+        return out
+
+    @property
+    def open_count(self) -> int:
+        """Transactions that wait for a final response."""
+        return len(self._servers) + len(self._clients) - len(self._lingering)
+
+    @property
+    def lingering_count(self) -> int:
+        """Transactions kept for retransmissions only."""
+        return len(self._lingering)
+
+    def new_branch(self, tag: str = "") -> str:
+        """A new branch: the cookie, 80 random bits, `tag` (RFC 3261 section 8.1.1.7)."""
+        return f"{COOKIE}{self._random.getrandbits(80):020x}{tag}"
+
+    def new_tag(self) -> str:
+        """A new From or To tag of 64 random bits (RFC 3261 section 19.3)."""
+        return f"{self._random.getrandbits(64):016x}"
+
+    # -- timers and bookkeeping ------------------------------------------------------------------------------------
+
+    def _arm(self, transaction: _Transaction, at: float) -> None:
+        self._count += 1
+        self._armed += 1
+        heappush(self._heap, (at, self._count, transaction))
+        if len(self._heap) > 2 * self._armed + 64:
+            # Most entries are of timers stopped long ago: free what they hold.
+            self._heap = [e for e in self._heap if e[0] == e[2].repeat_at or e[0] == e[2].expire_at]
+            heapify(self._heap)
+
+    def _repeat_at(self, transaction: _Transaction, at: float | None) -> None:
+        if transaction.repeat_at is not None:
+            self._armed -= 1
+        transaction.repeat_at = at
+        if at is not None:
+            self._arm(transaction, at)
+
+    def _expire_at(self, transaction: _Transaction, at: float) -> None:
+        if transaction.expire_at is not None:
+            self._armed -= 1
+        transaction.expire_at = at
+        self._arm(transaction, at)
+
+    def _linger(self, transaction: _Transaction, state: State, until: float) -> None:
+        """Answered: keep it only for retransmissions.  Under pressure the oldest such go early."""
+        transaction.state = state
+        self._repeat_at(transaction, None)
+        self._expire_at(transaction, until)
+        self._lingering[transaction] = None
+        if len(self._lingering) > self._limits.lingering:
+            self._end(next(iter(self._lingering)))
+
+    def _end(self, transaction: _Transaction) -> None:
+        if transaction.state is State.ENDED:
+            return
+        transaction.state = State.ENDED
+        self._armed -= (transaction.repeat_at is not None) + (transaction.expire_at is not None)
+        transaction.repeat_at = transaction.expire_at = None
+        transaction.request = transaction.data = None
+        self._lingering.pop(transaction, None)
+        peers = self._by_flow.get(transaction.flow)
+        if peers is not None:
+            peers.pop(transaction, None)
+            if not peers:
+                del self._by_flow[transaction.flow]
+        if isinstance(transaction, _Client):
+            del self._clients[transaction.index]
+            if transaction.silent:
+                return
+            del self._client_names[transaction.name]
+        elif isinstance(transaction, _Server):
+            del self._servers[transaction.index]
+            del self._server_names[str(transaction.name)]
+        self._out.append(TransactionEnded(transaction.name))
+
+    def _expired(self, transaction: _Transaction, now: float) -> None:
+        waiting = transaction not in self._lingering
+        if isinstance(transaction, _Server):
+            if transaction.invite and (waiting or transaction.state is State.COMPLETED):
+                if waiting and transaction.request is not None:
+                    self._send(transaction, make_response(transaction.request, 408, to_tag=self.new_tag()).encode())
+                self._out.append(TransactionTimedOut(transaction.name))
+        elif isinstance(transaction, _Client) and waiting and not transaction.silent:
+            self._out.append(TransactionTimedOut(transaction.name))
+        self._end(transaction)
+
+    def _repeat(self, transaction: _Transaction, now: float) -> None:
+        """Timers A, E and G; on a server transaction that has not answered, time for a 100."""
+        if isinstance(transaction, _Server) and transaction not in self._lingering:
+            if transaction.request is not None and transaction.data is None:
+                transaction.data = make_response(transaction.request, 100).encode()
+                transaction.state = State.PROCEEDING
+                self._send(transaction, transaction.data)
+            return
+        if transaction.data is None:
+            return
+        self._send(transaction, transaction.data)
+        transaction.interval *= 2
+        if transaction.state is State.PROCEEDING:
+            transaction.interval = self._timers.t2
+        elif transaction.state is not State.CALLING:
+            transaction.interval = min(transaction.interval, self._timers.t2)
+        self._repeat_at(transaction, now + transaction.interval)
+
+    def _send(self, transaction: _Transaction, data: bytes) -> None:
+        silent = isinstance(transaction, _Client) and transaction.silent
+        self._out.append(SendMessage(transaction.flow, data, None if silent else transaction.name))
+
+    # -- server side -----------------------------------------------------------------------------------------------
+
+    def _request_received(self, flow: Flow, request: Request, now: float) -> None:
+        try:
+            request.check()
+        except SipError as error:
+            self._reject(flow, error)
+            return
+        method = request.method
+        via = request.top_via
+        index = _server_index(request, via, "INVITE" if method == "ACK" else method)
+        server = self._servers.get(index)
+        if method == "ACK":
+            self._ack_received(flow, request, server, now)
+        elif server is not None:
+            if server.data is not None and server.state in (State.PROCEEDING, State.COMPLETED):
+                self._send(server, server.data)
+        elif self.open_count >= self._limits.open:
+            self._reject(flow, SipError("Service Unavailable", status=503, request=request))
+        else:
+            self._start_server(flow, request, index, now)
+
+    def _reject(self, flow: Flow, error: SipError) -> None:
+        request = error.request
+        if request is not None:
+            headers = [("Retry-After", _RETRY_AFTER)] if error.status == 503 else []
+            try:
+                via = request.set_via_received(*flow.remote)
+                flow_back = _flow_back(flow, via)
+            except SipError:
+                flow_back = flow
+            answer = make_response(request, error.status, error.reason, self.new_tag(), headers)
+            self._out.append(SendMessage(flow_back, answer.encode()))
+        self._out.append(MessageRejected(flow, error))
+
+    def _start_server(self, flow: Flow, request: Request, index: _Key, now: float) -> None:
+        timers = self._timers
+        via = request.set_via_received(*flow.remote)
+        self._count += 1
+        name = f"s{self._count}"
+        invite = request.method == "INVITE"
+        server = _Server(name, index, _flow_back(flow, via), invite, now)
+        server.request = request.copy()
+        self._servers[index] = server
+        self._server_names[name] = server
+        self._by_flow.setdefault(server.flow, {})[server] = None
+        if not invite:
+            # RFC 4320 section 4.1: by the time timer E would have reached T2.
+            self._repeat_at(server, now + _until_t2(timers))
+            self._expire_at(server, now + self._timeout)
+        else:
+            if timers.trying_after is not None:
+                self._repeat_at(server, now + timers.trying_after)
+            self._expire_at(server, now + timers.abandon_after)
+        cancelled = None
+        if request.method == "CANCEL":
+            original = self._servers.get(_server_index(request, request.top_via, "INVITE", index))
+            cancelled = str(original.name) if original is not None else None
+        self._out.append(RequestReceived(name, flow, request, cancelled))
+
+    def _ack_received(self, flow: Flow, request: Request, server: _Server | None, now: float) -> None:
+        if server is not None and server.to_tag is not None and request.to_tag not in (None, server.to_tag):
+            server = None
+        if server is None or server.state is State.ACCEPTED:
+            request.set_via_received(*flow.remote)
+            self._out.append(RequestReceived(None, flow, request, str(server.name) if server else None))
+        elif server.state is State.COMPLETED:
+            server.data = None
+            server.state = State.CONFIRMED
+            self._repeat_at(server, None)
+            if server.flow.reliable:
+                self._end(server)
+            else:
+                self._expire_at(server, now + self._timers.t4)
+
+    def _respond(self, server: _Server, response: Response, now: float) -> None:
+        if server in self._lingering:
+            if server.state is State.ACCEPTED and 200 <= response.status < 300:
+                self._send(server, response.encode())
+            return
+        if not server.invite:
+            self._respond_plain(server, response, now)
+            return
+        data = response.encode()
+        self._send(server, data)
+        if response.status < 200:
+            server.data = data
+            self._repeat_at(server, None)
+            self._expire_at(server, now + self._timers.abandon_after)
+            return
+        server.request = server.data = None
+        if response.status < 300:
+            self._note_tag(server, response)
+            self._linger(server, State.ACCEPTED, now + self._timeout)
+            return
+        server.data = data
+        self._note_tag(server, response)
+        self._linger(server, State.COMPLETED, now + self._timeout)
+        if not server.flow.reliable and server.state is State.COMPLETED:
+            server.interval = self._timers.t1
+            self._repeat_at(server, now + server.interval)
+
+    def _note_tag(self, server: _Server, response: Response) -> None:
+        """An RFC 2543 client's ACK is told from others' by the To tag (RFC 3261 section 17.2.3)."""
+        if len(server.index) != _NEW_INDEX:
+            try:
+                server.to_tag = response.to_tag
+            except SipError:
+                server.to_tag = None
+
+    def _respond_plain(self, server: _Server, response: Response, now: float) -> None:
+        """To a request other than INVITE, within RFC 4320 section 4."""
+        status = response.status
+        if status < 200:
+            early = not server.flow.reliable and now < server.began_at + _until_t2(self._timers)
+            if status == 100 and not early:
+                server.data = response.encode()
+                server.state = State.PROCEEDING
+                self._repeat_at(server, None)
+                self._send(server, server.data)
+            return
+        server.request = server.data = None
+        if status != 408:
+            server.data = response.encode()
+            self._send(server, server.data)
+        if server.flow.reliable:
+            self._end(server)
+        else:
+            self._linger(server, State.COMPLETED, now + self._timeout)
+
+    # -- client side -----------------------------------------------------------------------------------------------
+
+    def _via(self, flow: Flow, branch: str) -> Via:
+        pairs: list[tuple[str, str | None]] = [("branch", branch)]
+        if not flow.reliable:
+            pairs.append(("rport", None))
+        host, port = flow.sent_by
+        return Via(flow.transport, host, port or None, Parameters(pairs))
+
+    def _start_client(self, item: SendRequest, now: float) -> None:
+        flow, request, key, branch_tag = item
+        if request.method == "ACK" or key in self._client_names:
+            raise SipError("an ACK has no transaction, and keys are unique", status=500)
+        if self.open_count >= self._limits.open:
+            self._out += (TransactionFailed(key, "too many transactions"), TransactionEnded(key))
+            return
+        branch = self.new_branch(branch_tag)
+        sent = request.copy()
+        sent.push_via(self._via(flow, branch))
+        client = _Client(key, (branch, request.method), flow, request.method == "INVITE")
+        self._client_names[key] = client
+        self._launch(client, sent, now)
+
+    def _launch(self, client: _Client, sent: Request, now: float) -> None:
+        self._clients[client.index] = client
+        self._by_flow.setdefault(client.flow, {})[client] = None
+        data = sent.encode()
+        if client.invite:
+            client.request = sent
+        if not client.flow.reliable:
+            client.data = data
+            client.interval = self._timers.t1
+            self._repeat_at(client, now + client.interval)
+        self._expire_at(client, now + self._timeout)
+        self._send(client, data)
+
+    def _send_stateless(self, flow: Flow, message: Request | Response) -> None:
+        if isinstance(message, Request):
+            message = message.copy()
+            message.push_via(self._via(flow, self.new_branch()))
+        self._out.append(SendMessage(flow, message.encode()))
+
+    def _response_received(self, flow: Flow, response: Response, now: float) -> None:
+        try:
+            response.check()
+        except SipError as error:
+            self._out.append(MessageRejected(flow, error))
+            return
+        via, method = response.top_via, response.cseq.method
+        client = self._clients.get((via.branch, method))
+        if client is None:
+            # RFC 3261 section 18.1.2: only what was sent by us.
+            mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (flow.sent_by[1] or via.default_port)
+            if mine and method == "INVITE" and 200 <= response.status < 300:
+                self._out.append(ResponseReceived(None, response, flow))
+        elif client.invite:
+            self._invite_answered(client, response, flow, now)
+        else:
+            self._plain_answered(client, response, flow, now)
+
+    def _invite_answered(self, client: _Client, response: Response, flow: Flow, now: float) -> None:
+        status = response.status
+        if client in self._lingering:
+            if client.state is State.ACCEPTED:
+                if 200 <= status < 300:
+                    self._out.append(ResponseReceived(client.name, response, flow))
+            elif status >= 300 and client.data is not None:
+                self._send(client, client.data)
+            return
+        if status < 200:
+            client.state = State.PROCEEDING
+            client.data = None
+            self._repeat_at(client, None)
+            if client.cancel is None:
+                self._expire_at(client, now + self._timers.abandon_after)
+            self._out.append(ResponseReceived(client.name, response, flow))
+            if client.cancel is not None and client.request is not None:
+                self._send_cancel(client, client.request, now)
+            return
+        request, client.request, client.data = client.request, None, None
+        if status >= 300 and request is not None:
+            ack = _ack_for(request, response).encode()
+            client.data = ack
+            self._send(client, ack)
+        self._out.append(ResponseReceived(client.name, response, flow))
+        if status < 300:
+            self._linger(client, State.ACCEPTED, now + self._timeout)
+        elif client.flow.reliable:
+            self._end(client)
+        else:
+            self._linger(client, State.COMPLETED, now + self._timeout)
+
+    def _plain_answered(self, client: _Client, response: Response, flow: Flow, now: float) -> None:
+        if client in self._lingering:
+            return
+        if not client.silent:
+            self._out.append(ResponseReceived(client.name, response, flow))
+        if response.status < 200:
+            client.state = State.PROCEEDING
+        elif client.flow.reliable:
+            self._end(client)
+        else:
+            client.data = None
+            self._linger(client, State.COMPLETED, now + self._timers.t4)
+
+    def _cancel(self, client: _Client, item: Cancel, now: float) -> None:
+        if client in self._lingering:
+            return
+        client.cancel = item
+        if client.state is State.PROCEEDING and client.request is not None:
+            self._send_cancel(client, client.request, now)
+
+    def _send_cancel(self, client: _Client, request: Request, now: float) -> None:
+        """Once, and from here on the INVITE has 64*T1 to be answered (RFC 3261 section 9.1)."""
+        reason = client.cancel.reason if client.cancel is not None else None
+        index = (client.index[0], "CANCEL")
+        if index in self._clients or client.request is None:
+            return
+        cancel = _derived(request, "CANCEL")
+        if reason is not None:
+            cancel.add("Reason", reason)
+        self._expire_at(client, now + self._timeout)
+        child = _Client(None, index, client.flow, False)
+        child.silent = True
+        self._launch(child, cancel, now)
+
+    # -- transport faults ------------------------------------------------------------------------------------------
+
+    def _transport_failed(self, item: TransportFailed) -> None:
+        touched: list[_Transaction] = []
+        if item.flow is not None:
+            touched += self._by_flow.get(item.flow, ())
+        if item.transaction is not None:
+            found = self._client_names.get(item.transaction) or self._server_names.get(str(item.transaction))
+            if found is not None:
+                touched.append(found)
+        for transaction in touched:
+            self._failed(transaction, item.reason)
+
+    def _failed(self, transaction: _Transaction, reason: str) -> None:
+        if transaction.failed or transaction.state is State.ENDED:
+            return
+        silent = isinstance(transaction, _Client) and transaction.silent
+        if isinstance(transaction, _Client) and transaction in self._lingering:
+            return
+        transaction.failed = True
+        if not silent:
+            self._out.append(TransactionFailed(transaction.name, reason))
+        # RFC 6026 section 7.1: an INVITE server transaction stays, to absorb retransmissions.
+        if not (isinstance(transaction, _Server) and transaction.invite):
+            self._end(transaction)
+
+
+# A server transaction is found by branch, sent-by and method; RFC 2543's by more (RFC 3261 section 17.2.3).
+_NEW_INDEX = 4
+
+
+def _server_index(request: Request, via: Via, method: str, like: _Key | None = None) -> _Key:
+    """The index of a request under `method`; with `like`, of the same request's other method."""
+    if like is not None:
+        return (*like[:-1], method)
+    branch = via.branch
+    if branch is not None and len(branch) > len(COOKIE) and branch.startswith(COOKIE):
+        return (branch.lower(), via.host, via.port or 0, method)
+    return (
+        request.uri_text, request.from_tag, request.call_id, request.cseq.number, str(via), "2543", method,
+    )
+
+
+def _flow_back(flow: Flow, via: Via) -> Flow:
+    """Where answers go (RFC 3261 section 18.2.2, RFC 3581 section 4).
+
+    A maddr of the request is not followed: it would let anybody aim our answers at a third party.
+    """
+    if flow.reliable or via.rport:
+        return flow
+    remote = (flow.remote[0], via.sent_by[1])
+    return flow if remote == flow.remote else flow.towards(remote)
+
+
+def _until_t2(timers: Timers) -> float:
+    """How long it takes timer E to be reset to T2 (RFC 4320 section 4.1): 3.5 s with the default values."""
+    total, interval = 0.0, timers.t1
+    while interval < timers.t2:
+        total += interval
+        interval *= 2
+    return total
+
+
+_DERIVED = frozenset({"from", "to", "call-id", "route"})
+
+
+def _derived(request: Request, method: str) -> Request:
+    """CANCEL or ACK of a sent INVITE: its Request-URI, top Via, From, To, Call-ID, CSeq number and Routes."""
+    made = Request(method, request.uri_text, [("Via", str(request.top_via)), ("Max-Forwards", "70")])
+    for name, line in request.headers:
+        if name in _DERIVED:
+            made.add_raw(name, line)
+    made.set("CSeq", f"{request.cseq.number} {method}")
+    return made
+
+
+def _ack_for(request: Request, response: Response) -> Request:
+    """The ACK for a non-2xx response (RFC 3261 section 17.1.1.3): as CANCEL, with the response's To."""
+    ack = _derived(request, "ACK")
+    ack.set("To", response.get("to") or "")
+    return ack
