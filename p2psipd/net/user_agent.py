@@ -1,0 +1,620 @@
+"""Our own small phone on the reactor: the agent core on UDP or TCP, with an RTP session for each call.
+
+    agent = UserAgent(reactor, "sip:alice@overlay.example", "secret", server=("127.0.1.3", 5060))
+    await agent.register()
+    call = await agent.call("sip:bob@overlay.example", tone=440)
+    ...
+    call.received_tone((880,))      # {"power": {880: 0.99}, "seconds": 3.0, "lost": 0, ...}
+    await call.hang_up()
+    await agent.stop()
+
+The callee says beforehand what happens with a call: `agent.on_call = answer_with_tone(880)`. Without a server
+an agent is called at its own address and calls URIs whose host is an IP address.
+"""
+
+from __future__ import annotations
+
+import random as _random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import ClientFactory, DatagramProtocol, Factory, Protocol
+from twisted.python.failure import Failure
+
+from p2psipd.net.driver import Driver
+from p2psipd.net.media import AudioStream, RtpSession
+from p2psipd.proto.sip import agent_io as io
+from p2psipd.proto.sip.agent import Agent
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
+from p2psipd.proto.sip.stream import KeepAlive, StreamParser
+from p2psipd.proto.sip.transaction import MessageReceived, SendMessage, TransportFailed
+from p2psipd.proto.sip.uri import SipUri
+
+LADDER_LENGTH: Final = 2000
+ANSWER_WAIT: Final = 30.0
+_KEEP_BYTES: Final = 1 << 20
+"""At most this much waits for one connection that is being opened."""
+
+
+class UserAgentError(Exception):
+    """What was asked of a user agent did not happen; `status` is the SIP status that says why."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RegistrationFailed(UserAgentError):
+    """The registrar refused, or nobody answered."""
+
+
+class CallFailed(UserAgentError):
+    """The call was not established."""
+
+
+class LadderEntry(NamedTuple):
+    """One message on the wire: monotonic seconds, "->" sent or "<-" received, the start line, and the CSeq's
+    method."""
+
+    at: float
+    direction: str
+    line: str
+    method: str
+
+
+class UserCall:
+    """One call. `incoming` tells the direction, `remote` is the other's URI, `cause` why it ended (None
+    before).
+
+    `established_at` and `started_at` are on the reactor's clock; `status` is the final SIP status once it
+    ended.
+    """
+
+    def __init__(
+        self, agent: UserAgent, ref: int, remote: str, tone: float | None, *, incoming: bool
+    ) -> None:
+        self._agent = agent
+        self._waiting: list[Deferred[None]] = []
+        self._ending: list[Deferred[None]] = []
+        self._rtp = RtpSession(agent.reactor, agent.bind, agent.random, tone)
+        self.ref = ref
+        self.remote = remote
+        self.incoming = incoming
+        self.started_at: float = agent.reactor.seconds()
+        self.ringing_at: float | None = None
+        self.established_at: float | None = None
+        self.cause: str | None = None
+        self.status = 0
+
+    @property
+    def is_established(self) -> bool:
+        """Both sides agreed on audio and nobody has hung up."""
+        return self.established_at is not None and self.cause is None
+
+    def answer(self, tone: float | None = None) -> None:
+        """Answer an incoming call, sending `tone` Hz (silence if None). The call is up when `established()`
+        fires."""
+        self._rtp.set_tone(tone)
+        try:
+            self._rtp.listen()
+        except CannotListenError:
+            self._agent.feed(io.Reject(self.ref, 500))
+            return
+        self._agent.feed(io.Answer(self.ref, self._rtp.port))
+
+    def reject(self, status: int = 486) -> None:
+        """Refuse an incoming call: 486 busy, 603 declined, 480 not there."""
+        self._agent.feed(io.Reject(self.ref, status))
+
+    async def established(self) -> None:
+        """Wait until the call is up; CallFailed if it ends before."""
+        if self.established_at is None and self.cause is None:
+            waiting: Deferred[None] = Deferred()
+            self._waiting.append(waiting)
+            await waiting
+        if self.established_at is None:
+            raise CallFailed(f"{self.remote}: {self.cause}", self.status)
+
+    async def ended(self) -> str:
+        """Wait until the call is over; the cause."""
+        if self.cause is None:
+            waiting: Deferred[None] = Deferred()
+            self._ending.append(waiting)
+            await waiting
+        return self.cause or ""
+
+    async def hang_up(self) -> str:
+        """End the call, or the attempt to call; returns the cause once the far side has answered (or was
+        given up)."""
+        if self.cause is None:
+            self._agent.feed(io.HangUp(self.ref))
+        return await self.ended()
+
+    def received_tone(self, frequencies: Iterable[float] = (440.0, 880.0)) -> dict[str, Any]:
+        """What was heard so far: see `RtpSession.received_tone`."""
+        return self._rtp.received_tone(frequencies)
+
+    def write_wav(self, path: str | Path) -> None:
+        """Write what was heard so far as a WAV file."""
+        self._rtp.write_wav(path)
+
+    # ---- told by the agent
+
+    def _open_audio(self) -> int:
+        self._rtp.listen()
+        return self._rtp.port
+
+    def _is_ringing(self) -> None:
+        if self.ringing_at is None:
+            self.ringing_at = self._agent.reactor.seconds()
+
+    def _has_audio(self, audio: Any) -> None:
+        self._rtp.begin(
+            AudioStream(
+                audio.host if isIPAddress(audio.host) or isIPv6Address(audio.host) else "",
+                audio.port,
+                audio.payload_type,
+                audio.codec,
+                audio.sending,
+                audio.receiving,
+            )
+        )
+        if self.established_at is None:
+            self.established_at = self._agent.reactor.seconds()
+            _fire(self._waiting)
+
+    def _has_ended(self, cause: str, status: int) -> None:
+        self.cause = cause
+        self.status = status
+        self._rtp.stop()
+        _fire(self._waiting)
+        _fire(self._ending)
+
+
+def _fire(waiting: list[Deferred[None]]) -> None:
+    """Fire and forget every waiter."""
+    while waiting:
+        waiting.pop().callback(None)
+
+
+def answer_with_tone(tone: float | None) -> Callable[[UserCall], None]:
+    """What `UserAgent.on_call` may be: answer each call at once and send this tone."""
+
+    def answer(call: UserCall) -> None:
+        call.answer(tone)
+
+    return answer
+
+
+class UserAgent:
+    """A phone: one address of record, one transport.
+
+    `server` is (host, port) of the registrar and outbound proxy, or None to be called directly; `transport`
+    "udp" or "tcp"; `bind` the local IP address for SIP and audio, `port` the local SIP port (0: any).
+    `on_call(call)` and `on_message(sender, text)` tell of what comes; a call that nobody takes is refused
+    with 480. `ladder` lists the last messages sent and received.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        aor: str,
+        password: str = "",
+        *,
+        server: Address | None = None,
+        transport: str = "udp",
+        bind: str = "127.0.0.1",
+        port: int = 0,
+        user: str | None = None,
+        expires: int = 600,
+        random: Any = None,
+    ) -> None:
+        if transport not in ("udp", "tcp"):
+            raise ValueError(f"transport is udp or tcp, not {transport}")
+        self.reactor = reactor
+        self.aor = aor
+        self.bind = bind
+        self.random = random or _random.SystemRandom()
+        self.on_call: Callable[[UserCall], object] | None = None
+        self.on_message: Callable[[str, str], object] | None = None
+        self.ladder: list[LadderEntry] = []
+        self.calls: dict[int, UserCall] = {}
+        self.registered = False
+        self._identity = SipUri.parse(aor)
+        self._user = user or self._identity.unescaped_user or ""
+        self._password = password
+        self._server = server
+        self._transport = transport.upper()
+        self._port = port
+        self._expires = expires
+        self._network: _Udp | _Tcp | None = None
+        self._driver: Driver | None = None
+        self._next = 0
+        self._registering: list[Deferred[io.RegistrationChanged]] = []
+        self._asking: dict[int, Deferred[io.RequestAnswered]] = {}
+
+    @property
+    def has_server(self) -> bool:
+        """Is there a registrar to register at?"""
+        return self._server is not None
+
+    @property
+    def contact(self) -> str:
+        """The URI under which this device is reached; `start()` comes first."""
+        assert self._network is not None
+        return str(
+            SipUri(self.bind, user=self._identity.user, port=self._network.port).with_param(
+                "transport", self._transport.lower()
+            )
+        )
+
+    async def start(self) -> None:
+        """Take the local port; called by whatever needs it. CannotListenError if the port is taken."""
+        if self._network is not None:
+            return
+        network = (_Udp if self._transport == "UDP" else _Tcp)(self)
+        network.listen(self.bind, self._port)
+        self._network = network
+        local = (self.bind, network.port)
+        server = self._server
+        if server is not None and not (isIPAddress(server[0]) or isIPv6Address(server[0])):
+            server = (await self.reactor.resolve(server[0]), server[1])
+        settings = io.AgentSettings(
+            self.aor, self.contact, self.bind, self._user, self._password, server is not None, self._expires
+        )
+        core = Agent(settings, Flow(self._transport, server or local, local), self.random)
+        self._driver = Driver(
+            core,
+            {
+                SendMessage: self._send,
+                io.RegistrationChanged: self._on_registration,
+                io.IncomingCall: self._on_incoming,
+                io.CallRinging: lambda event: self._with_call(event.call, UserCall._is_ringing),
+                io.CallEstablished: self._on_audio,
+                io.CallChanged: self._on_audio,
+                io.CallEnded: self._on_ended,
+                io.TextReceived: self._on_text,
+                io.RequestAnswered: self._on_answered,
+            },
+            self.reactor,
+            name="user-agent",
+        )
+
+    async def stop(self) -> None:
+        """Hang up on everything without waiting for answers, and free the ports."""
+        for call in list(self.calls.values()):
+            self.feed(io.HangUp(call.ref))
+        for call in list(self.calls.values()):
+            self._on_ended(io.CallEnded(call.ref, "the user agent was stopped", 487))
+        if self._driver is not None:
+            self._driver.stop()
+            self._driver = None
+        if self._network is not None:
+            network, self._network = self._network, None
+            await network.close()
+
+    async def register(self) -> int:
+        """Register and stay registered; the seconds granted. RegistrationFailed with the registrar's words
+        otherwise."""
+        changed = await self._registration(io.Register())
+        if not changed.registered:
+            raise RegistrationFailed(f"{self.aor}: {changed.status} {changed.reason}", changed.status)
+        return changed.expires
+
+    async def unregister(self) -> None:
+        """Remove this device's registration; RegistrationFailed if the registrar did not agree."""
+        changed = await self._registration(io.Unregister())
+        if not 200 <= changed.status < 300:
+            raise RegistrationFailed(f"{self.aor}: {changed.status} {changed.reason}", changed.status)
+
+    async def call(self, target: str, tone: float | None = None, timeout: float = ANSWER_WAIT) -> UserCall:
+        """Call `target` and send `tone` Hz; returns the established call. CallFailed if it was refused, or if
+        nobody answered within `timeout` seconds (the attempt is then cancelled)."""
+        call = await self.dial(target, tone)
+        timer = self.reactor.callLater(timeout, lambda: self.feed(io.HangUp(call.ref)))
+        try:
+            await call.established()
+        finally:
+            if timer.active():
+                timer.cancel()
+        return call
+
+    async def dial(self, target: str, tone: float | None = None) -> UserCall:
+        """Begin to call `target`, without waiting for an answer: `established()` and `hang_up()` are the
+        call's."""
+        await self.start()
+        self._next += 1
+        call = UserCall(self, self._next, target, tone, incoming=False)
+        self.calls[call.ref] = call
+        try:
+            port = call._open_audio()
+        except CannotListenError as error:
+            del self.calls[call.ref]
+            raise CallFailed(str(error), 500) from error
+        self.feed(io.Invite(call.ref, target, port))
+        return call
+
+    async def message(self, target: str, text: str) -> int:
+        """Send a text (SIP MESSAGE); the status of the answer, whatever it is."""
+        return (await self._ask(lambda ref: io.SendText(ref, target, text))).status
+
+    async def options(self, target: str) -> int:
+        """Ask `target` what it can do (OPTIONS); the status of the answer, whatever it is."""
+        return (await self._ask(lambda ref: io.SendOptions(ref, target))).status
+
+    def feed(self, item: object) -> None:
+        """Hand an input to the core; nothing happens after `stop()`."""
+        if self._driver is not None:
+            self._driver.feed(item)
+
+    # ---- network
+
+    def received(self, flow: Flow, message: Request | Response) -> None:
+        """A message came in on `flow`."""
+        self._note("<-", message)
+        self.feed(MessageReceived(flow, message))
+
+    def _send(self, order: SendMessage) -> None:
+        if self._network is not None:
+            try:
+                self._note("->", parse_message(order.data))
+            except SipError:
+                # The ladder is for people; what it can't show is sent all the same.
+                self.ladder.append(LadderEntry(self.reactor.seconds(), "->", "?", ""))
+            self._network.send(order.flow, order.data)
+
+    def _note(self, direction: str, message: Request | Response) -> None:
+        if isinstance(message, Request):
+            line = f"{message.method} {message.uri_text} SIP/2.0"
+        else:
+            line = f"SIP/2.0 {message.status} {message.reason}"
+        try:
+            method = message.cseq.method
+        except SipError:
+            method = ""
+        if len(self.ladder) >= LADDER_LENGTH:
+            del self.ladder[: LADDER_LENGTH // 2]
+        self.ladder.append(LadderEntry(self.reactor.seconds(), direction, line, method))
+
+    # ---- events of the core
+
+    async def _registration(self, order: io.Register | io.Unregister) -> io.RegistrationChanged:
+        await self.start()
+        waiting: Deferred[io.RegistrationChanged] = Deferred()
+        self._registering.append(waiting)
+        self.feed(order)
+        return await waiting
+
+    async def _ask(self, order: Callable[[int], object]) -> io.RequestAnswered:
+        await self.start()
+        self._next += 1
+        waiting: Deferred[io.RequestAnswered] = Deferred()
+        self._asking[self._next] = waiting
+        self.feed(order(self._next))
+        return await waiting
+
+    def _on_registration(self, event: io.RegistrationChanged) -> None:
+        self.registered = event.registered
+        waiting, self._registering = self._registering, []
+        for deferred in waiting:
+            deferred.callback(event)
+
+    def _on_answered(self, event: io.RequestAnswered) -> None:
+        waiting = self._asking.pop(event.ref, None)
+        if waiting is not None:
+            waiting.callback(event)
+
+    def _on_incoming(self, event: io.IncomingCall) -> None:
+        call = UserCall(self, event.call, event.caller, None, incoming=True)
+        self.calls[call.ref] = call
+        if self.on_call is None:
+            call.reject(480)
+        else:
+            self.on_call(call)
+
+    def _with_call(self, ref: int, action: Callable[[UserCall], None]) -> None:
+        call = self.calls.get(ref)
+        if call is not None:
+            action(call)
+
+    def _on_audio(self, event: io.CallEstablished | io.CallChanged) -> None:
+        self._with_call(event.call, lambda call: call._has_audio(event.audio))
+
+    def _on_ended(self, event: io.CallEnded) -> None:
+        call = self.calls.pop(event.call, None)
+        if call is not None:
+            call._has_ended(event.cause, event.status)
+
+    def _on_text(self, event: io.TextReceived) -> None:
+        if self.on_message is not None:
+            self.on_message(event.sender, event.text)
+
+
+def _refusal(error: SipError) -> bytes | None:
+    """The answer to a request that could not be parsed, if one can be made."""
+    if error.request is None or error.request.method == "ACK":
+        return None
+    try:
+        return make_response(error.request, error.status, error.reason).encode()
+    except SipError:
+        return None
+
+
+class _Udp(DatagramProtocol):
+    """SIP over UDP for one agent."""
+
+    def __init__(self, agent: UserAgent) -> None:
+        self._agent = agent
+        self._socket: Any = None
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getHost().port)
+
+    def listen(self, host: str, port: int) -> None:
+        self._socket = self._agent.reactor.listenUDP(port, self, interface=host, maxPacketSize=65536)
+
+    async def close(self) -> None:
+        await self._socket.stopListening()
+
+    def send(self, flow: Flow, data: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(data, flow.remote)
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
+        flow = Flow("UDP", (addr[0], addr[1]), (self._agent.bind, self.port))
+        if not datagram.strip(b"\r\n\0"):
+            return
+        try:
+            message = parse_message(datagram)
+        except SipError as error:
+            refusal = _refusal(error)
+            if refusal is not None:
+                self.send(flow, refusal)
+            return
+        self._agent.received(flow, message)
+
+    def connectionRefused(self) -> None:
+        """Nobody listens there: the transactions' timers decide (ICMP is not to be trusted for more)."""
+
+
+class _Tcp(Factory):
+    """SIP over TCP for one agent: a listening port, and connections found by the address of the far side."""
+
+    def __init__(self, agent: UserAgent) -> None:
+        self.agent = agent
+        self._socket: Any = None
+        self._serial = 0
+        self._by_flow: dict[Flow, _SipStream] = {}
+        self._by_remote: dict[Address, _SipStream] = {}
+        self._closing: Deferred[None] | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getHost().port)
+
+    def listen(self, host: str, port: int) -> None:
+        self._socket = self.agent.reactor.listenTCP(port, self, interface=host)
+
+    async def close(self) -> None:
+        for stream in list(self._by_flow.values()):
+            stream.close()
+        await self._socket.stopListening()
+        if self._by_flow:
+            self._closing = Deferred()
+            await self._closing
+
+    def buildProtocol(self, addr: Any) -> _SipStream:
+        return _SipStream(self, (addr.host, addr.port))
+
+    def flow(self, remote: Address) -> Flow:
+        """A flow for a new connection."""
+        self._serial += 1
+        return Flow("TCP", remote, (self.agent.bind, self.port), self._serial)
+
+    def opened(self, stream: _SipStream) -> None:
+        self._by_flow[stream.flow] = stream
+        self._by_remote[stream.flow.remote] = stream
+
+    def closed(self, stream: _SipStream) -> None:
+        self._by_flow.pop(stream.flow, None)
+        if self._by_remote.get(stream.flow.remote) is stream:
+            del self._by_remote[stream.flow.remote]
+        for flow in (stream.flow, *stream.used_by):
+            self.agent.feed(TransportFailed(flow, None, "the connection was closed"))
+        if self._closing is not None and not self._by_flow:
+            closing, self._closing = self._closing, None
+            closing.callback(None)
+
+    def send(self, flow: Flow, data: bytes) -> None:
+        """Send on the flow's own connection, else on one to its address, opened where there is none."""
+        stream = self._by_flow.get(flow) or self._by_remote.get(flow.remote)
+        if stream is None:
+            stream = _SipStream(self, flow.remote)
+            self.opened(stream)
+            self.agent.reactor.connectTCP(
+                *flow.remote, _Dial(stream), timeout=10, bindAddress=(self.agent.bind, 0)
+            )
+        if flow != stream.flow:
+            stream.used_by.add(flow)
+        stream.send(data)
+
+
+class _Dial(ClientFactory):
+    """Opens one connection; a failure is the end of the stream."""
+
+    noisy = False
+
+    def __init__(self, stream: _SipStream) -> None:
+        self._stream = stream
+
+    def buildProtocol(self, addr: Any) -> _SipStream:
+        return self._stream
+
+    def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
+        """Nobody there: all that waited for the connection has failed."""
+        self._stream.gone()
+
+
+class _SipStream(Protocol):
+    """One connection: what is sent before it is open waits for it."""
+
+    def __init__(self, network: _Tcp, remote: Address) -> None:
+        self._network = network
+        self._parser = StreamParser()
+        self._waiting = bytearray()
+        self.flow = network.flow(remote)
+        self.used_by: set[Flow] = set()
+
+    def connectionMade(self) -> None:
+        self._network.opened(self)
+        if self._waiting and self.transport is not None:
+            self.transport.write(bytes(self._waiting))
+            self._waiting.clear()
+
+    def send(self, data: bytes) -> None:
+        """Write, or keep for the moment the connection is open."""
+        if self.transport is not None:
+            self.transport.write(data)
+        elif len(self._waiting) + len(data) <= _KEEP_BYTES:
+            self._waiting += data
+
+    def close(self) -> None:
+        """Close an open connection, or forget one that is being opened."""
+        if self.transport is not None:
+            self.transport.loseConnection()
+        else:
+            self.gone()
+
+    def gone(self) -> None:
+        """The connection is no more, or never was."""
+        self._network.closed(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        assert self.transport is not None
+        while True:
+            try:
+                messages = self._parser.feed(data)
+            except SipError as error:
+                refusal = _refusal(error)
+                if refusal is not None:
+                    self.transport.write(refusal)
+                self.transport.loseConnection()
+                return
+            for message in messages:
+                if message is KeepAlive.PING:
+                    self.transport.write(b"\r\n")
+                elif isinstance(message, Request | Response):
+                    self._network.agent.received(self.flow, message)
+            if not self._parser.failed:
+                return
+            data = b""
+
+    def connectionLost(self, reason: Failure = Failure(Exception("closed"))) -> None:
+        self.gone()
