@@ -1,13 +1,404 @@
-"""Digest authentication (RFC 7616, RFC 8760, RFC 3261 section 22): API published here, code follows.
+"""Digest authentication for both sides (RFC 7616, RFC 8760, RFC 3261 section 22).
 
-Algorithm(Enum): MD5 "MD5", SHA_256 "SHA-256", SHA_512_256 "SHA-512-256" (.value = token)
-ha1(algorithm, user, realm, password) -> str (lower hex)
-NonceIssuer(key: bytes, lifetime=300.0): issue(wall, random) -> str; check(nonce, wall) -> NonceState(VALID, STALE, FORGED). Stateless: time and 64 random bits under HMAC-SHA-256 with the key.
-NonceCounts(limit=20000): accept(nonce, count, now) -> bool    replay window of 64 counts a nonce, bounded; oldest nonces forgotten
-Challenge(realm, nonce, algorithm, qop=("auth",), stale=False, opaque=None, domain=None): str() header value, Challenge.parse(text) -> Challenge
-challenges(realm, nonce, algorithms, stale) -> list[str]   one header value an algorithm, most preferred first (RFC 8760 2.4)
-Credentials: parse(text) -> Credentials(username, realm, nonce, uri, response, algorithm, cnonce, opaque, qop, nc(int), nc_text, ...) raises MalformedMessage; other schemes than Digest raise too
-verify(credentials, method, ha1, body=b"") -> bool   constant-time; qop auth, auth-int, and none (RFC 2069)
-answer(challenge, user, password_or_ha1, method, uri, cnonce, nc=1, body=b"") -> str   header value for Authorization / Proxy-Authorization
-choose(challenges: Iterable[str], supported=...) -> Challenge | None  client side: the first one understood (RFC 8760 2.5)
+The server keeps no nonces: a nonce carries its time and who made it under an HMAC (`NonceIssuer`).  What it does keep, in
+bounded memory, is which nonce counts it has seen (`NonceCounts`).
 """
+
+from __future__ import annotations
+
+import hmac
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as Base64Error
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from hashlib import md5, sha256
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
+
+from cryptography.hazmat.primitives import hashes
+
+from p2psipd.proto.sip.errors import MalformedMessage
+from p2psipd.proto.sip.headers import quote, unquote
+from p2psipd.proto.sip.parameters import TOKEN, check_text
+
+__all__ = [
+    "Algorithm",
+    "Challenge",
+    "Credentials",
+    "NonceCounts",
+    "NonceIssuer",
+    "NonceState",
+    "answer",
+    "challenges",
+    "choose",
+    "ha1",
+    "verify",
+]
+
+_PARAM = re.compile(rf'[\s,]*+({TOKEN}++)\s*+=\s*+("(?:[^"\\]|\\.)*+"|[^\s,"]*+)\s*+(?=,|$)', re.DOTALL)
+_HEX8 = re.compile(r"[0-9A-Fa-f]{8}")
+_MAX_LENGTH = 8192
+
+
+class _Random(Protocol):
+    def getrandbits(self, k: int, /) -> int: ...
+
+
+def _md5(data: bytes) -> str:
+    return md5(data, usedforsecurity=False).hexdigest()
+
+
+def _sha256(data: bytes) -> str:
+    return sha256(data).hexdigest()
+
+
+def _sha512_256(data: bytes) -> str:
+    digest = hashes.Hash(hashes.SHA512_256())
+    digest.update(data)
+    return digest.finalize().hex()
+
+
+class Algorithm(Enum):
+    """The hash algorithms of RFC 8760 section 2.1; the value is the token."""
+
+    MD5 = "MD5"
+    SHA_256 = "SHA-256"
+    SHA_512_256 = "SHA-512-256"
+
+
+_HASHES: dict[Algorithm, Callable[[bytes], str]] = {
+    Algorithm.MD5: _md5,
+    Algorithm.SHA_256: _sha256,
+    Algorithm.SHA_512_256: _sha512_256,
+}
+_BY_TOKEN = {algorithm.value.lower(): (algorithm, False) for algorithm in Algorithm} | {
+    f"{algorithm.value.lower()}-sess": (algorithm, True) for algorithm in Algorithm
+}
+
+
+def ha1(algorithm: Algorithm, user: str, realm: str, password: str) -> str:
+    """H(user:realm:password) in lower-case hex (RFC 7616 section 3.4.2).  As good as the password itself: keep it so."""
+    return _hash(algorithm, f"{user}:{realm}:{password}")
+
+
+def _hash(algorithm: Algorithm, text: str) -> str:
+    return _HASHES[algorithm](text.encode("utf-8", "replace"))
+
+
+def _parse_parameters(text: str) -> dict[str, str]:
+    """The auth-params of a Digest header value, names in lower case, values unquoted.  Raises MalformedMessage."""
+    scheme, _, rest = text.strip().partition(" ")
+    if scheme.lower() != "digest":
+        raise MalformedMessage("not the Digest scheme")
+    if len(rest) > _MAX_LENGTH:
+        raise MalformedMessage("credentials too long")
+    found: dict[str, str] = {}
+    position = 0
+    rest = rest.rstrip(" \t\r\n,")
+    while position < len(rest):
+        match = _PARAM.match(rest, position)
+        if match is None:
+            raise MalformedMessage("bad digest parameters")
+        name = match[1].lower()
+        if name in found:
+            raise MalformedMessage("repeated digest parameter")
+        found[name] = unquote(match[2])
+        position = match.end()
+    return found
+
+
+class Challenge(NamedTuple):
+    """A WWW-Authenticate or Proxy-Authenticate value.  `algorithm_token` keeps a "-sess" that a server asked for."""
+
+    realm: str
+    nonce: str
+    algorithm: Algorithm = Algorithm.MD5
+    qop: tuple[str, ...] = ("auth",)
+    stale: bool = False
+    opaque: str | None = None
+    domain: str | None = None
+    session: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Challenge:
+        """Raises MalformedMessage, also for a scheme or algorithm that is not understood."""
+        found = _parse_parameters(text)
+        algorithm, session = _algorithm(found.get("algorithm", "MD5"))
+        if "realm" not in found or "nonce" not in found:
+            raise MalformedMessage("challenge without realm or nonce")
+        qop = tuple([option.strip().lower() for option in found["qop"].split(",")]) if "qop" in found else ()
+        return cls(
+            found["realm"], found["nonce"], algorithm, qop, found.get("stale", "").lower() == "true",
+            found.get("opaque"), found.get("domain"), session,
+        )
+
+    def __str__(self) -> str:
+        token = self.algorithm.value + ("-sess" if self.session else "")
+        parts = [f"realm={quote(self.realm)}", f"nonce={quote(self.nonce)}", f"algorithm={token}"]
+        if self.qop:
+            parts.append(f'qop="{",".join(self.qop)}"')
+        if self.stale:
+            parts.append("stale=true")
+        if self.opaque is not None:
+            parts.append(f"opaque={quote(self.opaque)}")
+        if self.domain is not None:
+            parts.append(f"domain={quote(self.domain)}")
+        return "Digest " + ", ".join(parts)
+
+
+def _algorithm(token: str) -> tuple[Algorithm, bool]:
+    found = _BY_TOKEN.get(token.lower())
+    if found is None:
+        raise MalformedMessage("unknown digest algorithm")
+    return found
+
+
+def challenges(
+    realm: str,
+    nonce: str,
+    algorithms: Sequence[Algorithm] = (Algorithm.SHA_256, Algorithm.MD5),
+    stale: bool = False,
+) -> list[str]:
+    """One header value an algorithm, in the given order: most preferred first (RFC 8760 section 2.3)."""
+    return [str(Challenge(realm, nonce, algorithm, ("auth",), stale)) for algorithm in algorithms]
+
+
+class Credentials(NamedTuple):
+    """An Authorization or Proxy-Authorization value of the Digest scheme.  `nc` is 0 and `qop` None for RFC 2069 clients."""
+
+    username: str
+    realm: str
+    nonce: str
+    uri: str
+    response: str
+    algorithm: Algorithm
+    session: bool
+    qop: str | None
+    nc: int
+    nc_text: str
+    cnonce: str
+    opaque: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Credentials:
+        """Raises MalformedMessage, also for other schemes and algorithms."""
+        found = _parse_parameters(text)
+        algorithm, session = _algorithm(found.get("algorithm", "MD5"))
+        username = _username(found)
+        if any(name not in found for name in ("realm", "nonce", "uri", "response")):
+            raise MalformedMessage("incomplete credentials")
+        qop = found["qop"].lower() if "qop" in found else None
+        count, cnonce = found.get("nc", ""), found.get("cnonce", "")
+        if qop is not None:
+            if qop not in ("auth", "auth-int"):
+                raise MalformedMessage("unknown qop")
+            if not _HEX8.fullmatch(count) or not cnonce:
+                raise MalformedMessage("qop without nc and cnonce")
+        elif session and not cnonce:
+            raise MalformedMessage("session algorithm without cnonce")
+        return cls(
+            username, found["realm"], found["nonce"], found["uri"], found["response"].lower(), algorithm, session, qop,
+            int(count, 16) if qop is not None else 0, count, cnonce, found.get("opaque"),
+        )
+
+
+def _username(found: dict[str, str]) -> str:
+    if "username" in found:
+        return found["username"]
+    extended = found.get("username*", "")
+    charset, _, rest = extended.partition("'")
+    _, apostrophe, encoded = rest.partition("'")
+    if charset.lower() != "utf-8" or not apostrophe:
+        raise MalformedMessage("credentials without a user name")
+    try:
+        return unquote_to_bytes(encoded).decode()
+    except UnicodeDecodeError:
+        raise MalformedMessage("user name is not UTF-8") from None
+
+
+def _response(
+    algorithm: Algorithm, secret: str, nonce: str, method: str, uri: str, qop: str | None, nc: str, cnonce: str,
+    session: bool, body: bytes,
+) -> str:
+    """The request-digest (RFC 7616 sections 3.4.1 to 3.4.3; without qop as RFC 2617 section 3.2.2.1)."""
+    if session:
+        secret = _hash(algorithm, f"{secret}:{nonce}:{cnonce}")
+    if qop == "auth-int":
+        ha2 = _hash(algorithm, f"{method}:{uri}:{_HASHES[algorithm](body)}")
+    else:
+        ha2 = _hash(algorithm, f"{method}:{uri}")
+    if qop is None:
+        return _hash(algorithm, f"{secret}:{nonce}:{ha2}")
+    return _hash(algorithm, f"{secret}:{nonce}:{nc}:{cnonce}:{qop}:{ha2}")
+
+
+def verify(credentials: Credentials, method: str, secret: str, body: bytes = b"") -> bool:
+    """Whether the response fits HA1 `secret`, which must be of `credentials.algorithm`.  Compares in constant time.
+
+    The nonce, its count and whether `credentials.uri` is acceptable are the caller's to judge.
+    """
+    expected = _response(
+        credentials.algorithm, secret, credentials.nonce, method, credentials.uri, credentials.qop,
+        credentials.nc_text, credentials.cnonce, credentials.session, body,
+    )
+    return hmac.compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
+
+
+def answer(
+    challenge: Challenge,
+    user: str,
+    secret: str,
+    method: str,
+    uri: str,
+    cnonce: str,
+    nc: int = 1,
+    body: bytes = b"",
+    *,
+    is_ha1: bool = False,
+) -> str:
+    """The Authorization or Proxy-Authorization value that answers a challenge.
+
+    `secret` is the password, or HA1 with `is_ha1`.  `nc` counts the uses of this nonce from 1.  Of the offered qop
+    values auth is taken, else auth-int, else none (RFC 2069 servers).
+    """
+    algorithm, realm, nonce = challenge.algorithm, challenge.realm, challenge.nonce
+    qop = next((option for option in ("auth", "auth-int") if option in challenge.qop), None)
+    if not is_ha1:
+        secret = ha1(algorithm, user, realm, secret)
+    count = f"{nc:08x}"
+    response = _response(algorithm, secret, nonce, method, uri, qop, count, cnonce, challenge.session, body)
+    token = algorithm.value + ("-sess" if challenge.session else "")
+    parts = [
+        f"username={quote(user)}", f"realm={quote(realm)}", f"nonce={quote(nonce)}", f'uri="{check_text(uri)}"',
+        f'response="{response}"', f"algorithm={token}",
+    ]
+    if qop is not None:
+        parts += [f"qop={qop}", f"nc={count}"]
+    if qop is not None or challenge.session:
+        parts.append(f"cnonce={quote(cnonce)}")
+    if challenge.opaque is not None:
+        parts.append(f"opaque={quote(challenge.opaque)}")
+    return "Digest " + ", ".join(parts)
+
+
+def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorithm)) -> Challenge | None:
+    """The first of these challenges that is understood; others are ignored (RFC 8760 section 2.4)."""
+    usable = frozenset(supported)
+    for value in values:
+        try:
+            challenge = Challenge.parse(value)
+        except MalformedMessage:
+            continue
+        if challenge.algorithm in usable and (not challenge.qop or {"auth", "auth-int"} & set(challenge.qop)):
+            return challenge
+    return None
+
+
+class NonceState(Enum):
+    """What a nonce is: ours and fresh; genuine but too old or made by another registrar (stale=true); or none of ours."""
+
+    VALID = "valid"
+    STALE = "stale"
+    FORGED = "forged"
+
+
+_NONCE_OCTETS = 36
+
+
+class NonceIssuer:
+    """Makes and recognises nonces without remembering them: time, issuer and 64 random bits under an HMAC.
+
+    Registrars that share `key` recognise each other's nonces, and call them stale: counts are remembered by the one who
+    issued.  `issuer` is a name of this node; `lifetime` is seconds.  48 characters of base64url each.
+    """
+
+    __slots__ = ("_issuer", "_key", "_lifetime")
+
+    def __init__(self, key: bytes, lifetime: float = 300.0, issuer: bytes = b"") -> None:
+        self._key = key
+        self._lifetime = lifetime
+        self._issuer = sha256(issuer).digest()[:4]
+
+    def issue(self, wall: float, random: _Random) -> str:
+        """A new nonce."""
+        stamp = max(0, int(wall * 1000)).to_bytes(8, "big")
+        head = stamp + self._issuer + random.getrandbits(64).to_bytes(8, "big")
+        return urlsafe_b64encode(head + self._mac(head)).decode("ascii")
+
+    def _mac(self, head: bytes) -> bytes:
+        return hmac.digest(self._key, b"sip digest nonce" + head, "sha256")[:16]
+
+    def _open(self, nonce: str) -> bytes | None:
+        if len(nonce) != 48 or not nonce.isascii():
+            return None
+        try:
+            raw = urlsafe_b64decode(nonce)
+        except (Base64Error, ValueError):
+            return None
+        # One text a nonce: the decoder skips characters outside its alphabet.
+        if len(raw) != _NONCE_OCTETS or not hmac.compare_digest(raw[20:], self._mac(raw[:20])):
+            return None
+        return raw[:20]
+
+    def issued_at(self, nonce: str) -> float | None:
+        """When a genuine nonce was made (wall seconds); None for a forged one."""
+        head = self._open(nonce)
+        return None if head is None else int.from_bytes(head[:8], "big") / 1000
+
+    def check(self, nonce: str, wall: float) -> NonceState:
+        """What this nonce is now.  One from more than a minute in the future is stale."""
+        head = self._open(nonce)
+        if head is None:
+            return NonceState.FORGED
+        age = wall - int.from_bytes(head[:8], "big") / 1000
+        if head[8:12] != self._issuer or not -60 <= age <= self._lifetime:
+            return NonceState.STALE
+        return NonceState.VALID
+
+
+class NonceCounts:
+    """Which counts of which nonces have been used (RFC 7616 section 3.4, nc): each is accepted once.
+
+    Counts may arrive out of order within a window of 64.  At most `limit` nonces are remembered; of those forgotten, and
+    of those issued before `since` (wall seconds: the start of the process), nothing is accepted any more.
+    """
+
+    __slots__ = ("_forgotten_until", "_limit", "_seen")
+
+    _WINDOW = 64
+
+    def __init__(self, limit: int = 20_000, since: float = float("-inf")) -> None:
+        self._limit = limit
+        self._forgotten_until = since
+        self._seen: OrderedDict[str, tuple[float, int, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+    def accept(self, nonce: str, count: int, issued_at: float) -> bool:
+        """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new.
+
+        False means: challenge again with stale=true.  Call it only after the response has been verified.
+        """
+        known = self._seen.get(nonce)
+        if known is None:
+            if issued_at <= self._forgotten_until:
+                return False
+            self._seen[nonce] = (issued_at, count, 1)
+            if len(self._seen) > self._limit:
+                _, (forgotten, _, _) = self._seen.popitem(last=False)
+                self._forgotten_until = max(self._forgotten_until, forgotten)
+            return True
+        _, highest, window = known
+        if count > highest:
+            shift = count - highest
+            window = (window << shift | 1) & (2**self._WINDOW - 1) if shift < self._WINDOW else 1
+            self._seen[nonce] = (issued_at, count, window)
+            return True
+        bit = 1 << (highest - count) if highest - count < self._WINDOW else 0
+        if not bit or window & bit:
+            return False
+        self._seen[nonce] = (issued_at, highest, window | bit)
+        return True

@@ -1,6 +1,131 @@
-"""SIP over byte streams: TCP, TLS and (as one message a frame) WebSocket (RFC 3261 section 18.3, RFC 5626 section 3.5.1).
+"""SIP over byte streams (RFC 3261 section 18.3) and the keep-alives between messages (RFC 5626 sections 3.5.1 and 4.4.1)."""
 
-API (published): StreamParser(max_header=65536, max_body=65536).feed(data: bytes) -> list[Request | Response | KeepAlive]; raises SipError when the stream can't be trusted
-any more (answer error.request if there is one, then close); messages parsed before the fault are in `error.before`? no: they are returned first, the fault is raised by the next feed (feed(b"") too), `failed` says that there is one.
-KeepAlive.PING (CRLFCRLF: answer PONG = b"\\r\\n"), KeepAlive.PONG (a lone CRLF between messages). `.pending` bytes held back.
-"""
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge, SipError
+from p2psipd.proto.sip.message import Request, Response, parse_head
+
+__all__ = ["PONG", "KeepAlive", "StreamParser"]
+
+PONG = b"\r\n"
+"""The answer to a KeepAlive.PING."""
+
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_BARE_LF = re.compile(rb"\r?\n")
+
+
+class KeepAlive(Enum):
+    """Line ends between messages: a double CRLF asks for a single one."""
+
+    PING = "ping"
+    PONG = "pong"
+
+
+class StreamParser:
+    """Cuts a TCP or TLS stream into messages.  Octets that come one at a time cost no more than all at once.
+
+    `max_header` and `max_body` are octets.  A fault ends the stream: `feed` first returns the messages before it, and
+    raises it (a SipError, `request` set if it is to be answered before closing) when there are none left to return.
+    """
+
+    __slots__ = ("_buffer", "_fault", "_lone", "_max_body", "_max_header", "_message", "_missing", "_scanned")
+
+    def __init__(self, max_header: int = 65536, max_body: int = 65536) -> None:
+        self._max_header = max_header
+        self._max_body = max_body
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._message: Request | Response | None = None
+        self._missing = 0
+        self._lone = False
+        self._fault: SipError | None = None
+
+    @property
+    def pending(self) -> int:
+        """Octets of an unfinished message that are held back."""
+        return len(self._buffer)
+
+    @property
+    def failed(self) -> SipError | None:
+        """The fault that ended the stream, raised or still to be raised."""
+        return self._fault
+
+    def feed(self, data: bytes) -> list[Request | Response | KeepAlive]:
+        """What is complete with these octets.  Raises SipError; see the class."""
+        found: list[Request | Response | KeepAlive] = []
+        if self._fault is None:
+            self._buffer += data
+            try:
+                while self._step(found):
+                    continue
+            except SipError as error:
+                self._fault = error
+                self._buffer.clear()
+                self._message = None
+        if self._fault is not None and not found:
+            raise self._fault
+        return found
+
+    def _step(self, found: list[Request | Response | KeepAlive]) -> bool:
+        """Take one message, or the line ends before one, off the buffer; False when more octets are needed."""
+        buffer = self._buffer
+        if self._message is not None:
+            if len(buffer) < self._missing:
+                return False
+            self._message.body = bytes(buffer[: self._missing])
+            del buffer[: self._missing]
+            found.append(self._message)
+            self._message = None
+            return True
+        if not buffer:
+            return False
+        if self._scanned == 0 and buffer[0] in b"\r\n":
+            return self._line_ends(found)
+        end = _HEAD_END.search(buffer, max(0, self._scanned - 3))
+        size = len(buffer) if end is None else end.end()
+        if size > self._max_header:
+            raise MessageTooLarge("header too large")
+        if end is None:
+            self._scanned = len(buffer)
+            return False
+        head = bytes(buffer[: end.start()])
+        del buffer[: end.end()]
+        self._scanned = 0
+        self._lone = False
+        if head.count(b"\n") != head.count(b"\r\n"):
+            head = _BARE_LF.sub(b"\r\n", head)
+        self._begin(head)
+        return True
+
+    def _begin(self, head: bytes) -> None:
+        message, length = parse_head(head)
+        answerable = message if isinstance(message, Request) and message.method != "ACK" else None
+        if length is None:
+            raise MalformedMessage("Content-Length is needed on a stream", request=answerable)
+        if length > self._max_body:
+            raise MessageTooLarge("body too large", request=answerable)
+        self._message = message
+        self._missing = length
+
+    def _line_ends(self, found: list[Request | Response | KeepAlive]) -> bool:
+        """A lone CRLF at the end of what has come is a pong at once; when its second half follows, it was a ping."""
+        buffer = self._buffer
+        count = len(buffer) - len(buffer.lstrip(b"\r\n"))
+        if bytes(buffer[:count]) == b"\r":
+            return False
+        # A CR at the very end may be the first half of a line end.
+        if count == len(buffer) and buffer[count - 1] == 13:
+            count -= 1
+        ends = buffer.count(b"\n", 0, count)
+        del buffer[:count]
+        if ends >= 2 or self._lone:
+            # However many there are, one answer tells the other side that we live.
+            found.append(KeepAlive.PING)
+            self._lone = False
+        else:
+            found.append(KeepAlive.PONG)
+            self._lone = not buffer or buffer == b"\r"
+        return True
