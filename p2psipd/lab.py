@@ -27,11 +27,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
-from p2psipd.lab_files import LabFiles, User
+from p2psipd.lab_files import OVERLAY_PORT, SIP_PORT, LabFiles, User
 
-OVERLAY_PORT = 6084
-SIP_PORT = 5060
-SIPS_PORT = 5061
 DEFAULT_NETWORK = "127.0.1"
 MAXIMUM_PEERS = 250
 # The path of a Unix socket holds 107 octets (sun_path); "peer250/control.sock" takes 21 of them with its
@@ -60,19 +57,25 @@ def _silent(_text: str) -> None:
     """Progress that nobody wants to see."""
 
 
+def is_free(network: str) -> bool:
+    """Whether nobody listens on the overlay's and SIP's ports of the network's first address."""
+    try:
+        for port in (OVERLAY_PORT, SIP_PORT):
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((f"{network}.1", port))
+    except OSError:
+        return False
+    return True
+
+
 def free_network() -> str:
     """A network 127.0.x whose first address nobody uses for SIP or overlay, so that labs can stand side by
     side.
     """
     for third in range(2, 250):
-        network = f"127.0.{third}"
-        try:
-            for port in (OVERLAY_PORT, SIP_PORT):
-                with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-                    probe.bind((f"{network}.1", port))
-        except OSError:
-            continue
-        return network
+        if is_free(f"127.0.{third}"):
+            return f"127.0.{third}"
     raise LabError("every network 127.0.x has a listener: end some labs first")
 
 
@@ -80,12 +83,18 @@ class Lab:
     """A lab in `directory`. `Lab.create` makes one, `Lab.open` takes up one that exists."""
 
     def __init__(
-        self, directory: str | os.PathLike[str], files: LabFiles, progress: Progress = _silent
+        self,
+        directory: str | os.PathLike[str],
+        files: LabFiles,
+        progress: Progress = _silent,
+        daemon: Sequence[str] = (),
     ) -> None:
         self.directory = Path(directory)
         self.files = files
         self._progress = progress
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        # What stands before the arguments of the daemon; twistd unless a test says otherwise.
+        self._daemon = tuple(daemon) or _twistd()
 
     @classmethod
     def create(
@@ -112,9 +121,7 @@ class Lab:
                 f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away"
             )
         root.mkdir(parents=True, exist_ok=True)
-        files = LabFiles(
-            root, peers, network, overlay_name, tuple(User.of(name, overlay_name) for name in users)
-        )
+        files = LabFiles(root, peers, network, overlay_name, tuple(User.of(name) for name in users))
         files.write(log_level, progress)
         (root / "lab.json").write_text(json.dumps(files.description(), indent=2) + "\n")
         return cls(root, files, progress)
@@ -162,6 +169,14 @@ class Lab:
         """The control socket of a peer."""
         return Control(self.peer_directory(number) / "control.sock", timeout)
 
+    def aor(self, name: str) -> str:
+        """The SIP address of one of the people."""
+        return f"sip:{name}@{self.overlay_name}"
+
+    def on_progress(self, progress: Progress) -> None:
+        """Tell `progress` from now on how far a wait is."""
+        self._progress = progress
+
     def user(self, name: str) -> User:
         """One of the people, by the part of the address before the "@". Raises LabError."""
         for user in self.users:
@@ -173,10 +188,12 @@ class Lab:
 
     def pid(self, number: int) -> int | None:
         """The process of a peer if it lives (a stopped one does), else None."""
-        child = self._children.get(number)
-        if child is not None and child.poll() is not None:
-            del self._children[number]
         directory = self.peer_directory(number)
+        child = self._children.get(number)
+        if child is not None:
+            if child.poll() is None:
+                return child.pid
+            del self._children[number]
         try:
             pid = int((directory / "pid").read_text())
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -198,7 +215,7 @@ class Lab:
         directory = self.peer_directory(number)
         command = [
             *prefix,
-            *_twistd(),
+            *self._daemon,
             "-n",
             "--pidfile=",
             "p2psip",
@@ -344,9 +361,9 @@ class Lab:
         return "\n".join(text.splitlines()[-lines:])
 
 
-def _twistd() -> list[str]:
+def _twistd() -> tuple[str, ...]:
     """The command that is twistd, of the environment that this process runs in."""
     script = Path(sys.executable).with_name("twistd")
     if script.exists():
-        return [sys.executable, str(script)]
-    return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
+        return sys.executable, str(script)
+    return sys.executable, "-c", "from twisted.scripts.twistd import run; run()"

@@ -1,4 +1,6 @@
-"""The files of a lab: its certificate authority, its signed configuration document, and a directory for each peer."""
+"""The files of a lab: its certificate authority, its signed configuration document, and a directory for each
+peer.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ class LabFiles:
 
     @classmethod
     def from_description(cls, root: Path, description: dict[str, Any]) -> Self:
-        """The files that `description` (from lab.json) tells of; KeyError, TypeError, ValueError if it is none."""
+        """The files that `description` (from lab.json) tells of; KeyError, TypeError, ValueError if it is
+        none.
+        """
         users = tuple(User(**user) for user in description["users"])
         return cls(
             root, int(description["peers"]), description["network"], description["overlay_name"], users

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from p2psipd.cli.console import Negative, emit, json_option, seconds, short, step, table
-from p2psipd.lab import DEFAULT_NETWORK, OVERLAY_PORT, SIP_PORT, SIPS_PORT, Lab, LabError, PeerState
+from p2psipd.lab import DEFAULT_NETWORK, Lab, LabError, PeerState
+from p2psipd.lab_files import OVERLAY_PORT, SIP_PORT, SIPS_PORT
 
 _dir_option = click.option(
     "--dir",

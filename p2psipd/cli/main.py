@@ -81,8 +81,8 @@ class LazyGroup(click.Group):
     "node",
     envvar="P2PSIPD_CONTROL",
     metavar="PATH",
-    help="The node to ask: its control socket, or its directory. Default: $P2PSIPD_CONTROL, else control.sock in "
-    "this directory, else /run/p2psipd/control.sock.",
+    help="The node to ask: its control socket, or its directory. Default: $P2PSIPD_CONTROL, "
+    "else control.sock in this directory, else /run/p2psipd/control.sock.",
 )
 @click.pass_context
 def main(ctx: click.Context, node: str | None) -> None:

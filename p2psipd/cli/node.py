@@ -1,4 +1,5 @@
-"""The verbs that ask a running node over its control socket, and `check`, which reads a configuration file."""
+"""The verbs that ask a running node over its control socket, and `check`, which reads a configuration file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SYSTEM_SOCKET = Path("/run/p2psipd") / SOCKET
 
 
 def control_path(chosen: str | None) -> Path:
-    """The control socket that `--node` (a socket, or the directory of a node) or the place we are in means."""
+    """The control socket that `--node` (a socket, or the directory of a node) or the place we are in means.
+    """
     if chosen:
         path = Path(chosen)
         return path / SOCKET if path.is_dir() else path
@@ -34,7 +36,8 @@ def control_path(chosen: str | None) -> Path:
 
 
 def ask(resource: str, timeout: float = 20.0, **parameters: str | int | None) -> Any:
-    """The node's answer to GET `resource`. Ends the verb with 69 if it is not reached, with 1 if it says no."""
+    """The node's answer to GET `resource`. Ends the verb with 69 if it is not reached, with 1 if it says no.
+    """
     context = click.get_current_context()
     try:
         return Control(control_path(context.find_root().obj), timeout).get(resource, **parameters)
@@ -86,6 +89,7 @@ def render_status(answer: dict[str, Any]) -> str:
         if isinstance(answer.get(key), int)
     ]
     problems = answer.get("problems", [])
+    health = "look below" if problems else "ok" if answer.get("joined") else "joining"
     line = "  ".join(
         [
             f"peer {short(str(answer.get('node_id', '?')))} {answer.get('overlay', '')}",
@@ -93,7 +97,7 @@ def render_status(answer: dict[str, Any]) -> str:
             f"up {seconds(float(answer.get('up_seconds', 0)))}",
             f"roles {','.join(answer.get('roles', []))}",
             *counts,
-            f"health: {'ok' if not problems and answer.get('joined') else 'look below' if problems else 'joining'}",
+            f"health: {health}",
         ]
     )
     return "\n".join([line, *(f"  ! {problem}" for problem in problems)])
@@ -161,7 +165,9 @@ def calls(call_id: str | None, as_json: bool) -> None:
 
 def render_rows(answer: Any) -> str:
     """A list of like objects as a table, its columns headed by the names of the first one's fields."""
-    rows = answer if isinstance(answer, list) else next((v for v in answer.values() if isinstance(v, list)), [])
+    rows = (
+        answer if isinstance(answer, list) else next((v for v in answer.values() if isinstance(v, list)), [])
+    )
     if not rows:
         return "none"
     names = list(rows[0])

@@ -1,0 +1,123 @@
+"""The lab's handling of processes, with a daemon of a few lines in the place of twistd."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from p2psipd.control import Control, ControlRefused, ControlUnreachable
+from p2psipd.lab import Lab, LabError
+from p2psipd.lab_files import LabFiles, User
+
+DAEMON = """
+import http.server, json, os, socketserver, sys
+directory = os.path.dirname(sys.argv[-1])
+if os.path.exists(os.path.join(directory, "broken")):
+    sys.exit("the configuration is at fault")
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        known = self.path == "/status"
+        joined = not os.path.exists(os.path.join(directory, "lonely"))
+        body = json.dumps({"joined": joined, "node_id": "ab" * 16} if known else {"error": "no such thing"})
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(body.encode())
+    def log_message(self, *words): pass
+    def address_string(self): return "-"
+path = os.path.join(directory, "control.sock")
+if os.path.exists(path): os.unlink(path)
+socketserver.UnixStreamServer(path, Handler).serve_forever(0.05)
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    """A lab of two peers whose daemon only says that it has joined."""
+    files = LabFiles(tmp_path, 2, "127.0.1", "lab.example", (User.of("alice"),))
+    for number in (1, 2):
+        files.peer_directory(number).mkdir()
+        (files.peer_directory(number) / "p2psipd.toml").touch()
+    lab = Lab(tmp_path, files, daemon=[sys.executable, "-c", DAEMON])
+    yield lab
+    lab.kill_all()
+
+
+def test_life_of_a_lab(lab: Lab) -> None:
+    """Peers come up, are found again, freeze and thaw, die alone, come back, and go down together."""
+    assert [state.state for state in lab.status()] == ["off", "off"]
+    lab.up(timeout=20)
+    assert [state.state for state in lab.status()] == ["joined", "joined"]
+    assert lab.start(2) == lab.pid(2)
+    lab.freeze(2)
+    assert lab.peer_state(2).state == "stopped"
+    lab.thaw(2)
+    lab.wait_joined([2], 10)
+    lab.kill(1)
+    assert [state.state for state in lab.status()] == ["dead", "joined"]
+    lab.start(1)
+    lab.wait_joined([1], 20)
+    assert lab.down() == 0
+    assert [lab.pid(number) for number in lab.peers] == [None, None]
+
+
+def test_another_process_is_never_signalled(lab: Lab) -> None:
+    """A pid file that was left behind and now names somebody else's process means a dead peer."""
+    (lab.peer_directory(1) / "pid").write_text(f"{os.getpid()}\n")
+    assert lab.peer_state(1).state == "dead"
+    lab.signal(1, signal.SIGKILL)
+
+
+def test_a_peer_that_does_not_start(lab: Lab) -> None:
+    """A peer that ends while it starts is reported at once, with what it said last."""
+    (lab.peer_directory(2) / "broken").touch()
+    with pytest.raises(LabError, match="peer 2 ended while it started:\nthe configuration is at fault"):
+        lab.up(timeout=20)
+
+
+def test_a_peer_that_does_not_join(lab: Lab) -> None:
+    """Waiting for a peer that stays alone ends with its number and its log."""
+    (lab.peer_directory(2) / "lonely").touch()
+    with pytest.raises(LabError, match="peers 2 have not joined"):
+        lab.up(timeout=1)
+    assert lab.peer_state(2).state == "joining"
+
+
+def test_description_survives(lab: Lab) -> None:
+    """What lab.json holds describes the same lab again; a directory without one is no lab."""
+    again = LabFiles.from_description(lab.directory, lab.files.description())
+    assert again.description() == lab.files.description()
+    assert again.users == (User("alice", "lab-alice"),)
+    with pytest.raises(LabError, match="no lab in"):
+        Lab.open(lab.directory)
+    (lab.directory / "lab.json").write_text("[1]")
+    with pytest.raises(LabError, match="not what a lab writes"):
+        Lab.open(lab.directory)
+
+
+def test_numbers_and_names_that_do_not_exist(lab: Lab) -> None:
+    """A peer or user that the lab does not have is named in the error."""
+    with pytest.raises(LabError, match="no peer 3"):
+        lab.pid(3)
+    with pytest.raises(LabError, match="nobody called carol"):
+        lab.user("carol")
+    with pytest.raises(LabError, match="1 to 250 peers"):
+        Lab.create(lab.directory / "x", 0)
+    with pytest.raises(LabError, match="too long"):
+        Lab.create(lab.directory / ("x" * 90), 1)
+
+
+def test_control_socket(lab: Lab) -> None:
+    """The client of the control socket tells nobody there, an error answer, and a value apart."""
+    with pytest.raises(ControlUnreachable, match=r"no node answers at .*control\.sock"):
+        lab.control(1).get("/status")
+    lab.start(1)
+    lab.wait_joined([1], 20)
+    assert Control(lab.peer_directory(1) / "control.sock").get("/status")["joined"] is True
+    with pytest.raises(ControlRefused, match="no such thing") as refused:
+        lab.control(1).get("/else", name="x", nothing=None)
+    assert refused.value.status == 404
