@@ -3,8 +3,8 @@
 How app.py wires it (nothing here imports another service):
 
     table = BindingTable()                                     # p2psipd.proto.sip.registrar: own bindings, in memory
-    locator = Locator((OwnBindings(table, node_id), OverlayBindings(location, node_id)))      # p2psipd.services.locator
-    interconnect = Interconnect(reactor, tls=..., listen=(host, port), app_attach=overlay.app_attach)   # p2psipd.net.interconnect
+    locator = Locator((OwnBindings(table, node_id, domains), OverlayBindings(location, table, node_id, domains)))      # p2psipd.services.locator
+    interconnect = Interconnect(reactor, node_tls, trust_judge, listen=(host, port), app_attach=overlay.app_attach)   # p2psipd.net.interconnect
     service = SipService(settings, location=store, credentials=source, locate=locator.locate, connector=interconnect,
                          table=table, reactor=reactor, random=random.SystemRandom(), wall=time.time)
     service.setServiceParent(application)                      # a twisted Service: startService listens, stopService closes

@@ -16,6 +16,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
 
 NODE_ID_OCTETS: Final = 16
@@ -130,6 +131,18 @@ def decode_gr(text: str) -> Destinations | None:
 # ---- looking up --------------------------------------------------------------------------------------------------
 
 
+class NodeIdentity(NamedTuple):
+    """Who is at the other end of a connection between nodes, as its certificate says.
+
+    `user` is the certificate's user name; `registrar` whether that name makes it a registrar, which vouches for
+    every user of the served domains (profile section 7).
+    """
+
+    node_id: bytes
+    user: str
+    registrar: bool
+
+
 class Origin(Enum):
     """Who asks: a phone (or whoever speaks SIP to us), or another node of the overlay, whose look-up must not travel on."""
 
@@ -138,11 +151,15 @@ class Origin(Enum):
 
 
 class Query(NamedTuple):
-    """One look-up: the Request-URI, who asks, and the time (unix seconds) by which bindings are judged alive."""
+    """One look-up: the Request-URI, who asks, and the time (unix seconds) by which bindings are judged alive.
+
+    `fresh` asks for the truth, past any cache: what was known has just proved wrong.
+    """
 
     uri: SipUri | TelUri | OpaqueUri
     origin: Origin
     wall: float
+    fresh: bool = False
 
 
 class Target(NamedTuple):
@@ -214,7 +231,22 @@ class CredentialSource(Protocol):
 
 
 class NodeConnector(Protocol):
-    """Reaches other nodes of the overlay for SIP: AppAttach and a pooled mutual-TLS connection (profile section 5)."""
+    """Reaches other nodes of the overlay for SIP: AppAttach and a pooled mutual-TLS connection (profile section 5).
+
+    Its flows have `write(data)`, `alive` and `peer`, a NodeIdentity.
+    """
+
+    def start(self, receive: Callable[[Flow, Request | Response], None], lost: Callable[[Flow], None]) -> None:
+        """Begin; messages of other nodes go to `receive`, ended connections to `lost`."""
+        ...
+
+    def stop(self) -> object:
+        """Close everything; a Deferred or None."""
+        ...
+
+    def pooled(self, node_id: bytes) -> Flow | None:
+        """A live flow to the node, if there is one already."""
+        ...
 
     async def connect(self, node_id: bytes) -> Flow:
         """A live flow to the node whose certificate carries `node_id`; raises Unreachable."""

@@ -1,0 +1,137 @@
+"""UDP sockets for SIP: one listener, its flows, and the kernel's buffers (RFC 3261 section 18, RFC 3581)."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet.error import CannotListenError
+from twisted.internet.protocol import DatagramProtocol
+
+from p2psipd.proto.sip.flow import Address, Flow
+
+if TYPE_CHECKING:
+    from twisted.internet.udp import Port
+
+#: Bursts, not CPU, are what UDP loses first: as much as the kernel gives, up to this.
+RECEIVE_BUFFER: Final = 4 * 1024 * 1024
+
+_MAX_DATAGRAM: Final = 65535
+_KEPT_FLOWS: Final = 20_000
+#: The shortest thing that can be a SIP message; shorter datagrams are keep-alives.
+_SHORTEST: Final = 16
+
+
+class UdpFlow(Flow):
+    """A pair of UDP addresses; `write` sends one datagram."""
+
+    __slots__ = ("listener",)
+
+    #: Nodes speak SIP to each other over TLS alone.
+    peer: None = None
+
+    def __init__(self, listener: UdpListener, remote: Address) -> None:
+        super().__init__("UDP", remote, listener.local, listener.number, listener.sent_by)
+        self.listener = listener
+
+    def towards(self, remote: Address) -> UdpFlow:
+        """The flow from the same socket to another address."""
+        return self if remote == self.remote else self.listener.flow(remote)
+
+    def write(self, data: bytes) -> None:
+        """Send `data` as one datagram; one that the kernel refuses is lost, as UDP may."""
+        self.listener.send(data, self.remote)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the socket is still open."""
+        return self.listener.open
+
+
+class UdpListener(DatagramProtocol):
+    """One UDP socket. `receive(flow, data)` is called for each datagram that may be SIP.
+
+    `number` tells listeners of one node apart; `sent_by` goes into our Via. `lost` counts datagrams that the kernel
+    would not take, `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by nobody over UDP),
+    `other` what begins like STUN and not like SIP.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, number: int, receive: Callable[[Flow, bytes], None], sent_by_host: str = ""
+    ) -> None:
+        self.number = number
+        self.local: Address = ("", 0)
+        self.sent_by: Address = ("", 0)
+        self.open = False
+        self.lost = 0
+        self.keep_alives = 0
+        self.other = 0
+        self._receive = receive
+        self._sent_by_host = sent_by_host
+        self._flows: dict[Address, UdpFlow] = {}
+        self._socket: Any = None
+
+    def listen(self, reactor: Any, address: Address) -> Port:
+        """Bind to `address` (numeric host, port or 0). Raises twisted's CannotListenError."""
+        port: Port = reactor.listenUDP(address[1], self, interface=address[0], maxPacketSize=_MAX_DATAGRAM)
+        return port
+
+    def startProtocol(self) -> None:
+        """The socket is bound: enlarge its buffer, and learn our own address."""
+        transport: Any = self.transport
+        handle = transport.getHandle()
+        for option in (getattr(socket, "SO_RCVBUFFORCE", 33), socket.SO_RCVBUF):
+            try:
+                handle.setsockopt(socket.SOL_SOCKET, option, RECEIVE_BUFFER)
+                break
+            except OSError:
+                continue
+        host = transport.getHost()
+        self.local = (host.host, host.port)
+        self.sent_by = (self._sent_by_host or host.host, host.port)
+        self._socket = handle
+        self.open = True
+
+    def stopProtocol(self) -> None:
+        """The socket is closed."""
+        self.open = False
+        self._flows.clear()
+
+    def flow(self, remote: Address) -> UdpFlow:
+        """The flow between this socket and `remote`; kept, because a call uses the same one a dozen times."""
+        found = self._flows.get(remote)
+        if found is None:
+            if len(self._flows) >= _KEPT_FLOWS:
+                self._flows.clear()
+            found = self._flows[remote] = UdpFlow(self, remote)
+        return found
+
+    def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+        """One datagram: a message, a keep-alive, or something else."""
+        if len(datagram) < _SHORTEST:
+            self.keep_alives += 1
+        elif datagram[0] < 4:
+            self.other += 1
+        else:
+            remote = addr if len(addr) == 2 else (addr[0], addr[1])
+            self._receive(self._flows.get(remote) or self.flow(remote), datagram)
+
+    def send(self, data: bytes, remote: Address) -> None:
+        """Send one datagram."""
+        if not self.open:
+            return
+        try:
+            self._socket.sendto(data, remote)
+        except OSError:
+            # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all of them.
+            self.lost += 1
+
+    def connectionRefused(self) -> None:
+        """Only connected sockets hear of it."""
+        self.lost += 1
+
+
+__all__ = ["RECEIVE_BUFFER", "CannotListenError", "UdpFlow", "UdpListener"]

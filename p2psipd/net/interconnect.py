@@ -1,0 +1,204 @@
+"""SIP between nodes of one overlay: mutual TLS with overlay certificates, pooled by Node-ID (profile section 5).
+
+To reach a node, its Node-ID is handed to ``app_attach``: an AppAttach request travels through the overlay, the
+other node answers "active" and dials us, and the inbound connection whose certificate carries the wanted
+Node-ID is the one that was asked for. The AppAttach sender is the TLS server, whoever dials (RFC 6940 section
+6.5.1.13). When another node attaches to us, the overlay side calls :meth:`Interconnect.dial`.
+
+Connections stay open and are used in both directions. Both sides greet with a keep-alive (CRLF CRLF): under TLS
+1.3 the dialler learns only from the other side's first bytes that its certificate was accepted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
+from p2psipd.net.tls import peer_certificate
+from p2psipd.proto.identity.certificate import Role
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
+
+if TYPE_CHECKING:
+    from p2psipd.net.tls import Judge, NodeTls
+
+#: A connection that nothing has used for this long is closed.
+IDLE_SECONDS: Final = 900.0
+#: While at least something is pooled, a keep-alive goes over each connection this often.
+KEEP_ALIVE_SECONDS: Final = 120.0
+
+_WAITING_FOR_ONE_NODE: Final = 1000
+
+
+class Interconnect:
+    """A :class:`p2psipd.proto.sip.locating.NodeConnector` over real connections.
+
+    `tls` and `judge` are those of the overlay's links; `listen` is a numeric (host, port), whose port should be
+    what AppAttach candidates name; `app_attach(node_id)` sends an AppAttach and resolves when it is answered.
+    `timeout` is how long a connection may take, AppAttach included. `counters` counts by reason.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        tls: NodeTls,
+        judge: Judge,
+        *,
+        listen: Address,
+        app_attach: Callable[[bytes], Awaitable[object]],
+        timeout: float = 5.0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self.address: Address = listen
+        self._log = Logger()
+        self._clock = reactor
+        self._tls = tls
+        self._judge = judge
+        self._app_attach = app_attach
+        self._timeout = timeout
+        self._limits = limits or Limits(idle=IDLE_SECONDS, per_address=256)
+        self._transports: SipTransports | None = None
+        self._pool: dict[bytes, list[StreamFlow]] = {}
+        self._waiting: dict[bytes, list[Deferred[Flow]]] = {}
+        self._lost: Callable[[Flow], None] | None = None
+        self._keeper: Any = None
+
+    def start(self, receive: Callable[[Flow, Message], None], lost: Callable[[Flow], None]) -> None:
+        """Listen. Raises twisted's CannotListenError."""
+        self._lost = lost
+        self._transports = SipTransports(
+            self._clock,
+            receive,
+            _no_datagrams,
+            self._gone,
+            limits=self._limits,
+            tls_client=self._tls,
+            identify=self._identify,
+            usable=self._usable,
+        )
+        self.address = self._transports.listen_tls(self.address, self._tls)
+        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
+
+    def stop(self) -> Deferred[Any] | None:
+        """Close everything; those who wait get Unreachable."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            self._keeper = None
+        for node_id in list(self._waiting):
+            self._fail(node_id, "this node is stopping")
+        if self._transports is None:
+            return None
+        waiting = [d for d in self._transports.stop() if d is not None]
+        return gatherResults(waiting, consumeErrors=True)
+
+    def __len__(self) -> int:
+        """How many connections are open."""
+        return sum(len(flows) for flows in self._pool.values())
+
+    def pooled(self, node_id: bytes) -> Flow | None:
+        """A live flow to the node, if there is one."""
+        for flow in self._pool.get(node_id, ()):
+            if flow.alive:
+                return flow
+        return None
+
+    async def connect(self, node_id: bytes) -> Flow:
+        """A live flow to `node_id`: a pooled one, else AppAttach and what it brings. Raises Unreachable."""
+        flow = self.pooled(node_id)
+        if flow is not None:
+            return flow
+        waiters = self._waiting.setdefault(node_id, [])
+        if len(waiters) >= _WAITING_FOR_ONE_NODE:
+            raise Unreachable("too many calls wait for this node")
+        result: Deferred[Flow] = Deferred()
+        waiters.append(result)
+        if len(waiters) == 1:
+            self.counters["app_attach"] += 1
+            deadline = self._clock.callLater(self._timeout, self._fail, node_id, "no connection in time")
+            result.addBoth(_cancelled, deadline)
+            Deferred.fromCoroutine(self._attach(node_id))
+        return await result
+
+    async def _attach(self, node_id: bytes) -> None:
+        try:
+            await self._app_attach(node_id)
+        except Exception as error:
+            # Whatever went wrong in the overlay, for the caller it means the same: the node can't be reached.
+            self._log.info("AppAttach to {node} failed: {error}", node=node_id.hex(), error=str(error))
+            self._fail(node_id, str(error) or type(error).__name__)
+
+    def _fail(self, node_id: bytes, reason: str) -> None:
+        for waiting in self._waiting.pop(node_id, []):
+            self.counters["unreachable"] += 1
+            waiting.errback(Failure(Unreachable(f"{node_id.hex()}: {reason}")))
+
+    def dial(self, node_id: bytes, addresses: Sequence[Address]) -> None:
+        """Another node has attached to us: connect to it, as TLS client, at the first address that works."""
+        if self.pooled(node_id) is None:
+            Deferred.fromCoroutine(self._dial(node_id, tuple(addresses)))
+
+    async def _dial(self, node_id: bytes, addresses: tuple[Address, ...]) -> None:
+        assert self._transports is not None, "dial before start"
+        reason = "no address"
+        for host, port in addresses:
+            try:
+                flow = await self._transports.reach("TLS", host, port)
+            except Unreachable as error:
+                reason = str(error)
+                continue
+            peer = getattr(flow, "peer", None)
+            if peer is not None and peer.node_id == node_id:
+                return
+            reason = "another node answered there"
+        self.counters["dial_failed"] += 1
+        self._log.info("could not dial {node} for SIP: {reason}", node=node_id.hex(), reason=reason)
+
+    def _identify(self, transport: Any) -> NodeIdentity:
+        der = peer_certificate(transport)
+        if der is None:
+            raise ValueError("no certificate")
+        certificate = self._judge(der)
+        registrar = certificate.role is Role.REGISTRAR
+        return NodeIdentity(certificate.node_id, certificate.user, registrar)
+
+    def _usable(self, flow: StreamFlow) -> None:
+        assert flow.peer is not None, "identified before it is usable"
+        node_id = flow.peer.node_id
+        self._pool.setdefault(node_id, []).append(flow)
+        for waiting in self._waiting.pop(node_id, []):
+            waiting.callback(flow)
+
+    def _gone(self, flow: Flow) -> None:
+        peer = getattr(flow, "peer", None)
+        if peer is not None and peer.node_id in self._pool:
+            flows = self._pool[peer.node_id]
+            if flow in flows:
+                flows.remove(flow)  # type: ignore[arg-type]
+            if not flows:
+                del self._pool[peer.node_id]
+        if self._lost is not None:
+            self._lost(flow)
+
+    def _keep_alive(self) -> None:
+        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
+        for flows in list(self._pool.values()):
+            for flow in list(flows):
+                flow.write(b"\r\n\r\n")
+
+
+def _no_datagrams(flow: Flow, error: SipError) -> None:
+    """Between nodes there is no UDP."""
+
+
+def _cancelled(result: object, deadline: Any) -> object:
+    if deadline.active():
+        deadline.cancel()
+    return result

@@ -1,0 +1,179 @@
+"""Where is bob? An ordered list of steps with one signature, each asked in its turn (design D7).
+
+A step answers None ("not mine"), targets (the search is over; none means "known here, but nowhere to be found"), or
+raises NotLocated with the status that ends the request. Hybrid domains, direct peering and gateways are further steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import (
+    Binding,
+    Destinations,
+    LocateStep,
+    LocationStore,
+    LocationUnavailable,
+    NotLocated,
+    Origin,
+    Query,
+    Target,
+    aor_of,
+    decode_gr,
+    encode_gr,
+    parse_flow_text,
+)
+from p2psipd.proto.sip.registrar import BindingTable, OwnBinding
+from p2psipd.proto.sip.uri import SipUri, parse_uri
+
+
+class Locator:
+    """Asks the steps in order; whoever knows the user ends the search."""
+
+    def __init__(self, steps: Sequence[LocateStep]) -> None:
+        self._steps = tuple(steps)
+
+    async def locate(self, query: Query) -> Sequence[Target]:
+        """Where `query.uri` may be reached; raises NotLocated (404 when no step knows it) or LocationUnavailable."""
+        for step in self._steps:
+            found = await step(query)
+            if found is not None:
+                return found
+        raise NotLocated(404)
+
+
+class OwnBindings:
+    """The step for the phones that this node owns.
+
+    It ends the search for requests that came from another node: those are resolved here and never looked up again
+    (404 unknown, 430 when the flow to the phone is gone), and for GRUUs that name this node or another one.
+    """
+
+    def __init__(self, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
+        self._table = table
+        self._node_id = node_id
+        self._domains = frozenset(domains)
+
+    async def __call__(self, query: Query) -> Sequence[Target] | None:
+        """The step."""
+        uri = query.uri
+        if not isinstance(uri, SipUri) or uri.host not in self._domains:
+            if query.origin is Origin.NODE:
+                raise NotLocated(404)
+            return None
+        gruu = decode_gr(uri.gr) if uri.gr else None
+        if gruu is not None and gruu.node_id != self._node_id:
+            if query.origin is Origin.NODE:
+                raise NotLocated(404)
+            return (Target(str(uri), node_id=gruu.node_id),)
+        if gruu is None and query.origin is Origin.PHONE:
+            return None
+        return self._own(uri, gruu, query.wall)
+
+    def _own(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target]:
+        owned = self._table.of(aor_of(uri.bare()), wall)
+        if gruu is not None and gruu.opaque:
+            owned = [own for own in owned if own.binding.key == gruu.opaque]
+        if not owned:
+            raise NotLocated(404)
+        targets = [target for own in owned if (target := own_target(own)) is not None]
+        if not targets:
+            raise NotLocated(430)
+        return targets
+
+
+class OverlayBindings:
+    """The step for users of the served domains: every binding of the user, wherever it is owned.
+
+    Own bindings come from memory, which is newer than the overlay; they also stand in when the overlay can't be
+    asked. Bindings of other nodes become requests to that node with a GRUU that names the instance.
+    """
+
+    def __init__(
+        self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]
+    ) -> None:
+        self._location = location
+        self._table = table
+        self._node_id = node_id
+        self._domains = frozenset(domains)
+
+    async def __call__(self, query: Query) -> Sequence[Target] | None:
+        """The step."""
+        uri = query.uri
+        if query.origin is Origin.NODE or not isinstance(uri, SipUri) or uri.host not in self._domains or not uri.user:
+            return None
+        aor = aor_of(uri.bare())
+        owned = self._table.of(aor, query.wall)
+        targets = [target for own in owned if (target := own_target(own)) is not None]
+        try:
+            stored = await self._location.bindings(aor)
+        except LocationUnavailable:
+            if not targets:
+                raise
+            stored = ()
+        here = {own.binding.key for own in owned}
+        for binding in stored:
+            if binding.expires_at > query.wall and binding.key not in here:
+                targets.append(self._target(uri, binding))
+        targets.sort(key=lambda target: -target.q)
+        return targets
+
+    def _target(self, uri: SipUri, binding: Binding) -> Target:
+        if binding.native:
+            return Target(binding.contact, node_id=binding.node_id, q=binding.q, binding=binding)
+        if binding.node_id == self._node_id:
+            # Registered with this node before it was started again: over UDP the phone is still where it was.
+            return _contact_target(binding, None)
+        gruu = uri.bare().with_param("gr", encode_gr(binding.node_id, binding.key))
+        return Target(
+            str(gruu), node_id=binding.node_id, q=binding.q, instance=binding.instance_id, binding=binding
+        )
+
+
+def own_target(own: OwnBinding) -> Target | None:
+    """How this node reaches a phone that it owns; None when the flow is gone that was the only way."""
+    binding, flow = own
+    if flow is not None and flow.reliable and not binding.path:
+        if getattr(flow, "alive", True):
+            return _contact_target(binding, flow)
+        flow = None
+    if flow is None and binding.reg_id:
+        return None
+    return _contact_target(binding, flow)
+
+
+def _contact_target(binding: Binding, flow: Flow | None) -> Target:
+    target = Target(
+        binding.contact, route=binding.path, q=binding.q, instance=binding.instance_id, binding=binding
+    )
+    if binding.path:
+        return target
+    if flow is not None and (flow.reliable or behind_nat(binding, flow.remote[0])):
+        return target._replace(flow=flow)
+    if flow is not None:
+        # The same host: the Contact says at which port, and the listener is the one that the phone knows.
+        uri = parse_uri(binding.contact)
+        if isinstance(uri, SipUri) and uri.host == flow.remote[0] and uri.transport in (None, "udp"):
+            return target._replace(flow=flow.towards((uri.host, uri.port or 5060)))
+        return target
+    where = parse_flow_text(binding.received)
+    if where is not None and where[0] == "UDP" and behind_nat(binding, where[2][0]):
+        return target._replace(address=("UDP", *where[2]))
+    return target
+
+
+def behind_nat(binding: Binding, source: str) -> bool:
+    """Whether the phone at `source` can only be reached where it came from, and not by its Contact."""
+    if binding.reg_id:
+        return True
+    uri = parse_uri(binding.contact)
+    if not isinstance(uri, SipUri) or uri.host == source:
+        return False
+    if uri.host.endswith(".invalid") or uri.ob:
+        return True
+    try:
+        return ip_address(uri.host).is_private
+    except ValueError:
+        return False
