@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -26,14 +26,19 @@ FAULT_PAUSE: Final = 1.0
 _LOGGED: Final = 400
 
 
-class _Timer:
-    """The input that stands for "the timer is due"."""
+#: What a core is asked to do at an instant (monotonic and Unix seconds); returns outputs.
+Action = Callable[[float, float], Iterable[object]]
+
+
+class _Call:
+    """The input that stands for "do this now" (the timer is due, the core starts)."""
+
+    def __init__(self, name: str, action: Action) -> None:
+        self.name = name
+        self.action = action
 
     def __repr__(self) -> str:
-        return "Timer"
-
-
-_TIMER: Final = _Timer()
+        return self.name
 
 
 def _nothing() -> None:
@@ -70,6 +75,7 @@ class Driver:
         self.trace = False
         self._log = Logger(namespace=f"p2psipd.{name}")
         self._core = core
+        self._timer_due = _Call("timer", core.handle_timer)
         self._handlers = handlers
         self._clock = clock
         self._otherwise: Callable[[Any], object] = otherwise or self._unknown
@@ -99,10 +105,11 @@ class Driver:
             self._timer.cancel()
             self._timer = None
 
-    def start(self) -> None:
-        """Arm the timer of a core that was just made and has not been fed yet."""
-        if not self._running and not self._stopped:
-            self._arm()
+    def call(self, action: Action) -> None:
+        """Have ``action``, a method of the core, give outputs as an input would; for what is done once
+        (start).
+        """
+        self.feed(_Call(getattr(action, "__name__", "call"), action))
 
     def _run(self) -> None:
         self._running = True
@@ -123,8 +130,8 @@ class Driver:
         self.inputs[kind] = self.inputs.get(kind, 0) + 1
         now = self._clock.seconds()
         try:
-            if item is _TIMER:
-                outputs = self._core.handle_timer(now, self._wall())
+            if kind is _Call:
+                outputs = cast(_Call, item).action(now, self._wall())
             else:
                 outputs = self._core.receive(item, now, self._wall())
         except Exception:
@@ -147,9 +154,9 @@ class Driver:
         """The core failed: say at what, close where it came from, and go on."""
         self.faults += 1
         self._log.failure("{name} failed at {item}", name=self.name, item=_Brief(item))
-        if item is _TIMER:
+        if item is self._timer_due:
             self._not_before = now + FAULT_PAUSE
-        elif self._on_fault is not None:
+        elif self._on_fault is not None and not isinstance(item, _Call):
             try:
                 self._on_fault(item)
             except Exception:
@@ -179,7 +186,7 @@ class Driver:
         self._timer = None
         at = self._core.next_timer()
         if at is not None and max(at, self._not_before) <= self._clock.seconds():
-            self.feed(_TIMER)
+            self.feed(self._timer_due)
         else:
             self._arm()
 

@@ -1,0 +1,304 @@
+"""The overlay as SIP's location service and password store.
+
+:class:`OverlayLocation` keeps bindings as PROXY-REGISTRATION entries and reads these and the
+SIP-REGISTRATION entries of native user agents, both in one Fetch.  :class:`OverlayCredentials` opens
+DIGEST-CREDENTIAL values with the key that DIGEST-KEY holds for this registrar.  Both are the seams that
+``proto.sip.locating`` declares.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from twisted.logger import Logger
+
+from p2psipd.proto.reload.errors import InvalidMessage, NotFound, ReloadError
+from p2psipd.proto.reload.ids import NodeId, ResourceId, resource_id
+from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY, PROXY_REGISTRATION, SIP_REGISTRATION
+from p2psipd.proto.reload.peer_io import StoreValue
+from p2psipd.proto.reload.sip_usage import (
+    DigestAlgorithm,
+    DigestCredential,
+    DigestKey,
+    ProxyAlias,
+    ProxyRegistration,
+    SipRegistrationUri,
+    decode_proxy_registration,
+    decode_sip_registration,
+    digest_key_entry,
+    digest_key_name,
+    open_credential,
+    unwrap_epoch_key,
+)
+from p2psipd.proto.reload.storage_messages import StoredDataSpecifier
+from p2psipd.proto.reload.wire import Destination, NodeDestination
+from p2psipd.proto.sip.locating import Binding, LocationUnavailable, binding_key
+
+if TYPE_CHECKING:
+    from p2psipd.proto.identity.signing import Credential, Signer
+    from p2psipd.proto.reload.peer_io import FetchOutcome, StoreOutcome
+    from p2psipd.proto.reload.values import VerifiedValue
+
+#: Extensions of ProxyRegistration that hold what the registrar alone needs: the flow it came over, the
+#: User-Agent.
+RECEIVED_EXTENSION: Final = 1
+USER_AGENT_EXTENSION: Final = 2
+
+#: A name that stands for another name is followed this far.
+_LONGEST_CHAIN: Final = 3
+#: Passwords are asked for anew after this time; an unknown user sooner.
+_KNOWN_SECONDS: Final = 15.0
+_UNKNOWN_SECONDS: Final = 3.0
+_CACHED_USERS: Final = 10_000
+
+#: The tokens of RFC 7616 for our algorithms.
+_TOKENS: Final[Mapping[DigestAlgorithm, str]] = {
+    DigestAlgorithm.MD5: "MD5",
+    DigestAlgorithm.SHA_256: "SHA-256",
+    DigestAlgorithm.SHA_512_256: "SHA-512-256",
+}
+
+
+class OverlayAccess(Protocol):
+    """What is needed of the overlay; ``services.overlay.OverlayService`` is one."""
+
+    async def fetch(
+        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]
+    ) -> FetchOutcome:
+        """The verified values of these kinds."""
+        ...
+
+    async def store(
+        self,
+        name: str | ResourceId,
+        kind: int,
+        values: Sequence[StoreValue],
+        credential: Signer | None = None,
+    ) -> StoreOutcome:
+        """Store values of one kind."""
+        ...
+
+
+class OverlayLocation:
+    """A ``LocationStore`` over the overlay."""
+
+    def __init__(self, overlay: OverlayAccess, node_id: bytes, wall: Callable[[], float] = time.time) -> None:
+        self._overlay = overlay
+        self._node_id = node_id
+        self._wall = wall
+        self._log = Logger(namespace="p2psipd.location")
+
+    async def bindings(self, aor: str) -> Sequence[Binding]:
+        """The living bindings of an AOR, those of names that it stands for included."""
+        found: dict[tuple[bytes, bytes], Binding] = {}
+        asked: set[str] = set()
+        names = [resource_name(aor)]
+        for _ in range(_LONGEST_CHAIN):
+            further: list[str] = []
+            for name in names:
+                if name not in asked:
+                    asked.add(name)
+                    await self._gather(name, found, further)
+            names = further
+        return list(found.values())
+
+    async def put(self, aor: str, binding: Binding) -> None:
+        """Store or replace one binding."""
+        registration = _to_registration(resource_name(aor), binding)
+        lifetime = max(1, math.ceil(binding.expires_at - self._wall()))
+        await self._store(aor, StoreValue(registration.encode(), lifetime, registration.key))
+
+    async def remove(self, aor: str, binding: Binding) -> None:
+        """Store that a binding no longer exists, for as long as it might still be somewhere."""
+        registration = _to_registration(resource_name(aor), binding)
+        lifetime = max(1, math.ceil(binding.expires_at - self._wall()))
+        await self._store(aor, StoreValue(None, lifetime, registration.key))
+
+    async def _store(self, aor: str, value: StoreValue) -> None:
+        try:
+            await self._overlay.store(resource_name(aor), PROXY_REGISTRATION, (value,))
+        except ReloadError as error:
+            raise LocationUnavailable(f"the binding of {aor} could not be stored: {error}") from error
+
+    async def _gather(self, name: str, found: dict[tuple[bytes, bytes], Binding], further: list[str]) -> None:
+        """Add the bindings stored under a name to ``found``, the names it stands for to ``further``."""
+        try:
+            outcome = await self._overlay.fetch(name, (SIP_REGISTRATION, PROXY_REGISTRATION))
+        except NotFound:
+            return
+        except ReloadError as error:
+            raise LocationUnavailable(f"where {name} is could not be asked: {error}") from error
+        for stored in outcome.values:
+            if not stored.exists:
+                continue
+            try:
+                read = _read_native if stored.kind == SIP_REGISTRATION else _read_proxy
+                item = read(name, stored)
+            except InvalidMessage as error:
+                self._log.warn("an entry of {name} is skipped: {error}", name=name, error=error)
+                continue
+            if isinstance(item, str):
+                further.append(item)
+            elif item.expires_at > self._wall():
+                found[item.node_id, item.key] = item
+
+
+def resource_name(aor: str) -> str:
+    """The Resource Name of an AOR: itself without the scheme (RFC 7904 section 3.3)."""
+    scheme, colon, rest = aor.partition(":")
+    return rest if colon and scheme.lower() in ("sip", "sips") else aor
+
+
+def _read_proxy(name: str, stored: VerifiedValue) -> Binding | str:
+    """A binding, or the name that an alias stands for."""
+    registration = decode_proxy_registration(stored.value)
+    if isinstance(registration, ProxyAlias):
+        return resource_name(registration.target)
+    if registration.aor != name:
+        raise InvalidMessage(f"it names {registration.aor}")
+    extensions = dict(registration.extensions)
+    return Binding(
+        aor=f"sip:{registration.aor}",
+        key=binding_key(registration.contact, registration.instance_id, registration.reg_id),
+        contact=registration.contact,
+        node_id=_last_node(registration.destination_list),
+        path=registration.path,
+        q=registration.q / 1000,
+        instance_id=registration.instance_id,
+        reg_id=registration.reg_id,
+        call_id=registration.call_id,
+        cseq=registration.cseq,
+        expires_at=float(registration.expires_at),
+        received=extensions.get(RECEIVED_EXTENSION, b"").decode("utf-8", "replace"),
+        parameters=registration.parameters,
+        user_agent=extensions.get(USER_AGENT_EXTENSION, b"").decode("utf-8", "replace"),
+    )
+
+
+def _read_native(name: str, stored: VerifiedValue) -> Binding | str:
+    """The same for the registration of a native user agent."""
+    registration = decode_sip_registration(stored.value)
+    if isinstance(registration, SipRegistrationUri):
+        return resource_name(registration.uri)
+    return Binding(
+        aor=f"sip:{name}",
+        key=stored.key,
+        contact=f"sip:{name}",
+        node_id=_last_node(registration.destination_list),
+        expires_at=stored.storage_time / 1000 + stored.lifetime,
+        native=True,
+    )
+
+
+def _last_node(destinations: Sequence[Destination]) -> bytes:
+    """The node that a destination list leads to."""
+    for destination in reversed(destinations):
+        if isinstance(destination, NodeDestination):
+            return destination.node
+    raise InvalidMessage("its destination list names no node")
+
+
+def _to_registration(name: str, binding: Binding) -> ProxyRegistration:
+    extensions = []
+    if binding.received:
+        extensions.append((RECEIVED_EXTENSION, binding.received.encode()))
+    if binding.user_agent:
+        extensions.append((USER_AGENT_EXTENSION, binding.user_agent.encode("utf-8", "replace")))
+    return ProxyRegistration(
+        aor=name,
+        destination_list=(NodeDestination(NodeId(binding.node_id)),),
+        contact=binding.contact,
+        path=binding.path,
+        q=round(binding.q * 1000),
+        instance_id=binding.instance_id,
+        reg_id=binding.reg_id,
+        call_id=binding.call_id,
+        cseq=binding.cseq,
+        expires_at=math.ceil(binding.expires_at),
+        parameters=binding.parameters,
+        extensions=tuple(extensions),
+    )
+
+
+class _Cached(NamedTuple):
+    """What is known of one user until an instant of the wall clock; None: there is no such user."""
+
+    passwords: Mapping[str, bytes] | None
+    until: float
+
+
+class OverlayCredentials:
+    """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL and DIGEST-KEY values.
+
+    ``credential`` is this registrar's: only its private key opens the key of an epoch.
+    """
+
+    def __init__(
+        self,
+        overlay: OverlayAccess,
+        overlay_name: str,
+        credential: Credential,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._overlay = overlay
+        self._overlay_name = overlay_name
+        self._credential = credential
+        self._now = now
+        self._keys: dict[int, bytes] = {}
+        self._users: dict[str, _Cached] = {}
+
+    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
+        """H(user:realm:password) by algorithm token; None for an unknown user."""
+        name = f"{user}@{realm}"
+        known = self._users.get(name)
+        if known is not None and known.until > self._now():
+            return known.passwords
+        passwords = await self._ask(name)
+        until = self._now() + (_UNKNOWN_SECONDS if passwords is None else _KNOWN_SECONDS)
+        self._users.pop(name, None)
+        self._users[name] = _Cached(passwords, until)
+        while len(self._users) > _CACHED_USERS:
+            del self._users[next(iter(self._users))]
+        return passwords
+
+    def forget(self) -> None:
+        """Ask for everything anew."""
+        self._keys.clear()
+        self._users.clear()
+
+    async def _ask(self, name: str) -> Mapping[str, bytes] | None:
+        try:
+            outcome = await self._overlay.fetch(name, (DIGEST_CREDENTIAL,))
+            for stored in outcome.values:
+                if stored.exists:
+                    sealed = DigestCredential.decode(stored.value)
+                    key = await self._epoch_key(sealed.epoch)
+                    opened = open_credential(sealed, key, resource_id(name), DIGEST_CREDENTIAL)
+                    return {_TOKENS[algorithm]: ha1 for algorithm, ha1 in opened.items()}
+        except NotFound:
+            return None
+        except ReloadError as error:
+            raise LocationUnavailable(f"the password of {name} could not be asked: {error}") from error
+        return None
+
+    async def _epoch_key(self, epoch: int) -> bytes:
+        """The key of an epoch, unwrapped; LocationUnavailable when this registrar was not given it."""
+        if epoch in self._keys:
+            return self._keys[epoch]
+        node_id = self._credential.certificate.node_id
+        wanted = StoredDataSpecifier(DIGEST_KEY, keys=(digest_key_entry(node_id, epoch),))
+        values: tuple[VerifiedValue, ...] = ()
+        with suppress(NotFound):
+            values = (await self._overlay.fetch(digest_key_name(self._overlay_name), (wanted,))).values
+        for stored in values:
+            if stored.exists and stored.key == digest_key_entry(node_id, epoch):
+                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, self._credential.private_key)
+                self._keys[epoch] = key
+                return key
+        raise LocationUnavailable(
+            f"this registrar was not given the password key of epoch {epoch}; `p2psip user rekey` gives it"
+        )
