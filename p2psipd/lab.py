@@ -243,6 +243,10 @@ class Lab:
             os.kill(pid, which)
             if which is signal.SIGKILL:
                 self._await_end([number], 10.0)
+            elif which is signal.SIGSTOP:
+                until = time.monotonic() + 2.0
+                while not _is_stopped(pid) and time.monotonic() < until:
+                    time.sleep(0.005)
 
     def kill(self, number: int) -> None:
         """End a peer at once and without a word (SIGKILL)."""
@@ -314,7 +318,7 @@ class Lab:
         if pid is None:
             state = "dead" if (self.peer_directory(number) / "pid").exists() else "off"
             return PeerState(number, state, None, address, None)
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT":
+        if _is_stopped(pid):
             return PeerState(number, "stopped", pid, address, None)
         try:
             status = self.control(number, 2.0).get("/status")
@@ -359,6 +363,15 @@ class Lab:
         except OSError as error:
             return f"(no log: {error})"
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (its state in /proc/PID/stat, after the name in brackets)."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return bool(state) and state[0] in "tT"
 
 
 def _twistd() -> tuple[str, ...]:
