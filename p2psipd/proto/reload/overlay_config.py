@@ -431,7 +431,7 @@ def _kind_element(kind: Kind, configuration: OverlayConfiguration) -> str:
         inside.append(_element("max-node-multiple", str(kind.max_node_multiple)))
     if kind.id == SIP_REGISTRATION and configuration.domain_patterns is not None:
         patterns = [_element("sip:pattern", pattern) for pattern in configuration.domain_patterns]
-        inside.append(
-            f'<sip:domain-restriction xmlns:sip="{SIP_NAMESPACE}" enable="true">{"".join(patterns)}</sip:domain-restriction>'
-        )
+        # The prefix is declared here, so that a kind can be cut out and sent alone.
+        start = f'<sip:domain-restriction xmlns:sip="{SIP_NAMESPACE}" enable="true">'
+        inside.append(f"{start}{''.join(patterns)}</sip:domain-restriction>")
     return f"<kind-block>\n<kind {identity}>{''.join(inside)}</kind>\n</kind-block>"
