@@ -1,7 +1,7 @@
 """Digest authentication for both sides (RFC 7616, RFC 8760, RFC 3261 section 22).
 
-The server keeps no nonces: a nonce carries its time and who made it under an HMAC (`NonceIssuer`).  What it does keep, in
-bounded memory, is which nonce counts it has seen (`NonceCounts`).
+The server keeps no nonces: a nonce carries its time and who made it under an HMAC (`NonceIssuer`).  What it
+does keep, in bounded memory, is which nonce counts it has seen (`NonceCounts`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,10 @@ _BY_TOKEN = {algorithm.value.lower(): (algorithm, False) for algorithm in Algori
 
 
 def ha1(algorithm: Algorithm, user: str, realm: str, password: str) -> str:
-    """H(user:realm:password) in lower-case hex (RFC 7616 section 3.4.2).  As good as the password itself: keep it so."""
+    """H(user:realm:password) in lower-case hex (RFC 7616 section 3.4.2).
+
+    As good as the password itself: keep it so.
+    """
     return _hash(algorithm, f"{user}:{realm}:{password}")
 
 
@@ -88,7 +91,10 @@ def _hash(algorithm: Algorithm, text: str) -> str:
 
 
 def _parse_parameters(text: str) -> dict[str, str]:
-    """The auth-params of a Digest header value, names in lower case, values unquoted.  Raises MalformedMessage."""
+    """The auth-params of a Digest header value, names in lower case, values unquoted.
+
+    Raises MalformedMessage.
+    """
     scheme, _, rest = text.strip().partition(" ")
     if scheme.lower() != "digest":
         raise MalformedMessage("not the Digest scheme")
@@ -110,7 +116,10 @@ def _parse_parameters(text: str) -> dict[str, str]:
 
 
 class Challenge(NamedTuple):
-    """A WWW-Authenticate or Proxy-Authenticate value.  `algorithm_token` keeps a "-sess" that a server asked for."""
+    """A WWW-Authenticate or Proxy-Authenticate value.
+
+    `algorithm_token` keeps a "-sess" that a server asked for.
+    """
 
     realm: str
     nonce: str
@@ -130,8 +139,14 @@ class Challenge(NamedTuple):
             raise MalformedMessage("challenge without realm or nonce")
         qop = tuple([option.strip().lower() for option in found["qop"].split(",")]) if "qop" in found else ()
         return cls(
-            found["realm"], found["nonce"], algorithm, qop, found.get("stale", "").lower() == "true",
-            found.get("opaque"), found.get("domain"), session,
+            found["realm"],
+            found["nonce"],
+            algorithm,
+            qop,
+            found.get("stale", "").lower() == "true",
+            found.get("opaque"),
+            found.get("domain"),
+            session,
         )
 
     def __str__(self) -> str:
@@ -166,7 +181,10 @@ def challenges(
 
 
 class Credentials(NamedTuple):
-    """An Authorization or Proxy-Authorization value of the Digest scheme.  `nc` is 0 and `qop` None for RFC 2069 clients."""
+    """An Authorization or Proxy-Authorization value of the Digest scheme.
+
+    `nc` is 0 and `qop` None for RFC 2069 clients.
+    """
 
     username: str
     realm: str
@@ -199,8 +217,18 @@ class Credentials(NamedTuple):
         elif session and not cnonce:
             raise MalformedMessage("session algorithm without cnonce")
         return cls(
-            username, found["realm"], found["nonce"], found["uri"], found["response"].lower(), algorithm, session, qop,
-            int(count, 16) if qop is not None else 0, count, cnonce, found.get("opaque"),
+            username,
+            found["realm"],
+            found["nonce"],
+            found["uri"],
+            found["response"].lower(),
+            algorithm,
+            session,
+            qop,
+            int(count, 16) if qop is not None else 0,
+            count,
+            cnonce,
+            found.get("opaque"),
         )
 
 
@@ -219,8 +247,16 @@ def _username(found: dict[str, str]) -> str:
 
 
 def _response(
-    algorithm: Algorithm, secret: str, nonce: str, method: str, uri: str, qop: str | None, nc: str, cnonce: str,
-    session: bool, body: bytes,
+    algorithm: Algorithm,
+    secret: str,
+    nonce: str,
+    method: str,
+    uri: str,
+    qop: str | None,
+    nc: str,
+    cnonce: str,
+    session: bool,
+    body: bytes,
 ) -> str:
     """The request-digest (RFC 7616 sections 3.4.1 to 3.4.3; without qop as RFC 2617 section 3.2.2.1)."""
     if session:
@@ -235,13 +271,23 @@ def _response(
 
 
 def verify(credentials: Credentials, method: str, secret: str, body: bytes = b"") -> bool:
-    """Whether the response fits HA1 `secret`, which must be of `credentials.algorithm`.  Compares in constant time.
+    """Whether the response fits HA1 `secret`, which must be of `credentials.algorithm`.
+
+    Compares in constant time.
 
     The nonce, its count and whether `credentials.uri` is acceptable are the caller's to judge.
     """
     expected = _response(
-        credentials.algorithm, secret, credentials.nonce, method, credentials.uri, credentials.qop,
-        credentials.nc_text, credentials.cnonce, credentials.session, body,
+        credentials.algorithm,
+        secret,
+        credentials.nonce,
+        method,
+        credentials.uri,
+        credentials.qop,
+        credentials.nc_text,
+        credentials.cnonce,
+        credentials.session,
+        body,
     )
     return hmac.compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
 
@@ -260,8 +306,8 @@ def answer(
 ) -> str:
     """The Authorization or Proxy-Authorization value that answers a challenge.
 
-    `secret` is the password, or HA1 with `is_ha1`.  `nc` counts the uses of this nonce from 1.  Of the offered qop
-    values auth is taken, else auth-int, else none (RFC 2069 servers).
+    `secret` is the password, or HA1 with `is_ha1`.  `nc` counts the uses of this nonce from 1.  Of the
+    offered qop values auth is taken, else auth-int, else none (RFC 2069 servers).
     """
     algorithm, realm, nonce = challenge.algorithm, challenge.realm, challenge.nonce
     qop = next((option for option in ("auth", "auth-int") if option in challenge.qop), None)
@@ -271,8 +317,12 @@ def answer(
     response = _response(algorithm, secret, nonce, method, uri, qop, count, cnonce, challenge.session, body)
     token = algorithm.value + ("-sess" if challenge.session else "")
     parts = [
-        f"username={quote(user)}", f"realm={quote(realm)}", f"nonce={quote(nonce)}", f'uri="{check_text(uri)}"',
-        f'response="{response}"', f"algorithm={token}",
+        f"username={quote(user)}",
+        f"realm={quote(realm)}",
+        f"nonce={quote(nonce)}",
+        f'uri="{check_text(uri)}"',
+        f'response="{response}"',
+        f"algorithm={token}",
     ]
     if qop is not None:
         parts += [f"qop={qop}", f"nc={count}"]
@@ -297,7 +347,9 @@ def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorit
 
 
 class NonceState(Enum):
-    """What a nonce is: ours and fresh; genuine but too old or made by another registrar (stale=true); or none of ours."""
+    """What a nonce is: ours and fresh; genuine but too old or made by another registrar (stale=true); or
+    none of ours.
+    """
 
     VALID = "valid"
     STALE = "stale"
@@ -310,8 +362,9 @@ _NONCE_OCTETS = 36
 class NonceIssuer:
     """Makes and recognises nonces without remembering them: time, issuer and 64 random bits under an HMAC.
 
-    Registrars that share `key` recognise each other's nonces, and call them stale: counts are remembered by the one who
-    issued.  `issuer` is a name of this node; `lifetime` is seconds.  48 characters of base64url each.
+    Registrars that share `key` recognise each other's nonces, and call them stale: counts are remembered by
+    the one who issued.  `issuer` is a name of this node; `lifetime` is seconds.  48 characters of base64url
+    each.
     """
 
     __slots__ = ("_issuer", "_key", "_lifetime")
@@ -361,8 +414,9 @@ class NonceIssuer:
 class NonceCounts:
     """Which counts of which nonces have been used (RFC 7616 section 3.4, nc): each is accepted once.
 
-    Counts may arrive out of order within a window of 64.  At most `limit` nonces are remembered; of those forgotten, and
-    of those issued before `since` (wall seconds: the start of the process), nothing is accepted any more.
+    Counts may arrive out of order within a window of 64.  At most `limit` nonces are remembered; of those
+    forgotten, and of those issued before `since` (wall seconds: the start of the process), nothing is
+    accepted any more.
     """
 
     __slots__ = ("_forgotten_until", "_limit", "_seen")

@@ -1,7 +1,7 @@
 """The one family of exceptions that leaves the SIP core.
 
-Every error carries the SIP status code that answers the fault (RFC 3261 section 21) and, where one could be formed,
-the partially parsed request that the answer is made from.
+Every error carries the SIP status code that answers the fault (RFC 3261 section 21) and, where one could be
+formed, the partially parsed request that the answer is made from.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ __all__ = [
 class SipError(Exception):
     """A fault in SIP input, or in what a local user asked of the SIP core.
 
-    `status` is the answer's status code and `reason` its reason phrase (plain text, no line ends).  `request` is what
-    to answer with `make_response(error.request, error.status, error.reason)`; None means drop: nothing to answer.
+    `status` is the answer's status code and `reason` its reason phrase (plain text, no line ends).
+    `request` is what to answer with `make_response(error.request, error.status, error.reason)`; None means
+    drop: nothing to answer.
     """
 
     status: int = 400
@@ -39,7 +40,9 @@ class SipError(Exception):
 
 
 class MalformedMessage(SipError):
-    """The bytes are no SIP message, or a header that must be understood is malformed: 400 (RFC 3261 section 21.4.1)."""
+    """The bytes are no SIP message, or a header that must be understood is malformed: 400 (RFC 3261 section
+    21.4.1).
+    """
 
 
 class MalformedUri(MalformedMessage):

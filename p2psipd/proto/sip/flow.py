@@ -13,10 +13,10 @@ Address = tuple[str, int]
 class Flow:
     """One direction-less path: a connection, or a pair of UDP addresses. Immutable, compared by value.
 
-    `transport` is "UDP", "TCP", "TLS", "WS" or "WSS"; `remote` and `local` are (host, port) of the socket, IPv6 hosts without
-    brackets; `connection` tells two connections between the same addresses apart (any hashable: a counter); `sent_by` is the
-    (host, port) that we write into our Via on this flow (default: `local`; port 0 means "write none"). Transports may
-    subclass it to hang their own state on it.
+    `transport` is "UDP", "TCP", "TLS", "WS" or "WSS"; `remote` and `local` are (host, port) of the socket,
+    IPv6 hosts without brackets; `connection` tells two connections between the same addresses apart (any
+    hashable: a counter); `sent_by` is the (host, port) that we write into our Via on this flow (default:
+    `local`; port 0 means "write none"). Transports may subclass it to hang their own state on it.
     """
 
     __slots__ = ("_hash", "connection", "local", "reliable", "remote", "secure", "sent_by", "transport")

@@ -6,6 +6,7 @@ Values are immutable, and ``str()`` of a parsed one is verbatim its text without
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from p2psipd.proto.sip.errors import MalformedMessage
@@ -17,7 +18,8 @@ __all__ = ["CSeq", "NameAddr", "Parameters", "Via", "quote", "split_list", "unqu
 _NAME_ADDR = re.compile(
     r'\s*+(?:"((?:[^"\\]|\\.)*+)"\s*+|([^"<>,;:@\\]*+))<([^<>\s"]++)>\s*+(;.*+)?', re.DOTALL
 )
-# Without brackets all parameters are the header's, and the URI may hold neither "?" nor "," (RFC 3261 section 20.10).
+# Without brackets all parameters are the header's, and the URI may hold neither "?" nor "," (RFC 3261
+# section 20.10).
 _ADDR_SPEC = re.compile(r"\s*+([A-Za-z][A-Za-z0-9+.\-]*+:[^\s;?,<>\"]++)\s*+(;.*+)?", re.DOTALL)
 _VIA = re.compile(
     rf"\s*+({TOKEN}++)\s*+/\s*+({TOKEN}++)\s*+/\s*+({TOKEN}++)\s++"
@@ -71,7 +73,8 @@ def unquote(text: str) -> str:
 class NameAddr:
     """An address with parameters: From, To, Contact, Route, Record-Route, Path ... (RFC 3261 section 20).
 
-    `display` is unquoted, `params` are the header's parameters (those after the ">").  The URI is parsed when first read.
+    `display` is unquoted, `params` are the header's parameters (those after the ">").  The URI is parsed
+    when first read.
     """
 
     __slots__ = ("_text", "_uri", "display", "params", "uri_text")
@@ -94,6 +97,10 @@ class NameAddr:
     @classmethod
     def parse(cls, text: str) -> NameAddr:
         """One address.  Raises MalformedMessage; the URI itself is judged when `uri` is read."""
+        return _short_address(text) if len(text) < _CACHED_LENGTH else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> NameAddr:
         match = _NAME_ADDR.fullmatch(text)
         made = cls.__new__(cls)
         if match:
@@ -129,7 +136,10 @@ class NameAddr:
 
     @property
     def q(self) -> float | None:
-        """The preference, 0 to 1; None when absent.  Raises MalformedMessage when out of range (RFC 3261 section 25.1)."""
+        """The preference, 0 to 1; None when absent.
+
+        Raises MalformedMessage when out of range (RFC 3261 section 25.1).
+        """
         text = self.params.get("q")
         if text is None:
             return None
@@ -139,7 +149,9 @@ class NameAddr:
 
     @property
     def expires(self) -> int | None:
-        """The lifetime asked for in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section 10.2.1.1)."""
+        """The lifetime asked for in seconds, at most 2^32-1; None when absent or no number (RFC 3261
+        section 10.2.1.1).
+        """
         text = self.params.get("expires")
         if not text or not (text.isascii() and text.isdigit()):
             return None
@@ -204,6 +216,10 @@ class Via:
     @classmethod
     def parse(cls, text: str) -> Via:
         """One value.  Raises MalformedMessage."""
+        return _short_via(text) if len(text) < _CACHED_LENGTH else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> Via:
         match = _VIA.fullmatch(text)
         if not match:
             raise MalformedMessage("bad Via")
@@ -230,11 +246,15 @@ class Via:
 
     @property
     def rport(self) -> int | None:
-        """The port that the request came from; 0 when asked for but not filled in, None when absent (RFC 3581)."""
+        """The port that the request came from; 0 when asked for but not filled in, None when absent (RFC
+        3581).
+        """
         value = self.params.get("rport")
         if value is None:
             return None
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 6 and int(value) < 65536 else 0
+        return (
+            int(value) if value.isascii() and value.isdigit() and len(value) < 6 and int(value) < 65536 else 0
+        )
 
     @property
     def default_port(self) -> int:
@@ -253,10 +273,10 @@ class Via:
         return host if self.port is None else f"{host}:{self.port}"
 
     def stamped(self, host: str, port: int) -> Via:
-        """The same value marked with where the request really came from (RFC 3261 section 18.2.1, RFC 3581 section 4).
+        """The same value marked with where the request really came from (RFC 3261 18.2.1, RFC 3581 4).
 
-        `received` is written when rport was asked for or `host` differs from sent-by; a `received` that the sender
-        wrote is replaced.  The rest stays verbatim.
+        `received` is written when rport was asked for or `host` differs from sent-by; a `received` that the
+        sender wrote is replaced.  The rest stays verbatim.
         """
         asked = "rport" in self.params
         claimed = "received" in self.params
@@ -270,11 +290,17 @@ class Via:
             text = f"{self.protocol}/{self.transport} {self.hostport}{params}"
         else:
             if asked:
-                text = _BARE_RPORT.sub(rf"\g<0>={port}", text, count=1)
+                bare = _BARE_RPORT.search(text)
+                text = f"{text[: bare.end()]}={port}{text[bare.end() :]}" if bare else text
             text = f"{text};received={host}"
             pairs = [(name, str(port) if name.lower() == "rport" else value) for name, value in params]
             params = Parameters.trusted((*pairs, ("received", host)), text)
-        made.protocol, made.transport, made.host, made.port = self.protocol, self.transport, self.host, self.port
+        made.protocol, made.transport, made.host, made.port = (
+            self.protocol,
+            self.transport,
+            self.host,
+            self.port,
+        )
         made.params, made.branch, made._text = params, self.branch, text
         return made
 
@@ -293,6 +319,12 @@ class Via:
 
     def __repr__(self) -> str:
         return f"Via({self._text!r})"
+
+
+# Addresses and Vias come back in every message of a call or transaction; being immutable, they can be shared.
+_CACHED_LENGTH = 256
+_short_address = lru_cache(maxsize=4096)(NameAddr._parse)
+_short_via = lru_cache(maxsize=4096)(Via._parse)
 
 
 class CSeq(NamedTuple):

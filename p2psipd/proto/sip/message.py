@@ -1,7 +1,8 @@
 """SIP messages: lazy and byte-preserving (RFC 3261 section 7).
 
-A message is its start line, its header lines as they came, and its body.  Values are decoded when first read; edits
-replace, insert or drop whole lines, so that everything nobody touched leaves as it came, in its order.
+A message is its start line, its header lines as they came, and its body.  Values are decoded when first
+read; edits replace, insert or drop whole lines, so that everything nobody touched leaves as it came, in its
+order.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _DIGITS = re.compile(r"[0-9]++")
 _CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
 _REQUIRED = ("via", "from", "to", "call-id", "cseq")
+_ADDRESS_HEADERS = frozenset({"contact", "route", "record-route", "path"})
+_TOKEN_HEADERS = frozenset({"require", "proxy-require", "supported", "allow"})
 _COPIED = frozenset({"via", "from", "to", "call-id", "cseq"})
 _DIALOG_METHODS = frozenset({"INVITE", "SUBSCRIBE", "NOTIFY", "REFER", "UPDATE"})
 
@@ -72,7 +75,7 @@ class Message(ABC):
             self._lines.append(_line(name, value))
         self.remove("content-length")
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
     @property
     def headers(self) -> list[tuple[str, bytes]]:
@@ -96,7 +99,12 @@ class Message(ABC):
     def get_all(self, name: str) -> list[str]:
         """All values of this name; those of list headers are split at commas (RFC 3261 section 7.3.1)."""
         lower = canonical(name)
-        values = [_value(line) for key, line in zip(self._names, self._lines, strict=True) if key == lower]
+        if self._names.count(lower) == 1:
+            values = [_value(self._lines[self._names.index(lower)])]
+        else:
+            values = [
+                _value(line) for key, line in zip(self._names, self._lines, strict=True) if key == lower
+            ]
         if lower not in LIST_HEADERS:
             return values
         members: list[str] = []
@@ -107,10 +115,11 @@ class Message(ABC):
                 raise MessageTooLarge(f"too many values of {lower}")
         return members
 
-    def _need(self, name: str) -> str:
-        value = self.get(name)
+    def _need(self, lower: str) -> str:
+        names = self._names
+        value = _value(self._lines[names.index(lower)]) if lower in names else ""
         if not value:
-            raise MalformedMessage(f"missing {written(name)}")
+            raise MalformedMessage(f"missing {written(lower)}")
         return value
 
     @property
@@ -128,7 +137,11 @@ class Message(ABC):
         """All Via values, top first."""
         found: tuple[Via, ...] | None = self._cache.get("via")
         if found is None:
-            found = self._cache["via"] = tuple([Via.parse(value) for value in self.get_all("via")])
+            if self._names.count("via") == 1 and b"," not in self._lines[self._names.index("via")]:
+                found = (Via.parse(self._need("via")),)
+            else:
+                found = tuple([Via.parse(value) for value in self.get_all("via")])
+            self._cache["via"] = found
         return found
 
     @property
@@ -142,10 +155,13 @@ class Message(ABC):
     @property
     def call_id(self) -> str:
         """The Call-ID."""
-        value = self._need("call-id")
-        if not _CALL_ID.fullmatch(value):
-            raise MalformedMessage("bad Call-ID")
-        return value
+        found: str | None = self._cache.get("call-id")
+        if found is None:
+            found = self._need("call-id")
+            if not _CALL_ID.fullmatch(found):
+                raise MalformedMessage("bad Call-ID")
+            self._cache["call-id"] = found
+        return found
 
     @property
     def from_(self) -> NameAddr:
@@ -184,7 +200,8 @@ class Message(ABC):
     @property
     def contact_star(self) -> bool:
         """Whether Contact is "*" (RFC 3261 section 10.2.2)."""
-        return self.get_all("contact") == ["*"] if "contact" in self._names else False
+        names = self._names
+        return names.count("contact") == 1 and _value(self._lines[names.index("contact")]) == "*"
 
     @property
     def contacts(self) -> tuple[NameAddr, ...]:
@@ -218,7 +235,9 @@ class Message(ABC):
 
     @property
     def expires(self) -> int | None:
-        """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section 10.2.1.1)."""
+        """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section
+        10.2.1.1).
+        """
         value = self.get("expires")
         if value is None or not _DIGITS.fullmatch(value):
             return None
@@ -257,7 +276,7 @@ class Message(ABC):
         """Methods of Allow; they are case-sensitive."""
         return tuple(self.get_all("allow")) if "allow" in self._names else ()
 
-    # -- editing ---------------------------------------------------------------------------------------------------
+    # -- editing -------------------------------------------------------------------------------------------
 
     def _changed(self, lower: str) -> None:
         self._cache.pop(lower, None)
@@ -374,12 +393,13 @@ class Message(ABC):
         elif not data:
             self.remove("content-type")
 
-    # -- checking and writing --------------------------------------------------------------------------------------
+    # -- checking and writing ------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Decode all that a proxy or user agent must understand.
 
-        Raises MalformedMessage whose `request` is this message if it is a request that may be answered (no ACK).
+        Raises MalformedMessage whose `request` is this message if it is a request that may be answered (no
+        ACK).
         """
         try:
             self._check()
@@ -389,26 +409,25 @@ class Message(ABC):
 
     def _check(self) -> None:
         names = self._names
-        for name in _REQUIRED:
-            if name not in names:
-                raise MalformedMessage(f"missing {written(name)}")
-        for name in _SINGLE:
-            if names.count(name) > 1:
-                raise MalformedMessage(f"more than one {written(name)}")
-        if names.count("via") == 1 and "top_via" in self._cache and b"," not in self._lines[names.index("via")]:
-            self._cache["via"] = (self.top_via,)
-        elif not self.vias:
+        present = set(names)
+        if not present.issuperset(_REQUIRED):
+            raise MalformedMessage(
+                f"missing {written(next(name for name in _REQUIRED if name not in present))}"
+            )
+        if len(present) != len(names):
+            for name in _SINGLE:
+                if names.count(name) > 1:
+                    raise MalformedMessage(f"more than one {written(name)}")
+        vias = self.vias
+        if not vias:
             raise MalformedMessage("missing Via")
-        else:
-            self._cache["top_via"] = self.vias[0]
+        self._cache["top_via"] = vias[0]
         _ = (self.call_id, self.cseq, self.from_.uri, self.to.uri, self.max_forwards)
-        for name in ("contact", "route", "record-route", "path"):
-            if name in names and not (name == "contact" and self.contact_star):
-                for address in self._addresses(name):
-                    _ = (address.uri, address.q) if name == "contact" else address.uri
-        for name in ("require", "proxy-require", "supported", "allow"):
-            if name in names:
-                self.get_all(name)
+        for name in _ADDRESS_HEADERS & present:
+            for address in self.contacts if name == "contact" else self._addresses(name):
+                _ = (address.uri, address.q) if name == "contact" else address.uri
+        for name in _TOKEN_HEADERS & present:
+            self.get_all(name)
 
     @abstractmethod
     def _start_line(self) -> bytes:
@@ -502,9 +521,16 @@ class Response(Message):
     __slots__ = ("reason", "status")
 
     def __init__(
-        self, status: int, reason: str | None = None, headers: Iterable[tuple[str, str]] = (), body: bytes = b""
+        self,
+        status: int,
+        reason: str | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes = b"",
     ) -> None:
-        """Raises MalformedMessage for what can't stand in a message.  The reason defaults to the RFC's phrase."""
+        """Raises MalformedMessage for what can't stand in a message.
+
+        The reason defaults to the RFC's phrase.
+        """
         super().__init__(headers, body)
         if not 100 <= status <= 699:
             raise MalformedMessage("bad status code")
@@ -532,15 +558,17 @@ def _line(name: str, value: str) -> bytes:
 
 
 def _value(line: bytes) -> str:
-    text = line.partition(b":")[2].decode("utf-8", "replace")
-    return (_FOLD.sub(" ", text) if "\n" in text else text).strip(" \t\r\n")
+    text = line[line.index(b":") + 1 :].decode("utf-8", "replace")
+    if "\n" in text:
+        text = _FOLD.sub(" ", text)
+    return text.strip(" \t\r\n")
 
 
 def parse_message(datagram: bytes) -> Request | Response:
-    """One datagram (or one WebSocket frame) as a message; octets beyond Content-Length are ignored (RFC 3261 section 18.3).
+    """One datagram (or one WebSocket frame) as a message; octets beyond Content-Length are ignored.
 
-    Only framing and start line are judged here; `check()` judges the headers.  Raises SipError, whose `request` is set
-    when there is something to answer to.
+    RFC 3261 section 18.3.  Only framing and start line are judged here; `check()` judges the headers.
+    Raises SipError, whose `request` is set when there is something to answer to.
     """
     head, separator, body = datagram.partition(b"\r\n\r\n")
     if datagram[:1] in b"\r\n" or head.count(b"\n") != head.count(b"\r\n"):
@@ -564,11 +592,11 @@ def _split_liberal(data: bytes) -> tuple[bytes, bytes, bytes]:
     end = _HEAD_END.search(data, start)
     if end is None:
         return _LINE_END.sub(b"\r\n", data[start:]).rstrip(b"\r\n"), b"", b""
-    return _LINE_END.sub(b"\r\n", data[start:end.start()]), b"\r\n\r\n", data[end.end():]
+    return _LINE_END.sub(b"\r\n", data[start : end.start()]), b"\r\n\r\n", data[end.end() :]
 
 
 def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
-    """A message without its body from start line and headers (CRLF between, none at the end), and its Content-Length.
+    """A message without its body, from start line and headers (CRLF between), and its Content-Length.
 
     Raises SipError as `parse_message` does.
     """
@@ -637,7 +665,9 @@ def _bare(kind: type[T], names: list[str], lines: list[bytes]) -> T:
     return result
 
 
-def _parse_start(start: bytes, names: list[str], lines: list[bytes], fault: SipError | None) -> Request | Response:
+def _parse_start(
+    start: bytes, names: list[str], lines: list[bytes], fault: SipError | None
+) -> Request | Response:
     match = _REQUEST_LINE.fullmatch(start)
     if match:
         method, uri, version = match.groups()
@@ -668,9 +698,16 @@ def _parse_start(start: bytes, names: list[str], lines: list[bytes], fault: SipE
 
 
 def _salvage(start: bytes, names: list[str], lines: list[bytes]) -> Request | None:
-    """A request to answer to, if the start line at least begins like one and there is a Via to send the answer along."""
+    """A request to answer to, if the start line at least begins like one and there is a Via to send the
+    answer along.
+    """
     method = start.partition(b" ")[0].decode("ascii", "replace")
-    if not _METHOD.fullmatch(method) or method == "ACK" or method.upper().startswith("SIP/") or "via" not in names:
+    if (
+        not _METHOD.fullmatch(method)
+        or method == "ACK"
+        or method.upper().startswith("SIP/")
+        or "via" not in names
+    ):
         return None
     request = _bare(Request, names, lines)
     request.method = method
@@ -687,15 +724,20 @@ def make_response(
 ) -> Response:
     """A response to `request` (RFC 3261 section 8.2.6): Via, From, To, Call-ID, CSeq copied as they came.
 
-    `to_tag` is appended to a To without tag, except for 100.  Record-Route is copied into answers that form a dialog
-    (section 12.1.1), Timestamp into 100.  Works for malformed requests too (what is missing stays missing).
+    `to_tag` is appended to a To without tag, except for 100.  Record-Route is copied into answers that form
+    a dialog (section 12.1.1), Timestamp into 100.  Works for malformed requests too (what is missing stays
+    missing).
     """
     response = Response(status, reason, headers)
     names: list[str] = []
     lines: list[bytes] = []
     with_route = 101 <= status <= 299 and request.method in _DIALOG_METHODS
     for name, line in zip(request._names, request._lines, strict=True):
-        if name in _COPIED or (name == "record-route" and with_route) or (name == "timestamp" and status == 100):
+        if (
+            name in _COPIED
+            or (name == "record-route" and with_route)
+            or (name == "timestamp" and status == 100)
+        ):
             if name == "to" and to_tag is not None and status > 100 and not _has_tag(request):
                 line = b"%s;tag=%s" % (line.rstrip(), check_text(to_tag).encode("utf-8", "replace"))
             names.append(name)

@@ -1,4 +1,6 @@
-"""The ``;name=value`` lists of URIs and header values, kept as they came (RFC 3261 sections 7.3.1, 19.1.1, 25.1)."""
+"""The ``;name=value`` lists of URIs and header values, kept as they came (RFC 3261 sections 7.3.1, 19.1.1,
+25.1).
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ __all__ = ["TOKEN", "Parameters", "check_text"]
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]"
 _TOKENS = re.compile(TOKEN + "++")
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
-# Header parameters.  Wider than the grammar where nothing can be confused: IPv6 with or without brackets (RFC 5118 section
-# 4.5), '=' inside values (base64), UTF-8, and an empty value.
+# Header parameters.  Wider than the grammar where nothing can be confused: IPv6 with or without brackets
+# (RFC 5118 section 4.5), '=' inside values (base64), UTF-8, and an empty value.
 _ITEM = rf"\s*+;\s*+({TOKEN}++)(?:\s*+=\s*+({_QUOTED}|[^\s;,\"<>?]*+))?"
 _ITEMS = re.compile(rf"(?:{_ITEM})*+\s*+", re.DOTALL)
 _EACH = re.compile(_ITEM, re.DOTALL)
@@ -31,9 +33,10 @@ def check_text(text: str) -> str:
 
 
 class Parameters:
-    """An ordered, immutable list of parameters: names compare without case, values are verbatim (quotes included).
+    """An ordered, immutable list of parameters: names compare without case, values are verbatim.
 
-    ``str()`` gives ``;a=b;c``, verbatim what was parsed.  Of repeated names the first counts.
+    Values keep their quotes.  ``str()`` gives ``;a=b;c``, verbatim what was parsed.  Of repeated names the
+    first counts.
     """
 
     __slots__ = ("_items", "_text")
@@ -42,7 +45,10 @@ class Parameters:
     _text: str
 
     def __init__(self, items: Iterable[tuple[str, str | None]] = ()) -> None:
-        """From (name, value) pairs; value None means no "=".  Raises MalformedMessage for what is no parameter."""
+        """From (name, value) pairs; value None means no "=".
+
+        Raises MalformedMessage for what is no parameter.
+        """
         pairs = tuple(items)
         text = "".join([f";{name}" if value is None else f";{name}={value}" for name, value in pairs])
         if pairs and not _ITEMS.fullmatch(check_text(text)):
@@ -67,9 +73,7 @@ class Parameters:
             return cls.trusted(_split(text), text)
         if not _ITEMS.fullmatch(text):
             raise MalformedMessage("bad parameters")
-        pairs: list[tuple[str, str | None]] = [
-            (match[1], match[2]) for match in _EACH.finditer(text)
-        ]
+        pairs: list[tuple[str, str | None]] = [(match[1], match[2]) for match in _EACH.finditer(text)]
         return cls.trusted(tuple(pairs), text.strip())
 
     @classmethod

@@ -1,4 +1,6 @@
-"""SIP over byte streams (RFC 3261 section 18.3) and the keep-alives between messages (RFC 5626 sections 3.5.1 and 4.4.1)."""
+"""SIP over byte streams (RFC 3261 section 18.3) and the keep-alives between messages (RFC 5626 sections
+3.5.1 and 4.4.1).
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ class KeepAlive(Enum):
 class StreamParser:
     """Cuts a TCP or TLS stream into messages.  Octets that come one at a time cost no more than all at once.
 
-    `max_header` and `max_body` are octets.  A fault ends the stream: `feed` first returns the messages before it, and
-    raises it (a SipError, `request` set if it is to be answered before closing) when there are none left to return.
+    `max_header` and `max_body` are octets.  A fault ends the stream: `feed` first returns the messages
+    before it, and raises it (a SipError, `request` set if it is to be answered before closing) when there
+    are none left to return.
     """
 
     __slots__ = ("_buffer", "_fault", "_lone", "_max_body", "_max_header", "_message", "_missing", "_scanned")
@@ -70,7 +73,8 @@ class StreamParser:
         return found
 
     def _step(self, found: list[Request | Response | KeepAlive]) -> bool:
-        """Take one message, or the line ends before one, off the buffer; False when more octets are needed."""
+        """Take one message, or the line ends before one, off the buffer; False when more octets are needed.
+        """
         buffer = self._buffer
         if self._message is not None:
             if len(buffer) < self._missing:
@@ -111,7 +115,9 @@ class StreamParser:
         self._missing = length
 
     def _line_ends(self, found: list[Request | Response | KeepAlive]) -> bool:
-        """A lone CRLF at the end of what has come is a pong at once; when its second half follows, it was a ping."""
+        """A lone CRLF at the end of what has come is a pong at once; when its second half follows, it was a
+        ping.
+        """
         buffer = self._buffer
         count = len(buffer) - len(buffer.lstrip(b"\r\n"))
         if bytes(buffer[:count]) == b"\r":

@@ -1,8 +1,9 @@
 """The transaction layer (RFC 3261 section 17, with RFC 6026 and RFC 4320).
 
-One object holds all transactions, their index and their timers.  It is a Machine on monotonic time (``now``, seconds); it
-dates nothing, so there is no ``wall``.  A transaction is a small record with two timers: *repeat* (timers A, E, G, and the
-moment for an automatic 100) and *expire* (B, D, F, H, I, J, K, L, M).
+One object holds all transactions, their index and their timers.  It is a Machine on monotonic time
+(``now``, seconds); it dates nothing, so there is no ``wall``.  A transaction is a small record with two
+timers: *repeat* (timers A, E, G, and the moment for an automatic 100) and *expire* (B, D, F, H, I, J, K, L,
+M).
 """
 
 from __future__ import annotations
@@ -81,8 +82,19 @@ class State(Enum):
 class _Transaction:
     """What client and server transactions have in common."""
 
-    __slots__ = ("data", "expire_at", "failed", "flow", "index", "interval", "invite", "name", "repeat_at", "request",
-                 "state")
+    __slots__ = (
+        "data",
+        "expire_at",
+        "failed",
+        "flow",
+        "index",
+        "interval",
+        "invite",
+        "name",
+        "repeat_at",
+        "request",
+        "state",
+    )
 
     def __init__(self, name: Hashable, index: _Key, flow: Flow, invite: bool, state: State) -> None:
         self.name = name
@@ -123,13 +135,12 @@ class _Server(_Transaction):
 class TransactionLayer:
     """All transactions of one node.
 
-    `receive` takes an Input, `handle_timer` does what is due; both return Outputs in the order to perform them.  Only a
-    misuse by the local user raises (SendRequest with a key that is in use, or an ACK): SipError.
+    `receive` takes an Input, `handle_timer` does what is due; both return Outputs in the order to perform
+    them.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an ACK):
+    SipError.
     """
 
-    def __init__(
-        self, random: RandomSource, timers: Timers = Timers(), limits: Limits = Limits()  # noqa: B008
-    ) -> None:
+    def __init__(self, random: RandomSource, timers: Timers = Timers(), limits: Limits = Limits()) -> None:
         self._random = random
         self._timers = timers
         self._limits = limits
@@ -145,7 +156,7 @@ class TransactionLayer:
         self._count = 0
         self._out: list[Output] = []
 
-    # -- the machine's face ----------------------------------------------------------------------------------------
+    # -- the machine's face --------------------------------------------------------------------------------
 
     def receive(self, item: Input, now: float) -> list[Output]:
         """Take one input; what to do because of it."""
@@ -217,7 +228,7 @@ class TransactionLayer:
         """A new From or To tag of 64 random bits (RFC 3261 section 19.3)."""
         return f"{self._random.getrandbits(64):016x}"
 
-    # -- timers and bookkeeping ------------------------------------------------------------------------------------
+    # -- timers and bookkeeping ----------------------------------------------------------------------------
 
     def _arm(self, transaction: _Transaction, at: float) -> None:
         self._count += 1
@@ -278,7 +289,9 @@ class TransactionLayer:
         if isinstance(transaction, _Server):
             if transaction.invite and (waiting or transaction.state is State.COMPLETED):
                 if waiting and transaction.request is not None:
-                    self._send(transaction, make_response(transaction.request, 408, to_tag=self.new_tag()).encode())
+                    self._send(
+                        transaction, make_response(transaction.request, 408, to_tag=self.new_tag()).encode()
+                    )
                 self._out.append(TransactionTimedOut(transaction.name))
         elif isinstance(transaction, _Client) and waiting and not transaction.silent:
             self._out.append(TransactionTimedOut(transaction.name))
@@ -306,7 +319,7 @@ class TransactionLayer:
         silent = isinstance(transaction, _Client) and transaction.silent
         self._out.append(SendMessage(transaction.flow, data, None if silent else transaction.name))
 
-    # -- server side -----------------------------------------------------------------------------------------------
+    # -- server side ---------------------------------------------------------------------------------------
 
     def _request_received(self, flow: Flow, request: Request, now: float) -> None:
         try:
@@ -436,7 +449,7 @@ class TransactionLayer:
         else:
             self._linger(server, State.COMPLETED, now + self._timeout)
 
-    # -- client side -----------------------------------------------------------------------------------------------
+    # -- client side ---------------------------------------------------------------------------------------
 
     def _via(self, flow: Flow, branch: str) -> Via:
         pairs: list[tuple[str, str | None]] = [("branch", branch)]
@@ -488,7 +501,9 @@ class TransactionLayer:
         client = self._clients.get((via.branch, method))
         if client is None:
             # RFC 3261 section 18.1.2: only what was sent by us.
-            mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (flow.sent_by[1] or via.default_port)
+            mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (
+                flow.sent_by[1] or via.default_port
+            )
             if mine and method == "INVITE" and 200 <= response.status < 300:
                 self._out.append(ResponseReceived(None, response, flow))
         elif client.invite:
@@ -562,7 +577,7 @@ class TransactionLayer:
         child.silent = True
         self._launch(child, cancel, now)
 
-    # -- transport faults ------------------------------------------------------------------------------------------
+    # -- transport faults ----------------------------------------------------------------------------------
 
     def _transport_failed(self, item: TransportFailed) -> None:
         touched: list[_Transaction] = []
@@ -601,7 +616,13 @@ def _server_index(request: Request, via: Via, method: str, like: _Key | None = N
     if branch is not None and len(branch) > len(COOKIE) and branch.startswith(COOKIE):
         return (branch.lower(), via.host, via.port or 0, method)
     return (
-        request.uri_text, request.from_tag, request.call_id, request.cseq.number, str(via), "2543", method,
+        request.uri_text,
+        request.from_tag,
+        request.call_id,
+        request.cseq.number,
+        str(via),
+        "2543",
+        method,
     )
 
 

@@ -31,14 +31,19 @@ class Timers(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Bounds of memory: how many transactions may be open, and how many answered ones may linger for retransmissions."""
+    """Bounds of memory: how many transactions may be open, and how many answered ones may linger for
+    retransmissions.
+    """
 
     open: int = 20_000
     lingering: int = 20_000
 
 
 class MessageReceived(NamedTuple):
-    """A parsed message came in on `flow`.  The layer checks it and marks its top Via; the message is then the layer's."""
+    """A parsed message came in on `flow`.
+
+    The layer checks it and marks its top Via; the message is then the layer's.
+    """
 
     flow: Flow
     message: Request | Response
@@ -47,8 +52,9 @@ class MessageReceived(NamedTuple):
 class SendRequest(NamedTuple):
     """Start a client transaction.
 
-    `key` is the caller's name for it, unique among its live ones, and the transaction's id in all outputs.  The layer
-    pushes our Via (`flow.sent_by`, a new branch with `branch_tag` appended) onto a copy: the request must not have it.
+    `key` is the caller's name for it, unique among its live ones, and the transaction's id in all outputs.
+    The layer pushes our Via (`flow.sent_by`, a new branch with `branch_tag` appended) onto a copy: the
+    request must not have it.
     """
 
     flow: Flow
@@ -58,10 +64,10 @@ class SendRequest(NamedTuple):
 
 
 class SendResponse(NamedTuple):
-    """Answer a server transaction.  Unknown ids are ignored (RFC 6026 section 8.3: such a response is discarded).
+    """Answer a server transaction.  Unknown ids are ignored (RFC 6026 section 8.3).
 
-    A 2xx to INVITE may be given again while the transaction lives.  To other requests, 1xx but 100, an early 100 over
-    UDP and any 408 are not sent (RFC 4320).
+    A 2xx to INVITE may be given again while the transaction lives.  To other requests, 1xx but 100, an
+    early 100 over UDP and any 408 are not sent (RFC 4320).
     """
 
     transaction: str
@@ -78,8 +84,8 @@ class SendStateless(NamedTuple):
 class Cancel(NamedTuple):
     """Cancel a client INVITE (RFC 3261 section 9.1), now or when its first provisional response comes.
 
-    `reason` is the value of a Reason header for the CANCEL (RFC 3326).  The CANCEL's own outcome is not reported; if no
-    final response to the INVITE follows in 64*T1, TransactionTimedOut is.
+    `reason` is the value of a Reason header for the CANCEL (RFC 3326).  The CANCEL's own outcome is not
+    reported; if no final response to the INVITE follows in 64*T1, TransactionTimedOut is.
     """
 
     key: Hashable
@@ -87,7 +93,9 @@ class Cancel(NamedTuple):
 
 
 class TransportFailed(NamedTuple):
-    """The transport could not send, or a connection is gone: for all transactions of `flow`, or for one of them."""
+    """The transport could not send, or a connection is gone: for all transactions of `flow`, or for one of
+    them.
+    """
 
     flow: Flow | None = None
     transaction: Hashable = None
@@ -105,8 +113,9 @@ class SendMessage(NamedTuple):
 class RequestReceived(NamedTuple):
     """A new request, its top Via marked with received and rport.
 
-    ACK: `transaction` is None, `invite` the accepted INVITE if it can be known (RFC 2543 clients).  CANCEL: answer its own
-    `transaction` (200, or 481); `invite` is the transaction that it cancels, None if there is none.
+    ACK: `transaction` is None, `invite` the accepted INVITE if it can be known (RFC 2543 clients).  CANCEL:
+    answer its own `transaction` (200, or 481); `invite` is the transaction that it cancels, None if there
+    is none.
     """
 
     transaction: str | None
@@ -116,10 +125,10 @@ class RequestReceived(NamedTuple):
 
 
 class ResponseReceived(NamedTuple):
-    """A response to a SendRequest, our Via still on top: every provisional, one final, and each 2xx to an INVITE.
+    """A response to a SendRequest, our Via still on top: every 1xx, one final, each 2xx to an INVITE.
 
-    `transaction` is its key; None for a 2xx to an INVITE whose transaction is gone (a user agent ACKs it, a proxy drops
-    it, RFC 6026 section 7.3).
+    `transaction` is its key; None for a 2xx to an INVITE whose transaction is gone (a user agent ACKs it, a
+    proxy drops it, RFC 6026 section 7.3).
     """
 
     transaction: Hashable
@@ -134,14 +143,19 @@ class TransactionTimedOut(NamedTuple):
 
 
 class TransactionFailed(NamedTuple):
-    """The transport failed: on the client side as 503; on the server side the answer could not be delivered."""
+    """The transport failed: on the client side as 503; on the server side the answer could not be
+    delivered.
+    """
 
     transaction: Hashable
     reason: str
 
 
 class TransactionEnded(NamedTuple):
-    """Nothing more will come of this transaction.  Comes exactly once for each key and each server transaction."""
+    """Nothing more will come of this transaction.
+
+    Comes exactly once for each key and each server transaction.
+    """
 
     transaction: Hashable
 

@@ -1,7 +1,7 @@
 """URIs of SIP: sip, sips, tel, and any other scheme kept as it came (RFC 3261 section 19.1, RFC 3966).
 
-``parse_uri(text)`` gives a SipUri, a TelUri or an OpaqueUri.  All three are immutable and hashable, and ``str()`` of a parsed
-one is verbatim its text.
+``parse_uri(text)`` gives a SipUri, a TelUri or an OpaqueUri.  All three are immutable and hashable, and
+``str()`` of a parsed one is verbatim its text.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ _CACHED_LENGTH = 256
 
 
 def unescape(text: str) -> str:
-    """Percent-escapes decoded as UTF-8.  Octets that are not UTF-8 stay escaped (in upper case), so any text is safe here."""
+    """Percent-escapes decoded as UTF-8.
+
+    Octets that are not UTF-8 stay escaped (in upper case), so any text is safe here.
+    """
     if "%" not in text:
         return text
     raw = unquote_to_bytes(text)
@@ -51,15 +54,22 @@ def unescape(text: str) -> str:
 
 
 def escape_user(text: str) -> str:
-    """A user part from plain text: what the grammar does not let stand is percent-escaped (RFC 3261 section 19.1.2)."""
-    return "".join([
-        char if char in _USER_SAFE else "".join([f"%{octet:02X}" for octet in char.encode("utf-8", "replace")])
-        for char in text
-    ])
+    """A user part from plain text: what the grammar does not let stand is percent-escaped (RFC 3261 section
+    19.1.2).
+    """
+    return "".join(
+        [
+            char
+            if char in _USER_SAFE
+            else "".join([f"%{octet:02X}" for octet in char.encode("utf-8", "replace")])
+            for char in text
+        ]
+    )
 
 
 def _comparable(text: str) -> str:
-    """A component with needless escapes undone and the needed ones in upper case (RFC 3261 section 19.1.4)."""
+    """A component with needless escapes undone and the needed ones in upper case (RFC 3261 section 19.1.4).
+    """
     if "%" not in text:
         return text
 
@@ -98,8 +108,8 @@ class _Changes(TypedDict, total=False):
 class SipUri:
     """A sip or sips URI (RFC 3261 section 19.1).
 
-    `user` and `password` are raw (escapes kept), `host` is in lower case and without brackets, `port` None when not written,
-    `headers` the text after "?".  ``==`` and hash follow section 19.1.4.
+    `user` and `password` are raw (escapes kept), `host` is in lower case and without brackets, `port` None
+    when not written, `headers` the text after "?".  ``==`` and hash follow section 19.1.4.
     """
 
     __slots__ = ("_aor", "_text", "headers", "host", "params", "password", "port", "scheme", "user")
@@ -222,8 +232,13 @@ class SipUri:
     def replace(self, **changes: Unpack[_Changes]) -> SipUri:
         """The same URI with other parts.  Raises MalformedUri."""
         parts: _Changes = {
-            "scheme": self.scheme, "user": self.user, "password": self.password, "host": self.host,
-            "port": self.port, "params": self.params, "headers": self.headers,
+            "scheme": self.scheme,
+            "user": self.user,
+            "password": self.password,
+            "host": self.host,
+            "port": self.port,
+            "params": self.params,
+            "headers": self.headers,
         }
         parts.update(changes)
         return SipUri(**parts)
@@ -348,12 +363,12 @@ class OpaqueUri:
         self._text = text
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, OpaqueUri) and self.scheme + self._text[len(self.scheme):] == (
-            other.scheme + other._text[len(other.scheme):]
+        return isinstance(other, OpaqueUri) and self.scheme + self._text[len(self.scheme) :] == (
+            other.scheme + other._text[len(other.scheme) :]
         )
 
     def __hash__(self) -> int:
-        return hash(self.scheme + self._text[len(self.scheme):])
+        return hash(self.scheme + self._text[len(self.scheme) :])
 
     def __str__(self) -> str:
         return self._text
