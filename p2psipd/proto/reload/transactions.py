@@ -1,0 +1,99 @@
+"""End-to-end reliability (RFC 6940 section 6.2.1): requests under way, and answers kept for their repeats."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from p2psipd.proto.reload.ids import NodeId, ResourceId
+
+if TYPE_CHECKING:
+    from p2psipd.proto.reload.messages import DataModel
+    from p2psipd.proto.reload.topology import OnAnswer
+    from p2psipd.proto.reload.wire import Destination
+
+MAX_SENDS = 5
+REQUEST_LIFETIME = 15.0
+
+
+class Outstanding:
+    """A request that waits for its answer.
+
+    The answer must come from `node`, if that is set, or from a plausible holder of `resource`
+    (section 6.3.4).  `via` pins the first hop.
+    """
+
+    __slots__ = (
+        "answer_code",
+        "kinds",
+        "message",
+        "next_at",
+        "node",
+        "on_answer",
+        "resource",
+        "sends",
+        "sent_at",
+        "started_at",
+        "target",
+        "transaction_id",
+        "via",
+    )
+
+    def __init__(
+        self,
+        transaction_id: int,
+        answer_code: int,
+        message: bytes,
+        target: Destination,
+        node: NodeId | None,
+        resource: ResourceId | None,
+        via: NodeId | None,
+        kinds: Mapping[int, DataModel],
+        on_answer: OnAnswer,
+        now: float,
+    ) -> None:
+        self.transaction_id = transaction_id
+        self.answer_code = answer_code
+        self.message = message
+        self.target = target
+        self.node = node
+        self.resource = resource
+        self.via = via
+        self.kinds = kinds
+        self.on_answer = on_answer
+        self.started_at = now
+        self.sent_at = now
+        self.next_at = 0.0
+        self.sends = 0
+
+
+class AnswerCache:
+    """Answers by (requester, transaction id) for the lifetime of a request, so that a repeat gets the same one.
+
+    A request that is still being answered stands here with None, so that its repeat is not started again.
+    """
+
+    def __init__(self, limit: int = 20_000) -> None:
+        self._limit = limit
+        self._answers: OrderedDict[tuple[NodeId, int], tuple[float, bytes | None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def find(self, key: tuple[NodeId, int], now: float) -> tuple[bool, bytes | None]:
+        """Whether this request was seen within its lifetime, and the answer if there is one yet."""
+        found = self._answers.get(key)
+        if found is None or now - found[0] > REQUEST_LIFETIME:
+            return False, None
+        return True, found[1]
+
+    def put(self, key: tuple[NodeId, int], answer: bytes | None, now: float) -> None:
+        """Remember; what is too old or too much is forgotten, oldest first."""
+        self._answers[key] = (now, answer)
+        self._answers.move_to_end(key)
+        while self._answers:
+            first = next(iter(self._answers))
+            if len(self._answers) <= self._limit and now - self._answers[first][0] <= REQUEST_LIFETIME:
+                break
+            del self._answers[first]

@@ -1,0 +1,405 @@
+"""What the local user of a node asks the overlay for: store, fetch, ping, trace, AppAttach.
+
+A Fetch goes to the quickest linked holder first and is hedged: when that answer is late by its link's own
+measure, the next holder is asked as well, each with a request of its own.  Nothing found at a replica is no
+answer; the responsible peer and one more are asked before a record is declared absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from p2psipd.proto.reload import peer_io
+from p2psipd.proto.reload.errors import Forbidden, InvalidMessage, NotFound, ReloadError, RequestTimeout
+from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
+from p2psipd.proto.reload.messages import (
+    APPEND,
+    AppAttachAns,
+    AppAttachReq,
+    ArrayEntry,
+    Body,
+    DataModel,
+    DataValue,
+    DictionaryEntry,
+    FetchAns,
+    FetchReq,
+    FindReq,
+    PingAns,
+    PingReq,
+    ProbeReq,
+    RouteQueryAns,
+    RouteQueryReq,
+    StatReq,
+    StoreAns,
+    StoredDataValue,
+    StoreKindData,
+    StoreReq,
+)
+from p2psipd.proto.reload.sealing import Sealer
+from p2psipd.proto.reload.topology import Answer
+from p2psipd.proto.reload.values import FreshnessGuard, VerifiedAnswer, newest, sign_value, verify_fetched
+from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDestination
+
+if TYPE_CHECKING:
+    from p2psipd.proto.reload.peer import Peer
+
+_TRACE_HOPS = 20
+_FETCH_FOR = 10.0
+_STORE_TRIES = 3
+
+
+class UserRequests:
+    """The asking half of the peer core."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._jobs: dict[int, object] = {}
+        self._last_storage_time = 0
+        self.guard = FreshnessGuard()
+        self.handlers: dict[type, Callable[..., None]] = {
+            peer_io.Store: self._store,
+            peer_io.Fetch: self._fetch,
+            peer_io.Stat: self._stat,
+            peer_io.Find: self._find,
+            peer_io.Ping: self._ping,
+            peer_io.Probe: self._probe,
+            peer_io.Trace: self._trace,
+            peer_io.AppAttach: self._app_attach,
+            peer_io.Abandon: self._abandon,
+        }
+
+    def _abandon(self, item: peer_io.Abandon) -> None:
+        self._jobs.pop(item.ref, None)
+
+    def _begin(self, ref: int, job: object = True) -> None:
+        self._jobs[ref] = job
+
+    def waiting(self, ref: int) -> bool:
+        """Whether the user still wants the outcome."""
+        return ref in self._jobs
+
+    def complete(self, ref: int, result: object) -> None:
+        """The outcome of `ref`, unless it was abandoned or is known already."""
+        if self._jobs.pop(ref, None) is not None:
+            self._peer.emit(peer_io.Completed(ref, result))
+
+    def fail(self, ref: int, error: ReloadError) -> None:
+        """The failure of `ref`, likewise."""
+        if self._jobs.pop(ref, None) is not None:
+            self._peer.emit(peer_io.Failed(ref, error))
+
+    # -- single requests -----------------------------------------------------------------------------------
+
+    def _simple(self, ref: int, target: Destination, body: Body, outcome: Callable[[Answer], object]) -> None:
+        self._begin(ref)
+
+        def answered(answer: Answer) -> None:
+            if answer.error is not None:
+                self.fail(ref, answer.error)
+            else:
+                self.complete(ref, outcome(answer))
+
+        self._peer.request(target, body, answered)
+
+    def _ping(self, item: peer_io.Ping) -> None:
+        def pong(answer: Answer) -> object:
+            assert isinstance(answer.body, PingAns) and answer.node is not None
+            return peer_io.Pong(answer.node, answer.hops, answer.seconds, answer.body.time)
+
+        self._simple(item.ref, _target(item.node, item.resource), PingReq(b""), pong)
+
+    def _probe(self, item: peer_io.Probe) -> None:
+        self._simple(item.ref, NodeDestination(item.node), ProbeReq((1, 2, 3)), _answered)
+
+    def _stat(self, item: peer_io.Stat) -> None:
+        self._simple(
+            item.ref, ResourceDestination(item.resource), StatReq(item.resource, item.specifiers), _answered
+        )
+
+    def _find(self, item: peer_io.Find) -> None:
+        self._simple(
+            item.ref, ResourceDestination(item.resource), FindReq(item.resource, item.kinds), _answered
+        )
+
+    def _app_attach(self, item: peer_io.AppAttach) -> None:
+        peer = self._peer
+        own = peer.parameters.applications.get(item.application, ())
+        body = AppAttachReq(b"", b"", item.application, b"actpass", peer.candidates(own))
+
+        def accepted(answer: Answer) -> object:
+            assert isinstance(answer.body, AppAttachAns) and answer.node is not None
+            addresses = tuple((c.host, c.port) for c in answer.body.candidates)
+            return peer_io.ApplicationAccepted(answer.node, item.application, addresses, answer.body.role)
+
+        self._simple(item.ref, NodeDestination(item.node), body, accepted)
+
+    # -- store ---------------------------------------------------------------------------------------------
+
+    def storage_time(self) -> int:
+        """Milliseconds since 1970, higher than any that we gave before."""
+        self._last_storage_time = max(int(self._peer.wall * 1000), self._last_storage_time + 1)
+        return self._last_storage_time
+
+    def _store(self, item: peer_io.Store, tries: int = 0) -> None:
+        peer = self._peer
+        kind = peer.configuration.kinds.get(item.kind)
+        self._begin(item.ref)
+        if kind is None:
+            self.fail(item.ref, InvalidMessage(f"kind {item.kind:#x} is not in the configuration document"))
+            return
+        resource = (
+            item.name if isinstance(item.name, bytes) and len(item.name) == 16 else resource_id(item.name)
+        )
+        resource = ResourceId(resource)
+        credential = item.credential or peer.credential
+        values = tuple(
+            sign_value(
+                resource,
+                item.kind,
+                _stored_value(kind.data_model, value),
+                self.storage_time(),
+                value.lifetime,
+                credential.certificate,
+                credential.sign,
+            )
+            for value in item.values
+        )
+        body = StoreReq(resource, 0, (StoreKindData(item.kind, 0, values),))
+        sealer = None if item.credential is None else Sealer(credential, peer.overlay_hash)
+
+        def answered(answer: Answer) -> None:
+            if isinstance(answer.body, StoreAns) and answer.node is not None:
+                one = answer.body.kinds[0] if answer.body.kinds else None
+                self.complete(
+                    item.ref,
+                    peer_io.StoreOutcome(
+                        answer.node, one.replicas if one else (), one.generation if one else 0, answer.seconds
+                    ),
+                )
+            elif answer.error is not None and _may_pass(answer.error) and tries < _STORE_TRIES:
+                # The peer that answered lost its responsibility while the request travelled.
+                peer.call_at(peer.now + 0.2 * (tries + 1), lambda: self._retry_store(item, tries + 1))
+            else:
+                self.fail(item.ref, answer.error or InvalidMessage("not a StoreAns"))
+
+        peer.request(
+            ResourceDestination(resource),
+            body,
+            answered,
+            certificates=(credential.certificate.der,),
+            sealer=sealer,
+        )
+
+    def _retry_store(self, item: peer_io.Store, tries: int) -> None:
+        if self.waiting(item.ref):
+            self._store(item, tries)
+
+    # -- fetch ---------------------------------------------------------------------------------------------
+
+    def _fetch(self, item: peer_io.Fetch) -> None:
+        self._begin(item.ref)
+        _FetchJob(self._peer, self, item).start()
+
+    # -- trace ---------------------------------------------------------------------------------------------
+
+    def _trace(self, item: peer_io.Trace) -> None:
+        """Ask hop after hop where it would send a message for the resource (RouteQuery, section 6.4.2.4)."""
+        peer = self._peer
+        self._begin(item.ref)
+        hops: list[peer_io.TraceHop] = []
+        if peer.topology.responsible(item.resource):
+            hops.append(_hop(peer.node_id, item.resource, 0.0, True))
+            self.complete(item.ref, tuple(hops))
+            return
+        first = peer.topology.next_hop(item.resource)
+        if first is None:
+            self.fail(item.ref, NotFound("no link leads towards the resource"))
+            return
+        self._trace_on(item, hops, first)
+
+    def _trace_on(self, item: peer_io.Trace, hops: list[peer_io.TraceHop], node: NodeId) -> None:
+        through = tuple(NodeDestination(hop.node) for hop in hops if hop.node != self._peer.node_id)
+        query = RouteQueryReq(False, ResourceDestination(item.resource), b"")
+
+        def answered(answer: Answer) -> None:
+            if not isinstance(answer.body, RouteQueryAns) or len(answer.body.data) != 17:
+                self.fail(item.ref, answer.error or InvalidMessage(f"{node.hex()} gave no next hop"))
+                return
+            ends, following = answer.body.data[0] == 1, NodeId(answer.body.data[1:])
+            hops.append(_hop(node, item.resource, answer.seconds, ends))
+            if ends:
+                self.complete(item.ref, tuple(hops))
+            elif len(hops) >= _TRACE_HOPS or following in [hop.node for hop in hops]:
+                self.fail(item.ref, InvalidMessage(f"the path loops at {following.hex()}"))
+            else:
+                self._trace_on(item, hops, following)
+
+        self._peer.request(NodeDestination(node), query, answered, through=through)
+
+
+class _FetchJob:
+    """One Fetch of the local user, over several requests if need be."""
+
+    def __init__(self, peer: Peer, user: UserRequests, item: peer_io.Fetch) -> None:
+        self._peer = peer
+        self._user = user
+        self._item = item
+        self._body = FetchReq(item.resource, item.specifiers)
+        self._started_at = peer.now
+        self._readers = [] if item.fresh else list(peer.topology.readers(item.resource))
+        self._open = 0
+        self._asked_responsible = False
+        self._empty_from_responsible: Answer | None = None
+        self._empty_from_others = 0
+        self._empty: list[VerifiedAnswer] = []
+        self._error: ReloadError | None = None
+
+    def start(self) -> None:
+        peer, item = self._peer, self._item
+        if not item.fresh:
+            own = peer.storage.records_of(item.resource, peer.wall)
+            if own is not None and (peer.topology.responsible(item.resource) or self._readers):
+                answer, certificates = peer.storage.fetch(self._body, peer.wall)
+                found = {c.hash: c.der for c in map(peer.check_certificate, certificates) if c is not None}
+                verified = self._verify(answer, found)
+                if verified.values:
+                    self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
+                    return
+        peer.call_at(peer.now + _FETCH_FOR, self._overdue)
+        self._ask_next()
+
+    def _overdue(self) -> None:
+        if self._user.waiting(self._item.ref):
+            self._user.fail(self._item.ref, self._error or RequestTimeout(f"no answer in {_FETCH_FOR} s"))
+
+    def _ask_next(self) -> None:
+        """Ask the next holder, or the responsible peer when there is none left; hedge if that is slow."""
+        peer = self._peer
+        hedge_after = 1.0
+        if self._readers:
+            node = self._readers.pop(0)
+            hedge_after = peer.hedge_after(node)
+            self._send(NodeDestination(node), responsible=False)
+        elif not self._asked_responsible:
+            self._ask_responsible()
+        else:
+            return
+        peer.call_at(peer.now + hedge_after, self._hedge)
+
+    def _ask_responsible(self) -> None:
+        if not self._asked_responsible:
+            self._asked_responsible = True
+            self._send(ResourceDestination(self._item.resource), responsible=True)
+
+    def _hedge(self) -> None:
+        if self._user.waiting(self._item.ref) and self._open:
+            self._peer.count("hedged")
+            self._ask_next()
+
+    def _send(self, target: Destination, responsible: bool) -> None:
+        self._open += 1
+        self._peer.request(target, self._body, lambda answer: self._answered(answer, responsible))
+
+    def _answered(self, answer: Answer, responsible: bool) -> None:
+        self._open -= 1
+        if not self._user.waiting(self._item.ref):
+            return
+        if isinstance(answer.body, FetchAns):
+            verified = self._verify(answer.body, answer.certificates)
+            for rejected in verified.rejected:
+                self._peer.misbehaved(answer.node, "value", str(rejected.error))
+            if verified.values or (self._unchanged(answer.body) and not verified.rejected):
+                self._done(verified, answer)
+                return
+            self._empty.append(verified)
+        elif isinstance(answer.error, NotFound):
+            self._empty.append(VerifiedAnswer((), (), {}))
+        else:
+            self._error = answer.error or Forbidden("not a FetchAns")
+            self._go_on()
+            return
+        if responsible:
+            self._empty_from_responsible = answer
+        else:
+            self._empty_from_others += 1
+        self._go_on()
+
+    def _unchanged(self, answer: FetchAns) -> bool:
+        """A conditional Fetch (section 7.4.2.1) found the generation that the reader has already."""
+        asked = {s.kind: s.generation for s in self._item.specifiers if s.generation}
+        return bool(asked) and any(asked.get(kind.kind) == kind.generation for kind in answer.kinds)
+
+    def _go_on(self) -> None:
+        empty = self._empty_from_responsible
+        if empty is not None and (self._empty_from_others or not (self._readers or self._open)):
+            self._done(VerifiedAnswer((), (), self._empty[-1].generations), empty)
+            return
+        if not self._asked_responsible:
+            self._ask_responsible()
+        if self._readers and not self._empty_from_others:
+            self._send(NodeDestination(self._readers.pop(0)), responsible=False)
+        elif not self._open:
+            if self._empty and self._error is None:
+                self._user.fail(
+                    self._item.ref, RequestTimeout("only replicas answered, and they hold nothing")
+                )
+            else:
+                self._user.fail(self._item.ref, self._error or RequestTimeout("no holder answered"))
+
+    def _verify(self, answer: FetchAns, certificates: Mapping[bytes, bytes]) -> VerifiedAnswer:
+        peer = self._peer
+        return verify_fetched(
+            self._item.resource,
+            answer,
+            certificates,
+            peer.configuration,
+            peer.opener.trust,
+            peer.opener.verifier,
+            peer.wall,
+            self._user.guard,
+        )
+
+    def _done(self, verified: VerifiedAnswer, answer: Answer) -> None:
+        assert answer.node is not None
+        seconds = self._peer.now - self._started_at
+        self._user.complete(
+            self._item.ref,
+            peer_io.FetchOutcome(
+                newest((verified,)), verified.generations, answer.node, answer.hops, seconds
+            ),
+        )
+
+
+def _target(node: NodeId | None, resource: ResourceId | None) -> Destination:
+    if node is not None:
+        return NodeDestination(node)
+    if resource is not None:
+        return ResourceDestination(resource)
+    raise InvalidMessage("a Ping needs a node or a resource")
+
+
+def _answered(answer: Answer) -> object:
+    assert answer.node is not None
+    return peer_io.Answered(answer.body, answer.node, answer.hops, answer.seconds)
+
+
+def _hop(node: NodeId, resource: ResourceId, seconds: float, ends: bool) -> peer_io.TraceHop:
+    return peer_io.TraceHop(node, distance(node, resource).bit_length(), seconds, ends)
+
+
+def _may_pass(error: ReloadError) -> bool:
+    return isinstance(error, (RequestTimeout,)) or (
+        isinstance(error, Forbidden) and "responsible" in error.detail
+    )
+
+
+def _stored_value(model: DataModel, value: peer_io.StoreValue) -> StoredDataValue:
+    data = DataValue(value.value is not None, value.value or b"")
+    match model:
+        case DataModel.DICTIONARY:
+            return DictionaryEntry(value.key or b"", data)
+        case DataModel.ARRAY:
+            return ArrayEntry(APPEND if value.position is None else value.position, data)
+        case DataModel.SINGLE:
+            return data
