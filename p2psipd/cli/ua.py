@@ -187,7 +187,7 @@ def _call_text(result: Any) -> str:
     tones = ", ".join(f"{hertz} Hz {share:.0%}" for hertz, share in heard["power"].items())
     return (
         f"{result['remote']}: {result['cause']}; up after {result['setup_seconds']} s\n"
-        f"heard {heard['seconds']} s in {heard['packets']} packets, {heard['lost']} lost; share of energy: {tones}"
+        f"heard {heard['seconds']} s in {heard['packets']} packets, {heard['lost']} lost; energy: {tones}"
     )
 
 

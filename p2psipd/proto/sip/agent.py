@@ -346,7 +346,7 @@ class Agent:
                 self._register_at = now + max(1.0, granted * 0.9)
             self._out.append(io.RegistrationChanged(granted > 0, status, reason, granted))
             return
-        if response is not None and status == 423 and not removing and pending.attempts == 0:
+        if response is not None and status == 423 and not removing:
             least = response.get("min-expires") or ""
             if least.isascii() and least.isdigit() and len(least) < 10 and int(least) > self._expires:
                 self._expires = int(least)

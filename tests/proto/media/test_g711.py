@@ -51,6 +51,7 @@ def test_silence(codec: str) -> None:
 @BOTH
 @given(sample=st.integers(-32768, 32767))
 def test_error_is_bounded(codec: str, sample: int) -> None:
-    """A sample comes back within half a step: about 3 % of its size, and 4 bits of its full scale below that."""
+    """A sample comes back within half a step: about 3 % of its size, and 4 bits of its full scale below
+    that."""
     heard = decode(encode(array("h", [sample]), codec), codec)[0]
     assert abs(heard - sample) <= max(16, abs(sample) // 16 + 16, abs(sample) - 32124)

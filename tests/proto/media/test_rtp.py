@@ -18,7 +18,8 @@ PACKETS = st.builds(
     payload=st.binary(max_size=200),
     marker=st.booleans(),
     csrc=st.lists(st.integers(0, 0xFFFFFFFF), max_size=15).map(tuple),
-    extension=st.none() | st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=5).map(lambda octets: octets * 4)),
+    extension=st.none()
+    | st.tuples(st.integers(0, 0xFFFF), st.binary(max_size=5).map(lambda octets: octets * 4)),
 )
 
 
@@ -123,7 +124,8 @@ def test_account_never_goes_negative(sequences: list[int]) -> None:
 
 
 def test_even_pace_has_no_jitter() -> None:
-    """Packets at their pace have no jitter; one that is 16 ms late has an eighth of a millisecond's samples more."""
+    """Packets at their pace have no jitter; one that is 16 ms late has an eighth of a millisecond's samples
+    more."""
     assert _receive(list(range(50))).jitter == pytest.approx(0, abs=1e-6)
     reception = _receive([0, 1])
     reception.receive(RtpPacket(0, 2, 320, 7, b""), 0.056)

@@ -132,7 +132,9 @@ def test_refused(body: bytes) -> None:
         parse_sdp(body)
 
 
-@given(st.binary(max_size=300) | st.text(alphabet="voscma=: \n019INP4RT/AVudi-", max_size=300).map(str.encode))
+@given(
+    st.binary(max_size=300) | st.text(alphabet="voscma=: \n019INP4RT/AVudi-", max_size=300).map(str.encode)
+)
 def test_any_octets(body: bytes) -> None:
     """Arbitrary octets give a description or SdpError, and a description can be answered or refused."""
     try:
