@@ -45,7 +45,8 @@ _NODE_ID_NAME: Final = "node-id"
 _SCHEMA: Final = """
 CREATE TABLE records (
     resource BLOB NOT NULL, kind INTEGER NOT NULL, key BLOB NOT NULL, storage_time INTEGER NOT NULL,
-    expires_at REAL NOT NULL, present INTEGER NOT NULL, value BLOB NOT NULL, signer BLOB NOT NULL,
+    expires_at REAL NOT NULL, until REAL NOT NULL, present INTEGER NOT NULL,
+    value BLOB NOT NULL, signer BLOB NOT NULL, identity BLOB NOT NULL,
     hash_algorithm INTEGER NOT NULL, signature_algorithm INTEGER NOT NULL, signature BLOB NOT NULL,
     PRIMARY KEY (resource, kind, key)) STRICT, WITHOUT ROWID;
 CREATE TABLE generations (
@@ -63,7 +64,7 @@ CREATE TABLE octets (name TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) STRICT
 """
 
 _PUT: Final = {
-    "records": "INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+    "records": "INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
     "generations": "INSERT OR REPLACE INTO generations VALUES (?,?,?)",
     "marks": "INSERT OR REPLACE INTO marks VALUES (?,?,?,?,?)",
     "certificates": "INSERT OR REPLACE INTO certificates VALUES (?,?)",
@@ -245,7 +246,9 @@ class SqliteStore:
             for resource, kind, key, storage_time, until in query("SELECT * FROM marks")
         ]
         rows += [
-            PutRecord(ResourceId(row[0]), row[1], row[2], _unsigned(row[3]), row[4], bool(row[5]), *row[6:])
+            PutRecord(
+                ResourceId(row[0]), row[1], row[2], _unsigned(row[3]), row[4], row[5], bool(row[6]), *row[7:]
+            )
             for row in query("SELECT * FROM records")
         ]
         peers = tuple(

@@ -35,7 +35,19 @@ SIGNER = hashlib.sha256(b"certificate").digest()
 def record(key: bytes = b"", value: bytes = b"value", storage_time: int = 1) -> PutRecord:
     """A stored value that expires an hour after WALL."""
     return PutRecord(
-        RESOURCE, 1, key, storage_time, WALL + 3600, True, value, SIGNER, 4, 3, b"signature of 70 octets" * 3
+        RESOURCE,
+        1,
+        key,
+        storage_time,
+        WALL + 3600,
+        WALL + 86400,
+        True,
+        value,
+        SIGNER,
+        b"",
+        4,
+        3,
+        b"signature of 70 octets" * 3,
     )
 
 
@@ -261,7 +273,7 @@ WRITER = """
     number = int(sys.argv[2])
     while True:
         batch = [
-            PutRecord(b"r" * 16, 1, i.to_bytes(4, "big"), i, 2e9, True, b"v" * 300, b"s" * 32, 4, 3, b"x")
+            PutRecord(b"r" * 16, 1, i.to_bytes(4, "big"), i, 2e9, 2e9, True, b"v" * 300, b"s", b"", 4, 3, b"x")
             for i in range(number, number + 20)
         ]
         store.write(batch)

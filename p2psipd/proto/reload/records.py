@@ -1,8 +1,8 @@
 """What the storage core asks to be made durable, and what it takes back after a restart.
 
-`Storage` lives in memory; each of its methods that changes something returns `RecordChange` objects, and the
-record store (`store.sqlite`) writes them behind.  All of them are plain values, all times in them are wall time
-(Unix seconds), so that they mean the same after a restart.
+`Storage` lives in memory; each of its methods that changes something returns `RecordChange` objects, and
+the record store (`store.sqlite`) writes them behind.  All of them are plain values, all times in them are
+wall time (Unix seconds), so that they mean the same after a restart.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 from p2psipd.proto.reload.ids import ResourceId
 
 SINGLE_KEY: Final = b""
-"""The entry key of a single value.  An array entry's is its index as four big-endian octets, a dictionary entry's
-the dictionary key itself."""
+"""The entry key of a single value.  An array entry's is its index as four big-endian octets, a dictionary
+entry's the dictionary key itself."""
 
 
 def array_key(index: int) -> bytes:
@@ -21,17 +21,13 @@ def array_key(index: int) -> bytes:
     return index.to_bytes(4, "big")
 
 
-def key_text(key: bytes) -> str:
-    """An entry key for an error message or a report: hexadecimal, shortened."""
-    text = key.hex()
-    return text if len(text) <= 40 else text[:40] + "..."
-
-
 class PutRecord(NamedTuple):
     """Insert or replace one stored value.
 
     `signer` is the SHA-256 hash of the signer's certificate; the certificate itself travels once, as
-    `PutCertificate`.  `expires_at` already includes what the lifetime said when the value came.
+    `PutCertificate`.  `expires_at` already includes what the lifetime said when the value came. `until` is
+    how long its high-water mark will be needed afterwards.  `identity` is the hash in the SignerIdentity if
+    that is of type cert_hash_node_id, empty for cert_hash.
     """
 
     resource: ResourceId
@@ -39,9 +35,11 @@ class PutRecord(NamedTuple):
     key: bytes
     storage_time: int
     expires_at: float
+    until: float
     exists: bool
     value: bytes
     signer: bytes
+    identity: bytes
     hash_algorithm: int
     signature_algorithm: int
     signature: bytes
@@ -71,7 +69,8 @@ class DropGeneration(NamedTuple):
 
 
 class PutMark(NamedTuple):
-    """A high-water mark: the entry is gone, but nothing with a storage time up to `storage_time` may come back.
+    """A high-water mark: the entry is gone, but nothing with a storage time up to `storage_time` may come
+    back.
 
     Needed until `until`, when the last certificate that signed the entry has expired.
     """
