@@ -36,6 +36,7 @@ from p2psipd.proto.reload.messages import (
     DataModel,
     ErrorResponse,
     IceCandidate,
+    PingReq,
     StoreAns,
     StoreReq,
     decode_body,
@@ -298,6 +299,9 @@ class Peer:
             self.call_at(self.now + _SURPLUS_FOR, lambda: self._close_surplus(surplus))
         if not known or link.dialled:
             self.topology.link_up(link.node, link.certificate, link.address, link.dialled)
+        else:
+            # The dialler waits for our first bytes, and nothing else need be said on a second link.
+            self.request(NodeDestination(link.node), PingReq(b""), _ignore, on=link)
         if link.node in self._update_wanted:
             self._update_wanted.discard(link.node)
             self.topology.send_update(link.node)
@@ -625,10 +629,11 @@ class Peer:
         certificates: Iterable[bytes] = (),
         sealer: Sealer | None = None,
         sequence: int | None = None,
+        on: Link | None = None,
     ) -> int:
         """Send a signed request to `target`, by way of `through`; returns the transaction id.
 
-        `via` pins the first link.  A request to ourselves is answered at once.
+        `via` pins the first node, `on` the very link of the first transmission.  A request to ourselves is answered at once.
         """
         node = target.node if isinstance(target, NodeDestination) else None
         resource = target.resource if isinstance(target, ResourceDestination) else None
@@ -665,7 +670,7 @@ class Peer:
             self.now,
         )
         self._outstanding[transaction_id] = waiting
-        self._transmit(waiting)
+        self._transmit(waiting, on)
         return transaction_id
 
     def _local(
@@ -692,10 +697,10 @@ class Peer:
             IncomingRequest(body.code, body, signer, self.node_id, bucket, 0, to_own_id, reply)
         )
 
-    def _transmit(self, waiting: Outstanding) -> None:
+    def _transmit(self, waiting: Outstanding, on: Link | None = None) -> None:
         waiting.sends += 1
         waiting.sent_at = self.now
-        link = self._first_link(waiting)
+        link = on or self._first_link(waiting)
         if link is not None:
             message = waiting.message
             sequence = self.configuration.sequence.to_bytes(2, "big")
