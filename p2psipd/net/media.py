@@ -52,8 +52,9 @@ class RtpSession(DatagramProtocol):
     """One RTP port. `listen()` takes an even port, `begin()` starts or redirects the stream, `stop()` frees
     the port.
 
-    `tone` Hz is sent, silence if None. Packets from other hosts than the agreed one are counted in
-    `strangers` and dropped; so are malformed ones, in `malformed`.
+    `tone` Hz is sent, silence if None. Audio is taken from the agreed host; from another one only while that
+    has sent nothing (a phone behind a NAT, or with several addresses), and then from that one alone. Packets
+    of any other host are counted in `strangers` and dropped; malformed ones are counted in `malformed`.
     """
 
     def __init__(self, reactor: Any, host: str, random: Any, tone: float | None = None) -> None:
@@ -63,6 +64,7 @@ class RtpSession(DatagramProtocol):
         self._tone = None if tone is None else ToneGenerator(tone)
         self._port: Any = None
         self._stream: AudioStream | None = None
+        self._source: str | None = None
         self._call: IDelayedCall | None = None
         self._due = 0.0
         self._sequence = random.getrandbits(15)
@@ -105,6 +107,7 @@ class RtpSession(DatagramProtocol):
         if stream == self._stream:
             return
         self._stream = stream
+        self._source = None
         self._marker = True
         if self._call is None and self._port is not None:
             self._due = self._reactor.seconds()
@@ -156,7 +159,7 @@ class RtpSession(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Take one datagram from the network; anything that is not our stream is counted and dropped."""
         stream = self._stream
-        if stream is None or (stream.host and addr[0] != stream.host):
+        if stream is None or addr[0] not in (stream.host, self._source or addr[0]):
             self.strangers += 1
             return
         try:
@@ -164,6 +167,7 @@ class RtpSession(DatagramProtocol):
         except MediaError:
             self.malformed += 1
             return
+        self._source = addr[0]
         now = self._reactor.seconds()
         if packet.payload_type != stream.payload_type or not stream.receiving:
             return

@@ -236,14 +236,24 @@ class PaceTests(SynchronousTestCase):
         self.session.stop()
         self.assertEqual(self.reactor.getDelayedCalls(), [])
 
+    def _hear(self, number: int, host: str) -> None:
+        self.session.datagramReceived(RtpPacket(0, number, number * 160, 9, bytes(160)).encode(), (host, 4000))
+
     def test_strangers_and_garbage_are_counted(self) -> None:
-        """Packets of other hosts, and what is no RTP, are dropped and counted."""
-        good = RtpPacket(0, 1, 0, 9, bytes(160)).encode()
-        self.session.datagramReceived(good, ("127.0.0.6", 4000))
+        """Once audio came, packets of other hosts are dropped and counted, and so is what is no RTP."""
+        self._hear(1, "127.0.0.5")
+        self._hear(2, "127.0.0.6")
         self.session.datagramReceived(b"junk", ("127.0.0.5", 4000))
-        self.session.datagramReceived(good, ("127.0.0.5", 4000))
         self.assertEqual((self.session.strangers, self.session.malformed), (1, 1))
         self.assertEqual(self.session.received_tone()["packets"], 1)
+
+    def test_audio_may_come_from_one_other_host(self) -> None:
+        """A phone that sends from another address than it receives at is heard, until the agreed one sends."""
+        self._hear(1, "127.0.0.6")
+        self._hear(2, "127.0.0.7")
+        self._hear(2, "127.0.0.5")
+        self._hear(3, "127.0.0.6")
+        self.assertEqual((self.session.strangers, self.session.received_tone()["packets"]), (2, 2))
 
     def test_lost_packets_are_silence_in_the_recording(self) -> None:
         """A recording keeps its length when a packet is lost."""
