@@ -412,15 +412,16 @@ def transit(
     kept = len(header.via)
     if via[:kept] == header.via:
         via_octets = data[HEADER_LENGTH : HEADER_LENGTH + old_via]
-        added = via[kept:]
+        if len(via) > kept:
+            via_octets += _write_destinations(via[kept:])
     else:
-        added = via
-    if added:
-        via_octets += b"".join([entry.encode() for entry in added])
+        via_octets = _write_destinations(via)
     if destinations == header.destinations:
         destination_octets = data[HEADER_LENGTH + old_via : options_start]
     else:
-        destination_octets = b"".join([entry.encode() for entry in destinations])
+        if not destinations:
+            raise InvalidMessage("the Destination List is empty")
+        destination_octets = _write_destinations(destinations[:-1]) + destinations[-1].encode()
     length = HEADER_LENGTH + len(via_octets) + len(destination_octets) + len(data) - options_start
     try:
         changed = _TTL_LENGTH.pack(
