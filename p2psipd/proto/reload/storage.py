@@ -258,9 +258,7 @@ class Storage:
             raise InvalidMessage("a kind is named twice")
         return [self._kinds[kind] for kind in kinds]
 
-    def _examine(
-        self, resource: ResourceId, kind: Kind, stored: StoredData, signers: SignerFinder
-    ) -> _Incoming:
+    def _examine(self, resource: ResourceId, kind: Kind, stored: StoredData, signers: SignerFinder) -> _Incoming:
         """Form, signer, permission and size of one value."""
         data = check_form(kind, stored)
         signer = signers.find(stored.signature.identity)
@@ -305,9 +303,7 @@ class Storage:
         self._check_counts(resource, pending)
         return pending
 
-    def _append(
-        self, resource: ResourceId, item: _Incoming, pending: dict[tuple[int, bytes], _Incoming]
-    ) -> None:
+    def _append(self, resource: ResourceId, item: _Incoming, pending: dict[tuple[int, bytes], _Incoming]) -> None:
         """Give an element stored at 0xffffffff the index after the last one (section 7.4.1.1)."""
         slot = self._holdings.slot(resource, item.kind.id)
         elements = {} if slot is None else {key: held.stored for key, held in slot.held.items()}
@@ -345,10 +341,7 @@ class Storage:
 
     def _check_room(self, resource: ResourceId, items: Iterable[_Incoming]) -> None:
         """This node's own limits."""
-        if (
-            resource not in self._holdings.resources
-            and len(self._holdings.resources) >= self._limits.max_resources
-        ):
+        if resource not in self._holdings.resources and len(self._holdings.resources) >= self._limits.max_resources:
             raise Forbidden(f"this node is full: {len(self._holdings.resources)} resources")
         growth = 0
         for item in items:
@@ -358,16 +351,12 @@ class Storage:
             raise Forbidden(f"this node is full: {self._holdings.octets} octets")
 
     def _answer(self, resource: ResourceId, kinds: Iterable[StoreKindData]) -> StoreAns:
-        responses = [
-            StoreKindResponse(data.kind, self._holdings.generation(resource, data.kind), ()) for data in kinds
-        ]
+        responses = [StoreKindResponse(data.kind, self._holdings.generation(resource, data.kind), ()) for data in kinds]
         return StoreAns(tuple(responses))
 
     # Replicas
 
-    def store_replica(
-        self, request: StoreReq, certificates: Mapping[bytes, bytes], wall: float
-    ) -> ReplicaResult:
+    def store_replica(self, request: StoreReq, certificates: Mapping[bytes, bytes], wall: float) -> ReplicaResult:
         """A replica Store, entry by entry: one bad or old entry never sinks the others.
 
         `InvalidMessage` only if it is no replica Store.  That the sender is plausible is checked before.
@@ -398,9 +387,7 @@ class Storage:
                     newer_signers[held.signer.hash] = held.signer.der
             self._merge_generation(resource, data, accepted > before, changes)
             if ours:
-                newer.append(
-                    StoreKindData(data.kind, self._holdings.generation(resource, data.kind), tuple(ours))
-                )
+                newer.append(StoreKindData(data.kind, self._holdings.generation(resource, data.kind), tuple(ours)))
         return ReplicaResult(
             self._answer(resource, known), tuple(changes), accepted, tuple(newer),
             tuple(newer_signers.values()), tuple(refused),
@@ -510,9 +497,7 @@ class Storage:
             responses.append(StatKindResponse(kind.id, generation, tuple(values)))
         return StatAns(tuple(responses))
 
-    def _specified(
-        self, request: FetchReq | StatReq
-    ) -> list[tuple[Kind, StoredDataSpecifier, int, Slot | None]]:
+    def _specified(self, request: FetchReq | StatReq) -> list[tuple[Kind, StoredDataSpecifier, int, Slot | None]]:
         specifiers = request.specifiers
         kinds = self._known([specifier.kind for specifier in specifiers])
         home = self._holdings.resources.get(request.resource)
@@ -520,14 +505,12 @@ class Storage:
         for kind, specifier in zip(kinds, specifiers, strict=True):
             slot = None if home is None else home.slots.get(kind.id)
             generation = (
-                self._holdings.high_water.generation(request.resource, kind.id)
-                if slot is None
-                else slot.generation
+                self._holdings.high_water.generation(request.resource, kind.id) if slot is None else slot.generation
             )
             found.append((kind, specifier, generation, slot))
         return found
 
-    def find(self, request: FindReq, wall: float, distance: Callable[[bytes, bytes], int]) -> FindAns:
+    def find(self, request: FindReq, distance: Callable[[bytes, bytes], int]) -> FindAns:
         """For each kind the nearest resource that has a value of it; all zeros if there is none, or no such
         kind.
 
@@ -541,7 +524,7 @@ class Storage:
         best: dict[int, tuple[int, ResourceId]] = {}
         wanted = [kind for kind in request.kinds if kind in self._kinds]
         for resource, home in self._holdings.resources.items():
-            here = [kind for kind in wanted if _has_value(home.slots.get(kind), wall)]
+            here = [kind for kind in wanted if (slot := home.slots.get(kind)) is not None and slot.present]
             if here:
                 candidate = (distance(resource, target), resource)
                 for kind in here:
@@ -590,24 +573,13 @@ class Storage:
             finish()
         return tuple(batches)
 
-    def drop_resource(self, resource: ResourceId, wall: float) -> tuple[RecordChange, ...]:
-        """Forget the values at a resource that others hold now.
-
-        Only what had expired leaves a mark: the others may come back.
-        """
+    def drop_resource(self, resource: ResourceId) -> tuple[RecordChange, ...]:
+        """Forget the values at a resource that others hold now.  No marks stay: the values may come back."""
         home = self._holdings.resources.get(resource)
         if home is None:
             return ()
-        places = [
-            (kind, key, held.expires_at <= wall)
-            for kind, slot in home.slots.items()
-            for key, held in slot.held.items()
-        ]
-        return tuple(
-            change
-            for kind, key, expired in places
-            for change in self._holdings.remove(resource, kind, key, mark=expired)
-        )
+        places = [(kind, key) for kind, slot in home.slots.items() for key in slot.held]
+        return tuple(change for place in places for change in self._holdings.remove(resource, *place, mark=False))
 
     def resource_digest(self, resource: ResourceId) -> bytes:
         """8 octets that are equal on nodes that hold the same values; zeros for nothing.  Kept up to date,
@@ -636,12 +608,6 @@ def _is_same_element(stored: StoredData, appended: StoredData) -> bool:
     )
 
 
-def _has_value(slot: Slot | None, wall: float) -> bool:
-    if slot is None or not slot.present:
-        return False
-    return any(held.exists and held.expires_at > wall for held in slot.held.values())
-
-
 def _unchanged(specifier: StoredDataSpecifier, generation: int) -> bool:
     """Whether the requester has seen this generation already (section 7.4.2.1)."""
     return specifier.generation != 0 and specifier.generation == generation
@@ -668,9 +634,7 @@ def _select(
     return selected
 
 
-def _array_keys(
-    kind: Kind, specifier: StoredDataSpecifier, held: Mapping[bytes, Held], wall: float
-) -> Iterable[bytes]:
+def _array_keys(kind: Kind, specifier: StoredDataSpecifier, held: Mapping[bytes, Held], wall: float) -> Iterable[bytes]:
     """The indexes in the ranges (no range: all): up to the array's end, or to max-count where a range names
     its end."""
     live = [key for key, one in held.items() if one.expires_at > wall]
