@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from p2psipd.overlay_files import DOCUMENT, OverlayFiles, write_key
+from p2psipd.proto.identity.certificate import Role, generate_private_key
 
 OVERLAY_PORT = 6084
 SIP_PORT = 5060
@@ -68,9 +70,7 @@ class User(NamedTuple):
 class LabFiles:
     """What a lab is on disk: `root` its directory, `peers` how many, `network` the first three numbers."""
 
-    def __init__(
-        self, root: Path, peers: int, network: str, overlay_name: str, users: tuple[User, ...]
-    ) -> None:
+    def __init__(self, root: Path, peers: int, network: str, overlay_name: str, users: tuple[User, ...]) -> None:
         self.root = root
         self.peers = peers
         self.network = network
@@ -83,9 +83,7 @@ class LabFiles:
         none.
         """
         users = tuple(User(**user) for user in description["users"])
-        return cls(
-            root, int(description["peers"]), description["network"], description["overlay_name"], users
-        )
+        return cls(root, int(description["peers"]), description["network"], description["overlay_name"], users)
 
     def description(self) -> dict[str, Any]:
         """What lab.json holds."""
@@ -99,7 +97,7 @@ class LabFiles:
     def names(self) -> list[str]:
         """Names of the files and directories that belong to the lab, in `root`."""
         peers = [f"peer{number}" for number in range(1, self.peers + 1)]
-        return ["lab.json", "overlay.xml", "ca", "sip.pem", "sip.key", *peers]
+        return ["lab.json", "overlay.xml", "ca", "provisioning", "sip.pem", "sip.key", *peers]
 
     def host(self, number: int) -> str:
         """The address of a peer."""
@@ -108,3 +106,53 @@ class LabFiles:
     def peer_directory(self, number: int) -> Path:
         """Where a peer keeps its files."""
         return self.root / f"peer{number}"
+
+    def write(self, log_level: str, progress: Callable[[str], None]) -> None:
+        """Make the overlay, and enroll every peer as a registrar."""
+        bootstrap = [(self.host(number), OVERLAY_PORT) for number in range(1, self.peers + 1)]
+        overlay = OverlayFiles.create(self.root, self.overlay_name, bootstrap_nodes=bootstrap[:_BOOTSTRAP_PEERS])
+        self._write_sip_certificate()
+        for number in range(1, self.peers + 1):
+            progress(f"{number} of {self.peers}")
+            directory = self.peer_directory(number)
+            overlay.issue(Role.REGISTRAR, f"peer{number}", directory)
+            # A copy of its own: a node replaces its document when a newer one spreads.
+            shutil.copy(self.root / DOCUMENT, directory / DOCUMENT)
+            (directory / "p2psipd.toml").write_text(self._peer_configuration(number, log_level))
+        overlay.issue(Role.PROVISIONING, "lab", self.root / "provisioning")
+
+    def _peer_configuration(self, number: int, log_level: str) -> str:
+        return _PEER.format(
+            number=number,
+            host=self.host(number),
+            log_level=log_level,
+            first="true" if number == 1 else "false",
+            overlay_port=OVERLAY_PORT,
+            sip_port=SIP_PORT,
+            sips_port=SIPS_PORT,
+            node_sip_port=NODE_SIP_PORT,
+        )
+
+    def _write_sip_certificate(self) -> None:
+        """One self-signed certificate for the SIPS ports of all peers; a phone may trust it as it is."""
+        key = generate_private_key()
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.overlay_name)])
+        now = datetime.fromtimestamp(int(time.time()), UTC)
+        hosts = [x509.IPAddress(ip_address(self.host(number))) for number in range(1, self.peers + 1)]
+        names = [x509.DNSName(self.overlay_name), x509.UniformResourceIdentifier(f"sip:{self.overlay_name}")]
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=365))
+            .add_extension(x509.SubjectAlternativeName([*names, *hosts]), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .sign(key, SHA256())
+        )
+        (self.root / "sip.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        os.chmod(self.root / "sip.pem", 0o644)
+        write_key(self.root / "sip.key", key)

@@ -48,7 +48,7 @@ def test_status_and_peers(lab: Lab) -> None:
 def test_ping(lab: Lab) -> None:
     """A node answers a ping through the overlay; a Node-ID that nobody has does not."""
     other = answer(lab, 5, "status")["node_id"]
-    assert answer(lab, 2, "ping", other)["node_id"] == other
+    assert answer(lab, 2, "ping", other)["node"] == other
     nobody = p2psip("-n", str(lab.peer_directory(2)), "ping", "00" * 15 + "01")
     assert nobody.returncode == 1
 
