@@ -49,6 +49,12 @@ def parse_server(text: str) -> tuple[str, int, str]:
     return host, int(port), transport
 
 
+def _target(text: str) -> str:
+    """A URI, or `bob@host:port` with the scheme left out."""
+    scheme, colon, _ = text.partition(":")
+    return text if colon and "@" not in scheme and "." not in scheme else f"sip:{text}"
+
+
 def _identity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that every verb of the phone has."""
     for option in (
@@ -268,7 +274,7 @@ def call(
     """Call TARGET (sip:bob@overlay.example), send a tone, say what was heard, hang up."""
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        placed = await agent.call(target if ":" in target else f"sip:{target}", tone)
+        placed = await agent.call(_target(target), tone)
         await _sleep(agent.reactor, seconds)
         await placed.hang_up()
         if record:
@@ -370,7 +376,7 @@ def message(
     from p2psipd.net.user_agent import UserAgentError
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        status = await agent.message(target if ":" in target else f"sip:{target}", text)
+        status = await agent.message(_target(target), text)
         if not 200 <= status < 300:
             raise UserAgentError(f"{target}: {status}", status)
         return {"ok": True, "target": target, "status": status}
