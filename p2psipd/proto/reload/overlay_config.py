@@ -93,9 +93,7 @@ def check_supported(configuration: OverlayConfiguration) -> None:
     """
     faults = []
     if configuration.topology_plugin != TOPOLOGY_PLUGIN:
-        faults.append(
-            (0, f"topology-plugin {configuration.topology_plugin}; this node has {TOPOLOGY_PLUGIN}")
-        )
+        faults.append((0, f"topology-plugin {configuration.topology_plugin}; this node has {TOPOLOGY_PLUGIN}"))
     if configuration.node_id_length != NODE_ID_LENGTH:
         faults.append((0, f"node-id-length {configuration.node_id_length}; this node has {NODE_ID_LENGTH}"))
     if not configuration.no_ice:
@@ -122,6 +120,7 @@ def parse_configuration(
     trusted_fingerprint: str | None = None,
     previous: OverlayConfiguration | None = None,
     supported: bool = True,
+    allow_expired: bool = False,
 ) -> OverlayConfiguration:
     """The configuration in a signed document, its grammar, values, signatures and date verified.
 
@@ -141,11 +140,9 @@ def parse_configuration(
     faults.extend([] if faults else grammar_faults(tree))
     if faults:
         raise ConfigurationError(*faults)
-    if configuration.expiration <= wall:
+    if configuration.expiration <= wall and not allow_expired:
         until = datetime.fromtimestamp(configuration.expiration, UTC).isoformat()
-        raise ConfigurationError(
-            (element.sourceline, f"the configuration expired at {until}"), reason="expired"
-        )
+        raise ConfigurationError((element.sourceline, f"the configuration expired at {until}"), reason="expired")
     if supported:
         check_supported(configuration)
     _check_trust(configuration, trusted_fingerprint, previous)
@@ -184,14 +181,10 @@ def _choose(ranges: tuple[ConfigurationRange, ...], overlay_name: str | None) ->
         raise ConfigurationError((1, f"no configuration element in an overlay element of {BASE}"))
     if overlay_name is None:
         if len(names) > 1:
-            raise ConfigurationError(
-                (1, f"configurations of several overlays: say which of {', '.join(names)}")
-            )
+            raise ConfigurationError((1, f"configurations of several overlays: say which of {', '.join(names)}"))
         return 0
     if names.count(overlay_name.lower()) != 1:
-        raise ConfigurationError(
-            (1, f"one configuration of overlay {overlay_name} expected, there is {names}")
-        )
+        raise ConfigurationError((1, f"one configuration of overlay {overlay_name} expected, there is {names}"))
     return names.index(overlay_name.lower())
 
 
@@ -263,9 +256,7 @@ def _signature_fault(
     if not signers.intersection(signer.node_ids):
         return f"signed by {signer.node_id.hex()}, who is not among the permitted signers"
     made = block.signature
-    if not verify(
-        signer, made.hash_algorithm, made.signature_algorithm, octets + identity.encode(), made.value
-    ):
+    if not verify(signer, made.hash_algorithm, made.signature_algorithm, octets + identity.encode(), made.value):
         return "does not verify over these octets"
     return None
 
@@ -304,9 +295,7 @@ def check_size(document: bytes, configuration: OverlayConfiguration) -> None:
     """``ConfigurationError`` unless a document fits in one ConfigUpdate under its own max-message-size."""
     if len(document) + _MESSAGE_ROOM > configuration.max_message_size:
         limit = configuration.max_message_size - _MESSAGE_ROOM
-        raise ConfigurationError(
-            (0, f"{len(document)} octets; at most {limit} fit in a message of this overlay")
-        )
+        raise ConfigurationError((0, f"{len(document)} octets; at most {limit} fit in a message of this overlay"))
 
 
 def sign_configuration(document: bytes, signer: Signer, kind_signer: Signer | None = None) -> bytes:
@@ -319,9 +308,7 @@ def sign_configuration(document: bytes, signer: Signer, kind_signer: Signer | No
     found = locate(document)
     ranges = [candidate for candidate in found if candidate.name.lower() == overlay_name]
     if len(ranges) != 1:
-        raise ConfigurationError(
-            (0, f"one configuration of overlay {overlay_name} expected, there are {len(ranges)}")
-        )
+        raise ConfigurationError((0, f"one configuration of overlay {overlay_name} expected, there are {len(ranges)}"))
     whole, blocks = ranges[0].whole, ranges[0].kind_blocks
     pieces, position = [], whole.start
     for block in blocks:
@@ -346,9 +333,7 @@ def _signature_element(name: bytes, octets: bytes, signer: Signer) -> bytes:
     der = signer.certificate.der
     identity = SignerIdentity(CERT_HASH, HASH_SHA256, sha256(der).digest())
     made = signer.sign(octets + identity.encode())
-    block = SecurityBlock(
-        (der,), Signature(made.hash_algorithm, made.signature_algorithm, identity, made.value)
-    )
+    block = SecurityBlock((der,), Signature(made.hash_algorithm, made.signature_algorithm, identity, made.value))
     tag = tag_prefix(octets) + name
     return b"<" + tag + b">" + b64encode(block.encode()) + b"</" + tag + b">"
 

@@ -86,9 +86,7 @@ class SipRegistrationRoute(NamedTuple):
 
     def encode(self) -> bytes:
         """The whole SipRegistration; ``InvalidMessage`` if something does not fit."""
-        return _sip_registration(
-            _ROUTE, _opaque_text(self.contact_prefs) + _write_destinations(self.destination_list)
-        )
+        return _sip_registration(_ROUTE, _opaque_text(self.contact_prefs) + _write_destinations(self.destination_list))
 
 
 SipRegistration = SipRegistrationUri | SipRegistrationRoute
@@ -164,9 +162,7 @@ class ProxyRegistration(NamedTuple):
     def encode(self) -> bytes:
         """The value as it is stored; ``InvalidMessage`` if something does not fit or is missing."""
         if not self.aor or not self.contact or not 0 <= self.q <= MAXIMUM_Q:
-            raise InvalidMessage(
-                "ProxyRegistration: an AOR, a Contact and q of 0 to 1000 thousandths are needed"
-            )
+            raise InvalidMessage("ProxyRegistration: an AOR, a Contact and q of 0 to 1000 thousandths are needed")
         try:
             body = b"".join(
                 (
@@ -216,10 +212,10 @@ def binding_key(contact: str, instance_id: str = "", reg_id: int = 0) -> bytes:
     """The dictionary key of a binding: 128 bits of SHA-256 over instance-id and reg-id, else over the Contact
     URI.
 
-    With an instance-id the octets are ``instance-id NUL reg-id`` in decimal (0 without one), so that a phone
-    that registers again from another address replaces its binding (RFC 5626 section 6).
+    With an instance-id the octets are ``instance-id;reg-id`` with the number in decimal (0 without one), so
+    that a phone that registers again from another address replaces its binding (RFC 5626 section 6).
     """
-    identity = f"{instance_id}\x00{reg_id}" if instance_id else contact
+    identity = f"{instance_id};{reg_id}" if instance_id else contact
     return sha256(identity.encode("utf-8", "surrogateescape")).digest()[:BINDING_KEY_LENGTH]
 
 
@@ -275,9 +271,7 @@ def _read_binding(reader: Reader) -> ProxyRegistration:
     while reader.position < stop:
         name, has_value, value = _text(reader.opaque8()), reader.boolean(), _text(reader.opaque16())
         if not name or (value and not has_value):
-            raise InvalidMessage(
-                "ProxyRegistration: a parameter without a name, or with a value it does not have"
-            )
+            raise InvalidMessage("ProxyRegistration: a parameter without a name, or with a value it does not have")
         parameters.append((name, value if has_value else None))
     reader.expect(stop)
     return ProxyRegistration(
@@ -331,9 +325,7 @@ class DigestCredential(NamedTuple):
     def encode(self) -> bytes:
         """The value as it is stored; ``InvalidMessage`` if something does not fit."""
         if len(self.nonce) != NONCE_LENGTH:
-            raise InvalidMessage(
-                f"DigestCredential: nonce of {len(self.nonce)} octets, {NONCE_LENGTH} expected"
-            )
+            raise InvalidMessage(f"DigestCredential: nonce of {len(self.nonce)} octets, {NONCE_LENGTH} expected")
         try:
             return u32(self.epoch) + self.nonce + opaque16(self.ciphertext)
         except OctetsError as error:
@@ -375,9 +367,7 @@ def seal(
 
     ``nonce`` is 12 octets that are never used twice with this key: the caller draws them.
     """
-    plaintext = opaque16(
-        b"".join([u8(algorithm) + opaque8(ha1) for algorithm, ha1 in sorted(passwords.items())])
-    )
+    plaintext = opaque16(b"".join([u8(algorithm) + opaque8(ha1) for algorithm, ha1 in sorted(passwords.items())]))
     ciphertext = _cipher(epoch_key).encrypt(_nonce(nonce), plaintext, _associated_data(resource, kind, epoch))
     return DigestCredential(epoch, nonce, ciphertext)
 
