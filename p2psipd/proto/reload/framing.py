@@ -175,12 +175,12 @@ class FramedLink:
     Round-trip figures are seconds; ``srtt`` and ``rttvar`` are None until the first acknowledgement.
     """
 
-    __slots__ = ("_decoder", "_history", "_next_sequence", "_unacked", "rto", "rttvar", "srtt")
+    __slots__ = ("_decoder", "_history", "_sent", "_unacked", "rto", "rttvar", "srtt")
 
     def __init__(self, max_message: int = DEFAULT_MAX_MESSAGE) -> None:
         self._decoder = FrameDecoder(max_message)
         self._history = AckHistory()
-        self._next_sequence = 0
+        self._sent = 0
         self._unacked: deque[tuple[int, float]] = deque()
         self.srtt: float | None = None
         self.rttvar: float | None = None
@@ -198,9 +198,9 @@ class FramedLink:
 
     def send(self, message: bytes, now: float) -> bytes:
         """The octets that carry ``message``; ``MessageTooLarge`` beyond 2^24-1 octets."""
-        sequence = self._next_sequence
+        sequence = self._sent & _MASK
         frame = encode_data(sequence, message)
-        self._next_sequence = (sequence + 1) & _MASK
+        self._sent += 1
         if len(self._unacked) < MAX_UNACKED:
             self._unacked.append((sequence, now))
         return frame
@@ -222,11 +222,11 @@ class FramedLink:
 
     def _acknowledged(self, sequence: int, now: float) -> None:
         """Measure with the acknowledged message; TCP keeps the order, so those before it arrived as well."""
-        behind = (self._next_sequence - sequence) % _SEQUENCES
-        if not 0 < behind <= _SEQUENCES // 2:
+        behind = (self._sent - sequence) % _SEQUENCES
+        if not 0 < behind <= min(self._sent, _SEQUENCES // 2):
             raise InvalidMessage(f"acknowledgement of {sequence}, which was never sent")
         unacked = self._unacked
-        while unacked and (self._next_sequence - unacked[0][0]) % _SEQUENCES >= behind:
+        while unacked and (self._sent - unacked[0][0]) % _SEQUENCES >= behind:
             sent_sequence, sent_at = unacked.popleft()
             if sent_sequence == sequence:
                 self._measure(max(0.0, now - sent_at))
@@ -240,4 +240,4 @@ class FramedLink:
             self.rttvar = 0.75 * self.rttvar + 0.25 * abs(self.srtt - rtt)
             self.srtt = 0.875 * self.srtt + 0.125 * rtt
         rto = self.srtt + max(0.001, 4 * self.rttvar)
-        self.rto = max(MIN_RTO, ceil(rto * 1000) / 1000)
+        self.rto = max(MIN_RTO, ceil(rto * 1000 - 1e-6) / 1000)
