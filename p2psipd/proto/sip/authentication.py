@@ -45,15 +45,25 @@ class Verdict(Enum):
 
 
 class DigestGate:
-    """Challenges requests and checks what comes back. `key` makes nonces; whoever shares it accepts them.
+    """Challenges requests and checks what comes back.
+
+    `key` makes nonces, `issuer` names this node in them; whoever shares the key recognises them as stale ones.
+    Nonces from before `since` (unix seconds: the start of the process) are stale.
 
     The digest-uri is not compared with the Request-URI: phones and test tools differ in what they write there, and
     the nonce count already makes each answer good for one request.
     """
 
-    def __init__(self, key: bytes, random: RandomSource, algorithms: tuple[Algorithm, ...] = ALGORITHMS) -> None:
-        self._issuer = NonceIssuer(key)
-        self._counts = NonceCounts()
+    def __init__(
+        self,
+        key: bytes,
+        random: RandomSource,
+        issuer: bytes = b"",
+        since: float = 0.0,
+        algorithms: tuple[Algorithm, ...] = ALGORITHMS,
+    ) -> None:
+        self._issuer = NonceIssuer(key, issuer=issuer)
+        self._counts = NonceCounts(since=since)
         self._random = random
         self._algorithms = algorithms
 
@@ -80,13 +90,11 @@ class DigestGate:
         credentials: Credentials,
         request: Request,
         known: Mapping[str, bytes] | None,
-        now: float,
         wall: float,
     ) -> Verdict:
         """Judge `credentials` against the user's HA1 values (None: unknown user, who takes as long to refuse)."""
         state = self._issuer.check(credentials.nonce, wall)
-        algorithm = credentials.algorithm
-        secret = (known or _NOBODY).get(getattr(algorithm, "value", str(algorithm)))
+        secret = (known or _NOBODY).get(credentials.algorithm.value)
         if state is NonceState.FORGED or secret is None:
             return Verdict.WRONG
         right = verify(credentials, request.method, secret.hex(), request.body)
@@ -94,8 +102,8 @@ class DigestGate:
             return Verdict.WRONG
         if state is NonceState.STALE:
             return Verdict.STALE
-        # Without qop there is no count: such an answer is good once.
-        if not self._counts.accept(credentials.nonce, credentials.nc or 1, now):
+        issued_at = self._issuer.issued_at(credentials.nonce)
+        if issued_at is None or not self._counts.accept(credentials.nonce, credentials.nc, issued_at):
             return Verdict.STALE
         return Verdict.GOOD
 
