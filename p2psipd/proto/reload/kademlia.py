@@ -616,7 +616,9 @@ class Kademlia:
             self._version += 1
             reason = "ready" if member.counts else entry.state.name.lower()
             host.member_changed(entry.node, member.counts, reason, entry.addresses)
-        if entry.state is not MemberState.JOINING:
+        told_by_itself = sender == entry.node and len(self._live) <= self._p.max_links
+        if entry.state is not MemberState.JOINING and not told_by_itself and self._state is State.READY:
+            # In a small overlay everybody has a link to everybody and the subject itself tells them all.
             self._spread(entry.node, sender)
         if entry.state is MemberState.JOINING and sender == entry.node:
             self._repair.push_to_joiner(entry.node)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SUMMARY_ROWS = 1500
 _NOT_HELD = bytes(8)
+_COMPARED_FOR = 2.0
 
 
 class Holders(Protocol):
@@ -45,6 +46,7 @@ class RecordRepair:
         self._repair_for = repair_for
         self._soon_at: float | None = None
         self._handing_over: set[ResourceId] = set()
+        self._compared_at: dict[NodeId, float] = {}
 
     def start(self) -> None:
         """Begin the regular comparison."""
@@ -74,6 +76,8 @@ class RecordRepair:
             return
         host = self._host
         own = host.node_id
+        if len(self._compared_at) > 1000:
+            self._compared_at.clear()
         digests: dict[NodeId, list[int]] = {n: [0, 0] for n in self._holders.siblings()}
         for resource in list(host.resources()):
             holders = self._holders.replica_set(resource)
@@ -87,8 +91,9 @@ class RecordRepair:
                     row[0] += 1
                     row[1] ^= digest
         for node, (count, digest) in digests.items():
-            # Of each pair the smaller Node-ID asks; the answer repairs both sides.
-            if host.is_linked(node) and own < node:
+            # One digest serves both sides, so a pair that has just compared is left alone.
+            recent = host.now - self._compared_at.get(node, float("-inf")) < _COMPARED_FOR
+            if count and host.is_linked(node) and not (recent and node < own):
                 host.send(node, UpdateReq(RecordDigest(count, digest).encode()))
 
     def _shared(self, node: NodeId) -> list[tuple[ResourceId, bytes]]:
@@ -102,6 +107,7 @@ class RecordRepair:
 
     def on_digest(self, node: NodeId, theirs: RecordDigest) -> None:
         """Answer with our list if our digest differs."""
+        self._compared_at[node] = self._host.now
         rows = self._shared(node)
         digest = 0
         for _, one in rows:
