@@ -1,0 +1,273 @@
+"""The Kademlia plug-in among real peer cores, on a virtual clock."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2psipd.proto.identity.certificate import Role
+from p2psipd.proto.reload import peer_io
+from p2psipd.proto.reload.errors import Forbidden, ReloadError
+from p2psipd.proto.reload.ids import resource_id
+from p2psipd.proto.reload.kademlia import KademliaParameters, Remembered
+from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE
+from p2psipd.proto.reload.messages import StoredDataSpecifier
+from tests.proto.reload.stapled import Node, World
+
+EVERYTHING = (StoredDataSpecifier(CERTIFICATE_BY_NODE, 0, ((0, 0xFFFFFFFF),), None),)
+
+
+def store_own_certificate(node: Node) -> peer_io.StoreOutcome:
+    """Each node's certificate by node is a record that its owner may store (NODE-MATCH)."""
+    outcome = node.ask(
+        lambda ref: peer_io.Store(
+            ref,
+            resource_id(node.peer.node_id),
+            CERTIFICATE_BY_NODE,
+            (peer_io.StoreValue(node.certificate.der, 36_000, position=0),),
+        )
+    )
+    assert isinstance(outcome, peer_io.StoreOutcome), outcome
+    return outcome
+
+
+def fetch_certificate(asker: Node, owner: Node) -> peer_io.FetchOutcome:
+    outcome = asker.ask(lambda ref: peer_io.Fetch(ref, resource_id(owner.peer.node_id), EVERYTHING))
+    assert isinstance(outcome, peer_io.FetchOutcome), outcome
+    return outcome
+
+
+def holders(world: World, owner: Node) -> list[Node]:
+    resource = resource_id(owner.peer.node_id)
+    return [n for n in world.nodes if n.alive and n.frozen is None and resource in n.storage.resources()]
+
+
+def members(node: Node) -> int:
+    count = node.peer.topology.status()["members"]
+    assert isinstance(count, int)
+    return count
+
+
+@pytest.fixture
+def sixteen() -> World:
+    """Sixteen peers, each of which has stored its certificate."""
+    world = World(seed=3)
+    world.overlay(16)
+    for node in world.nodes:
+        store_own_certificate(node)
+    world.run(5)
+    return world
+
+
+def test_every_peer_knows_every_other(sixteen: World) -> None:
+    """While the overlay is small each peer knows all members and is linked to all."""
+    for node in sixteen.nodes:
+        assert members(node) == 16
+        assert len(list(node.peer.linked())) == 15
+
+
+def test_a_record_is_held_by_the_eight_nearest(sixteen: World) -> None:
+    """A record lies on the eight peers nearest to its Resource-ID by XOR, and nowhere else."""
+    for owner in sixteen.nodes:
+        resource = int.from_bytes(resource_id(owner.peer.node_id), "big")
+        nearest = sorted(sixteen.nodes, key=lambda n: int.from_bytes(n.peer.node_id, "big") ^ resource)[:8]
+        assert {n.number for n in holders(sixteen, owner)} == {n.number for n in nearest}
+
+
+def test_a_fetch_takes_one_round_trip(sixteen: World) -> None:
+    """Knowing all members, a peer asks a linked holder directly."""
+    for asker in sixteen.nodes[:4]:
+        for owner in sixteen.nodes:
+            outcome = fetch_certificate(asker, owner)
+            assert outcome.values[0].value == owner.certificate.der
+            assert outcome.hops <= 1
+            assert outcome.seconds <= 2 * sixteen.delay + 1e-6
+
+
+@pytest.mark.parametrize("dead", [5, 7])
+def test_nothing_is_lost_when_fewer_than_eight_die(sixteen: World, dead: int) -> None:
+    """Seven simultaneous deaths leave every record found at once, and eight copies again soon after."""
+    victims = random.Random(dead).sample(sixteen.nodes[1:], dead)
+    for victim in victims:
+        sixteen.kill(victim)
+    survivors = [n for n in sixteen.nodes if n not in victims]
+    for number, owner in enumerate(sixteen.nodes):
+        outcome = fetch_certificate(survivors[number % len(survivors)], owner)
+        assert outcome.values and outcome.seconds <= 1.0
+    sixteen.run(30)
+    for owner in sixteen.nodes:
+        assert len(holders(sixteen, owner)) == min(8, len(survivors))
+    assert all(members(n) == len(survivors) for n in survivors)
+
+
+def test_silent_peers_are_noticed_without_tcp(sixteen: World) -> None:
+    """Peers that stop without closing anything are routed around at once and buried after some seconds."""
+    victims = random.Random(1).sample(sixteen.nodes[1:], 6)
+    for victim in victims:
+        victim.frozen = []
+    survivors = [n for n in sixteen.nodes if n not in victims]
+    for number, owner in enumerate(sixteen.nodes):
+        outcome = fetch_certificate(survivors[number % len(survivors)], owner)
+        assert outcome.values and outcome.seconds <= 1.0
+    sixteen.run(40)
+    for owner in sixteen.nodes:
+        assert len(holders(sixteen, owner)) == 8
+    assert all(members(n) == len(survivors) for n in survivors)
+
+
+def test_a_peer_that_was_only_stopped_comes_back(sixteen: World) -> None:
+    """A stopped and continued process refutes its death and holds its records again."""
+    sleeper = sixteen.nodes[5]
+    sleeper.frozen = []
+    sixteen.run(40)
+    late, sleeper.frozen = sleeper.frozen, None
+    for item in late:
+        sleeper.put(item)
+    sleeper.tick()
+    sixteen.run(90)
+    assert all(members(n) == 16 for n in sixteen.nodes)
+    for owner in sixteen.nodes:
+        assert len(holders(sixteen, owner)) == 8
+
+
+def test_leaving_hands_over(sixteen: World) -> None:
+    """A peer that leaves first gives each of its records to the node that inherits it."""
+    leaver = sixteen.nodes[7]
+    leaver.ask(lambda ref: peer_io.Leave(ref))
+    sixteen.kill(leaver)
+    sixteen.run(0.5)
+    for owner in sixteen.nodes:
+        assert len(holders(sixteen, owner)) == 8
+    sixteen.run(5)
+    assert all(members(n) == 15 for n in sixteen.nodes if n is not leaver)
+    assert not any(isinstance(e, peer_io.PeerLost) and e.reason != "left" for n in sixteen.nodes for e in n.events)
+
+
+def test_a_partition_heals(sixteen: World) -> None:
+    """Two halves that lost each other go on alone, meet again through bootstrap addresses and known peers, and
+    afterwards agree on members and records."""
+    side = {n.number: n.number % 2 for n in sixteen.nodes}
+    sixteen.cut = lambda a, b: side[a.number] != side[b.number]
+    sixteen.run(60)
+    assert all(members(n) == 8 for n in sixteen.nodes)
+    sixteen.cut = lambda a, b: False
+    sixteen.run(240)
+    assert [members(n) for n in sixteen.nodes] == [16] * 16
+    for owner in sixteen.nodes:
+        assert len(holders(sixteen, owner)) == 8
+        assert fetch_certificate(sixteen.nodes[0], owner).values
+
+
+def test_a_newcomer_receives_what_it_must_hold() -> None:
+    """By the time a newcomer is ready it holds every record of its neighbourhood."""
+    world = World(seed=8)
+    world.overlay(10)
+    for node in world.nodes:
+        store_own_certificate(node)
+    world.run(2)
+    newcomer = world.add()
+    world.run(20, until=lambda: newcomer.peer.topology.ready)
+    for owner in world.nodes[:10]:
+        resource = int.from_bytes(resource_id(owner.peer.node_id), "big")
+        nearest = sorted(world.nodes, key=lambda n: int.from_bytes(n.peer.node_id, "big") ^ resource)[:8]
+        if newcomer in nearest:
+            assert newcomer in holders(world, owner)
+
+
+def test_refused_after_the_handshake_is_no_link(sixteen: World) -> None:
+    """A dialler whose certificate is refused after its own handshake is done counts no link, tells nobody, and
+    goes on trying elsewhere."""
+    world = sixteen
+    outcast = world.add()
+    world.refuse_after_handshake |= {(outcast.number, n.number) for n in world.nodes}
+    world.run(20)
+    assert not list(outcast.peer.linked())
+    assert not outcast.peer.topology.ready
+    assert all(members(n) == 16 for n in world.nodes[:16])
+
+
+@pytest.mark.parametrize("step", [3600.0, -3600.0])
+def test_the_wall_clock_jumps_an_hour(sixteen: World, step: float) -> None:
+    """A step of the wall clock moves no timer, kills no link and makes no record unreadable."""
+    before = [dict(n.peer.counts) for n in sixteen.nodes]
+    sixteen.wall_offset += step
+    sixteen.run(70)
+    for node, counts in zip(sixteen.nodes, before, strict=True):
+        assert node.peer.counts.get("link-suspect", 0) == counts.get("link-suspect", 0)
+        assert members(node) == 16
+        updates = node.peer.counts.get("request-0x13", 0) - counts.get("request-0x13", 0)
+        assert updates < 300
+    for owner in sixteen.nodes:
+        assert fetch_certificate(sixteen.nodes[3], owner).values
+
+
+def test_a_node_that_cannot_be_dialled_is_no_peer(sixteen: World) -> None:
+    """The admitting peer dials the newcomer back; where that fails the Join is refused (Forbidden)."""
+    world = sixteen
+    hidden = world.add()
+    del world.by_address[hidden.peer.parameters.addresses[0]]
+    world.run(30)
+    assert not hidden.peer.topology.ready
+    assert all(members(n) == 16 for n in world.nodes[:16])
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.PROVISIONING])
+def test_clients_store_and_fetch_without_joining(sixteen: World, role: Role) -> None:
+    """A client links to a peer, reads through it, and is never counted as a member."""
+    client = sixteen.add(role=role)
+    sixteen.run(3)
+    assert fetch_certificate(client, sixteen.nodes[4]).values
+    assert all(members(n) == 16 for n in sixteen.nodes[:16])
+
+
+def test_remembered_peers_need_no_bootstrap(sixteen: World) -> None:
+    """A restarted peer comes back through the peers that it remembers, with its Node-ID."""
+    known = sixteen.nodes[4]
+    remembered = (Remembered(known.peer.node_id, known.peer.parameters.addresses),)
+    back = sixteen.add(remembered=remembered)
+    del sixteen.by_address[sixteen.nodes[0].address]
+    sixteen.run(20)
+    assert back.peer.topology.ready
+    assert members(back) == 17
+
+
+def test_only_the_first_may_found() -> None:
+    """A node without `first` that reaches nobody stays outside (RFC 6940 section 6.4.2.1)."""
+    world = World()
+    lonely = world.add()
+    world.run(60)
+    assert not lonely.peer.topology.ready
+    outcome = lonely.ask(lambda ref: peer_io.Fetch(ref, resource_id("x"), EVERYTHING), within=30)
+    assert isinstance(outcome, ReloadError)
+
+
+def test_buckets_serve_an_overlay_beyond_full_membership() -> None:
+    """Beyond the membership limit peers keep k-buckets, and every record is still found over few hops."""
+    parameters = KademliaParameters(full_membership=20, max_links=24, siblings=8, bucket_size=6)
+    world = World(seed=5, kademlia=parameters)
+    world.overlay(60)
+    world.run(60)
+    assert all(n.peer.topology.status()["mode"] == "k-buckets" for n in world.nodes)
+    assert sum(len(n.peer.topology.members()) for n in world.nodes) / 60 < 50
+    for owner in world.nodes[::4]:
+        assert store_own_certificate(owner).replicas
+    rng = random.Random(2)
+    for owner in world.nodes[::4]:
+        outcome = fetch_certificate(rng.choice(world.nodes), owner)
+        assert outcome.values and outcome.hops <= 4
+
+
+def test_a_user_certificate_may_not_join(sixteen: World) -> None:
+    """Join and Update from anything but peer and registrar names are Forbidden."""
+    intruder = sixteen.add(role=Role.USER)
+    sixteen.run(2)
+    target = sixteen.nodes[0]
+    from p2psipd.proto.reload.messages import JoinReq, UpdateReq
+
+    answers: list[object] = []
+    for body in (JoinReq(intruder.peer.node_id, b""), UpdateReq(b"\x07")):
+        intruder.peer.send(target.peer.node_id, body, lambda answer: answers.append(answer.error))
+        intruder.perform(intruder.peer._out)
+        sixteen.run(2)
+    assert len(answers) == 2 and all(isinstance(a, Forbidden) for a in answers), answers
