@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import ip_address
+from urllib.parse import quote
 
+from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.locating import (
     Binding,
@@ -116,20 +118,36 @@ class OverlayBindings:
         here = {own.binding.key for own in owned}
         for binding in stored:
             if binding.expires_at > query.wall and binding.key not in here:
-                targets.append(self._target(uri, binding))
+                targets.append(self._target(uri, binding, query.wall))
         targets.sort(key=lambda target: -target.q)
         return targets
 
-    def _target(self, uri: SipUri, binding: Binding) -> Target:
+    def _target(self, uri: SipUri, binding: Binding, wall: float) -> Target:
         if binding.native:
             return Target(binding.contact, node_id=binding.node_id, q=binding.q, binding=binding)
         if binding.node_id == self._node_id:
+            for own in self._table.of(binding.aor, wall):
+                target = own_target(own) if own.binding.key == binding.key else None
+                if target is not None:
+                    return target
             # Registered with this node before it was started again: over UDP the phone is still where it was.
             return _contact_target(binding, None)
+        if binding.aor != aor_of(uri.bare()):
+            # The user's name stood for another one, and that is the one the other node knows.
+            uri = _uri_of(binding.aor) or uri
         gruu = uri.bare().with_param("gr", encode_gr(binding.node_id, binding.key))
         return Target(
             str(gruu), node_id=binding.node_id, q=binding.q, instance=binding.instance_id, binding=binding
         )
+
+
+def _uri_of(aor: str) -> SipUri | None:
+    """An address of record as a URI, its user part escaped again."""
+    user, at, host = aor.removeprefix("sip:").rpartition("@")
+    try:
+        return SipUri(host, user=quote(user, safe="-_.!~*'()&=+$,;?/")) if at else None
+    except SipError:
+        return None
 
 
 def own_target(own: OwnBinding) -> Target | None:

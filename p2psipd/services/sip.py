@@ -495,7 +495,7 @@ class SipService(Service):
 
     async def _change_bindings(self, request: Request, aor: str, flow: Flow) -> Response:
         wall = self._wall()
-        existing = {binding.key: binding for binding in await self._location.bindings(aor)}
+        existing = {binding.key: binding for binding in await self._location.bindings(aor) if binding.aor == aor}
         existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
         settings = self._settings
         made = plan(request, aor, tuple(existing.values()), flow, settings.node_id, settings.bounds, wall)

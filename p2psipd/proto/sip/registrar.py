@@ -77,12 +77,14 @@ def plan(
         if old is not None:
             if old.call_id == binding.call_id and binding.cseq <= old.cseq and old.key not in puts:
                 raise RegistrationRefused(500, "Out of Order")
-            if not binding.native:
-                binding = binding._replace(key=old.key)
+            if old.key != binding.key:
+                # The same place, written differently: its entry goes, the new one has a key of its own.
+                removes[old.key] = current.pop(old.key)
+                puts.pop(old.key, None)
         if binding.expires_at > wall:
             puts[binding.key] = current[binding.key] = binding
             removes.pop(binding.key, None)
-        elif old is not None:
+        elif old is not None and old.key in current:
             removes[old.key] = current.pop(old.key)
             puts.pop(old.key, None)
     if puts and len(current) > bounds.max_contacts:
