@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +21,9 @@ from p2psipd.cli.console import (
     table,
 )
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
+
+if TYPE_CHECKING:
+    from p2psipd.config import Material, NodeConfig
 
 SOCKET = "control.sock"
 SYSTEM_SOCKET = Path("/run/p2psipd") / SOCKET
@@ -209,3 +213,22 @@ def check(file: str, as_json: bool) -> None:
             raise click.exceptions.Exit(config.EXIT_CONFIG) from None
         raise ConfigFault(str(error)) from None
     emit({"ok": True, **_summary(checked, material)}, as_json, _render_check)
+
+
+def _summary(checked: NodeConfig, material: Material) -> dict[str, Any]:
+    certificate = material.credential.certificate
+    return {
+        "overlay": material.configuration.overlay_name,
+        "roles": list(checked.node.roles),
+        "node_id": certificate.node_id.hex(),
+        "user": certificate.user,
+        "certificate_seconds": round(certificate.not_after - time.time()),
+    }
+
+
+def _render_check(answer: dict[str, Any]) -> str:
+    left = seconds(float(answer["certificate_seconds"]))
+    return (
+        f"ok: {answer['overlay']}, roles {' '.join(answer['roles'])}, node {short(answer['node_id'])}, "
+        f"certificate {left} left"
+    )
