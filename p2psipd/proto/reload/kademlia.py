@@ -263,14 +263,18 @@ class Kademlia:
             self._repeat(action, period)
         self._repair.start()
 
-    def preload(self, members: Iterable[tuple[MemberEntry, bytes]]) -> None:
-        """Start as a settled member that already knows `members` (entry, certificate): for simulations."""
+    def preload(
+        self, members: Iterable[tuple[MemberEntry, bytes]], linked: Iterable[NodeId] = ()
+    ) -> None:
+        """Be a settled member that already knows `members` (entry, certificate), and routes over the links to
+        those in `linked`: for simulations."""
         for entry, certificate in members:
             if entry.node != self._host.node_id:
                 member = Member(entry, certificate, self._host.now)
                 self._members[entry.node] = member
                 self._count_in_ranges(member, 1)
         self._live.load(m.number for m in self._members.values() if m.counts)
+        self._routable.load(_number(node) for node in linked)
         self._version += 1
         self._first = True
         self._remembered = ()
