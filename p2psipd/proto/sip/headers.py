@@ -9,7 +9,7 @@ import re
 from functools import lru_cache
 from typing import NamedTuple
 
-from p2psipd.proto.sip.errors import MalformedMessage
+from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
 from p2psipd.proto.sip.parameters import NO_PARAMETERS, TOKEN, Parameters, check_text
 from p2psipd.proto.sip.uri import Uri, canonical_host, parse_uri
 
@@ -26,6 +26,7 @@ _VIA = re.compile(
     r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])(?:\s*+:\s*+([0-9]{1,5}))?\s*+(;.*+)?",
     re.DOTALL,
 )
+MAX_MEMBERS = 256
 _CSEQ = re.compile(rf"([0-9]{{1,64}})\s++({TOKEN}++)", re.DOTALL)
 _UNTIL_DELIMITER = re.compile(r'(?:[^",<]|"(?:[^"\\]|\\.)*+"|<[^<>]*+>)*+', re.DOTALL)
 _BARE_RPORT = re.compile(r";\s*+rport(?=\s*+(?:;|$))", re.IGNORECASE)
@@ -37,7 +38,8 @@ _MAX_SECONDS = 2**32 - 1
 def split_list(text: str) -> list[str]:
     """The members of a comma-separated value; commas in quoted strings and in <> don't count.
 
-    Raises MalformedMessage for an unbalanced quote or bracket and for an empty member.
+    Raises MalformedMessage for an unbalanced quote or bracket and for an empty member,
+    MessageTooLarge for more than 256.
     """
     if "," not in text:
         return [text.strip()]
@@ -50,6 +52,8 @@ def split_list(text: str) -> list[str]:
         if not member:
             raise MalformedMessage("empty member in a list")
         members.append(member)
+        if len(members) > MAX_MEMBERS:
+            raise MessageTooLarge("too many members in a list")
         if stop == end:
             return members
         if text[stop] != ",":

@@ -19,7 +19,7 @@ from p2psipd.proto.sip.errors import (
     SipError,
     UnsupportedVersion,
 )
-from p2psipd.proto.sip.headers import CSeq, NameAddr, Via, split_list
+from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
 from p2psipd.proto.sip.names import LIST_HEADERS, RAW_NAMES, REASONS, canonical, canonical_raw, written
 from p2psipd.proto.sip.parameters import check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
@@ -27,7 +27,6 @@ from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 __all__ = ["REASONS", "Message", "Request", "Response", "make_response", "parse_head", "parse_message"]
 
 MAX_LINES = 512
-MAX_MEMBERS = 256
 
 _FOLD = re.compile(r"\r\n[ \t]++")
 _LINE_END = re.compile(rb"\r?\n")

@@ -11,8 +11,8 @@ from p2psipd.proto.sip.errors import MalformedMessage
 
 __all__ = ["TOKEN", "Parameters", "check_text"]
 
+MAX_COUNT = 256
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]"
-_TOKENS = re.compile(TOKEN + "++")
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 # Header parameters.  Wider than the grammar where nothing can be confused: IPv6 with or without brackets
 # (RFC 5118 section 4.5), '=' inside values (base64), UTF-8, and an empty value.
@@ -50,9 +50,12 @@ class Parameters:
         Raises MalformedMessage for what is no parameter.
         """
         pairs = tuple(items)
-        text = "".join([f";{name}" if value is None else f";{name}={value}" for name, value in pairs])
-        if pairs and not _ITEMS.fullmatch(check_text(text)):
-            raise MalformedMessage("bad parameter")
+        text = ""
+        for name, value in pairs:
+            piece = f";{name}" if value is None else f";{name}={value}"
+            if not _EACH.fullmatch(check_text(piece)):
+                raise MalformedMessage("bad parameter")
+            text += piece
         self._items = pairs
         self._text = text
 
@@ -69,6 +72,8 @@ class Parameters:
         """Parameters of a header value: "" or text that begins with ";".  Raises MalformedMessage."""
         if not text:
             return NO_PARAMETERS
+        if len(text) > MAX_COUNT and text.count(";") > MAX_COUNT:
+            raise MalformedMessage("too many parameters")
         if _PLAIN.fullmatch(text):
             return cls.trusted(_split(text), text)
         if not _ITEMS.fullmatch(text):
@@ -81,6 +86,8 @@ class Parameters:
         """Parameters of a SIP URI (no white space, no quotes).  Raises MalformedMessage."""
         if not text:
             return NO_PARAMETERS
+        if len(text) > MAX_COUNT and text.count(";") > MAX_COUNT:
+            raise MalformedMessage("too many URI parameters")
         if not _URI_ITEMS.fullmatch(text):
             raise MalformedMessage("bad URI parameters")
         return cls.trusted(_split(text), text)
