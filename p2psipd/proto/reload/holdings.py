@@ -151,9 +151,7 @@ class Holdings:
 
     # Changing
 
-    def put(
-        self, resource: ResourceId, kind: int, key: bytes, held: Held, changes: list[RecordChange]
-    ) -> None:
+    def put(self, resource: ResourceId, kind: int, key: bytes, held: Held, changes: list[RecordChange]) -> None:
         """Hold a value in place of what was there."""
         old = self.get(resource, kind, key)
         if held.signer.hash not in self._certificates:
@@ -198,9 +196,7 @@ class Holdings:
         ]
         heapify(self._timers)
 
-    def set_generation(
-        self, resource: ResourceId, kind: int, generation: int, changes: list[RecordChange]
-    ) -> None:
+    def set_generation(self, resource: ResourceId, kind: int, generation: int, changes: list[RecordChange]) -> None:
         """Set the generation counter of a kind that has values."""
         slot = self.slot(resource, kind)
         if slot is not None:
@@ -235,9 +231,7 @@ class Holdings:
         return [
             change
             for change in changes
-            if not (
-                isinstance(change, DropGeneration) and self.slot(change.resource, change.kind) is not None
-            )
+            if not (isinstance(change, DropGeneration) and self.slot(change.resource, change.kind) is not None)
         ]
 
     def _release(self, signer: NodeCertificate, changes: list[RecordChange]) -> None:
@@ -295,12 +289,13 @@ class Holdings:
         for row in rows:
             if isinstance(row, PutRecord):
                 self._restore(row, ders.get(row.signer), kinds, trust, wall, changes)
+        places = {(row.resource, row.kind) for row in rows if isinstance(row, PutRecord)}
         for row in rows:
             if isinstance(row, PutGeneration):
                 slot = self.slot(row.resource, row.kind)
                 if slot is not None:
                     slot.generation = row.generation
-                elif not self.high_water.keep_generation(*row):
+                elif not self.high_water.keep_generation(*row) and (row.resource, row.kind) not in places:
                     changes.append(DropGeneration(row.resource, row.kind))
         for home in self.resources.values():
             for slot in home.slots.values():

@@ -370,21 +370,25 @@ class Storage:
         newer: list[StoreKindData] = []
         newer_signers: dict[bytes, bytes] = {}
         accepted = 0
+        high_water = self._holdings.high_water
         known = [data for data in request.kinds if data.kind in self._kinds]
         for data in request.kinds:
             ours: list[StoredData] = []
             before = accepted
             for stored in data.values:
-                try:
-                    held = self._take(resource, data, stored, signers, wall, changes)
-                except ReloadError as error:
-                    refused.append(RefusedEntry(data.kind, entry_key(stored.value), error))
+                key = entry_key(stored.value)
+                held = self._holdings.get(resource, data.kind, key)
+                if held is not None and not supersedes(stored, held.stored):
+                    if held.expires_at - wall >= 1 and supersedes(held.stored, stored):
+                        ours.append(held.remaining(wall))
+                        newer_signers[held.signer.hash] = held.signer.der
                     continue
-                if held is None:
-                    accepted += 1
-                elif held.expires_at - wall >= 1 and supersedes(held.stored, stored):
-                    ours.append(held.remaining(wall))
-                    newer_signers[held.signer.hash] = held.signer.der
+                if stored.storage_time > high_water.storage_time(resource, data.kind, key):
+                    try:
+                        self._take(resource, data, stored, signers, wall, changes)
+                        accepted += 1
+                    except ReloadError as error:
+                        refused.append(RefusedEntry(data.kind, key, error))
             self._merge_generation(resource, data, accepted > before, changes)
             if ours:
                 newer.append(StoreKindData(data.kind, self._holdings.generation(resource, data.kind), tuple(ours)))
@@ -401,29 +405,20 @@ class Storage:
         signers: SignerFinder,
         wall: float,
         changes: list[RecordChange],
-    ) -> Held | None:
-        """Take one replicated value.  None if it was put, else what we hold and keep; raises if it is
-        refused."""
+    ) -> None:
+        """Take one replicated value that is newer than what is known, or raise."""
         kind = self._kinds.get(data.kind)
         if kind is None:
             raise UnknownKind(f"unknown kind {data.kind:#x}", unknown_kinds_info([data.kind]))
         if not 1 <= data.generation < _MAX_GENERATION:
             raise InvalidMessage(f"{kind.name}: generation {data.generation} in a replica Store")
-        check_form(kind, stored)
         if isinstance(stored.value, ArrayEntry) and stored.value.index == APPEND:
             raise InvalidMessage(f"{kind.name}: a replica is stored at its index")
-        key = entry_key(stored.value)
-        held = self._holdings.get(resource, kind.id, key)
-        if held is not None and not supersedes(stored, held.stored):
-            return held
-        if stored.storage_time <= self._holdings.high_water.storage_time(resource, kind.id, key):
-            raise DataTooOld(f"{kind.name}: this value has expired or was removed here")
         item = self._examine(resource, kind, stored, signers)
-        self._check_counts(resource, {(kind.id, key): item})
+        self._check_counts(resource, {(kind.id, item.key): item})
         self._check_room(resource, (item,))
         check_signature(resource, kind, stored, item.signer.certificate, self._verifier)
         self._put(resource, item, wall, changes)
-        return None
 
     def _merge_generation(
         self, resource: ResourceId, data: StoreKindData, changed: bool, changes: list[RecordChange]
