@@ -45,29 +45,49 @@ class Arrow(NamedTuple):
 
 @click.command()
 @click.option("--peers", default=8, show_default=True, type=click.IntRange(2, 100), help="How many peers.")
-@click.option("--keep", metavar="D", default=None, help="Leave the peers running, with their files in D.")
+@click.option("--lab", "existing", metavar="D", default=None, help="Use the lab in D, and leave it running.")
 @json_option
-def demo(peers: int, keep: str | None, as_json: bool) -> None:
+def demo(peers: int, existing: str | None, as_json: bool) -> None:
     """Start a lab of PEERS processes, let alice call bob through it, and show what happened.
 
     The exit code is 0 only if both registered, the call was set up, each heard the other's tone, and the call
     was hung up in order.
     """
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
-    directory = Path(keep) if keep else Path(tempfile.mkdtemp(prefix="p2psip-demo-"))
-    lab: Lab | None = None
-    ok = False
     try:
-        lab = _lab(directory, peers, as_json)
-        report = _run(lambda: place_call(lab, as_json))
-        ok = bool(report["ok"])
-        emit(report, as_json, render)
+        if existing is not None:
+            report = _talk(Lab.open(existing), as_json)
+        else:
+            report = _whole(peers, as_json)
     except (LabError, ControlUnreachable, ControlRefused) as error:
         raise Negative(str(error)) from None
-    finally:
-        _clear_away(lab, directory, keep is not None and ok, as_json)
-    if not ok:
+    emit(report, as_json, render)
+    if not report["ok"]:
         raise click.exceptions.Exit(1)
+
+
+def _whole(peers: int, quiet: bool) -> dict[str, Any]:
+    """A lab of its own for one call; its processes and files are gone afterwards, whatever happened."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    directory = Path(tempfile.mkdtemp(prefix="p2psip-demo-"))
+    lab: Lab | None = None
+    try:
+        lab = _lab(directory, peers, quiet)
+        return _talk(lab, quiet)
+    finally:
+        if lab is not None:
+            with contextlib.suppress(KeyboardInterrupt), step("ending the peers", quiet):
+                lab.down()
+            lab.kill_all()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """SIGTERM ends the demo as ctrl-C does, so that the peers end with it."""
+    raise KeyboardInterrupt
+
+
+def _talk(lab: Lab, quiet: bool) -> dict[str, Any]:
+    return _run(lambda: place_call(lab, quiet))
 
 
 def _lab(directory: Path, peers: int, quiet: bool) -> Lab:
@@ -84,18 +104,6 @@ def _lab(directory: Path, peers: int, quiet: bool) -> Lab:
         lab.kill_all()
         raise
     return lab
-
-
-def _clear_away(lab: Lab | None, directory: Path, stays: bool, quiet: bool) -> None:
-    """End the processes and remove the directory, also when the user has lost patience."""
-    if stays:
-        return
-    if lab is not None:
-        with contextlib.suppress(KeyboardInterrupt), step("ending the peers", quiet):
-            lab.down()
-        lab.kill_all()
-    if (directory / "lab.json").exists() or not any(directory.iterdir()):
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
@@ -170,8 +178,7 @@ def _ms(at: float | None, since: float) -> float | None:
 
 
 def heard(call: UserCall, tone: float) -> dict[str, Any]:
-    """What one side received: the share of the other's tone in it, and whether that is a call one can have.
-    """
+    """What one side received: the share of the other's tone in it, and whether that is a call one can have."""
     received = call.received_tone((ALICE_TONE, BOB_TONE))
     share = received["power"][tone]
     return {
@@ -203,8 +210,7 @@ def ladder(alice: UserAgent, bob: UserAgent, since: tuple[int, int]) -> list[Arr
 
 
 def where(lab: Lab, number: int, aor: str) -> dict[str, Any]:
-    """Which peer holds the record of `aor`, as peer `number` finds it: hops and milliseconds, from its trace.
-    """
+    """Which peer holds the record of `aor`, as peer `number` finds it: hops and milliseconds, from its trace."""
     numbers = {state.status["node_id"]: state.number for state in lab.status() if state.status}
     control = Control(lab.peer_directory(number) / "control.sock")
     answer = control.get("/trace", name=aor)
@@ -241,9 +247,7 @@ def render(report: dict[str, Any]) -> str:
             f"{'' if side['ok'] else ', WHICH IS NOT A CALL'}"
         )
     if report.get("setup_ms") is not None:
-        lines.append(
-            f"call set up in {report['setup_ms']:.1f} ms, ended: {report.get('cause', 'not at all')}"
-        )
+        lines.append(f"call set up in {report['setup_ms']:.1f} ms, ended: {report.get('cause', 'not at all')}")
     lines.append("it works" if report["ok"] else f"IT DID NOT WORK: {report.get('error', 'look above')}")
     return "\n".join(lines)
 
