@@ -148,8 +148,9 @@ def _read_candidate(reader: Reader) -> IceCandidate | None:
     reader.expect(stop)
     if address is None or not usable:
         return None
-    return IceCandidate(*address, overlay_link, foundation, priority, candidate_type, related,
-    tuple(extensions))
+    return IceCandidate(
+        *address, overlay_link, foundation, priority, candidate_type, related, tuple(extensions)
+    )
 
 
 @attrs.frozen
@@ -217,8 +218,9 @@ class _AppAttachBody(Body):
 
     @classmethod
     def _read(cls, reader: Reader, kinds: Kinds) -> Self:
-        return cls(reader.opaque8(), reader.opaque8(), reader.u16(), reader.opaque8(),
-        _read_candidates(reader))
+        return cls(
+            reader.opaque8(), reader.opaque8(), reader.u16(), reader.opaque8(), _read_candidates(reader)
+        )
 
 
 @attrs.frozen

@@ -1,5 +1,4 @@
-"""Signatures and the security block (RFC 6940 sections 6.3.4 and 7.1): structures and what is signed, no
-keys.
+"""Signatures and the security block (RFC 6940 sections 6.3.4 and 7.1): what is signed, but no keys.
 
 Readings of the RFC, where it leaves a choice:
 
@@ -48,10 +47,10 @@ _MESSAGE_INPUT = Struct(">IQ")
 
 
 class SignerIdentity(NamedTuple):
-    """Who signed: ``type`` CERT_HASH (hash of the DER), CERT_HASH_NODE_ID (of Node-ID and DER) or
-    IDENTITY_NONE.
+    """Who signed (section 6.3.4).
 
-    For IDENTITY_NONE the hash algorithm is 0 and the hash is empty.
+    ``type`` is CERT_HASH (hash of the DER), CERT_HASH_NODE_ID (hash of Node-ID and DER), or IDENTITY_NONE, for
+    which the hash algorithm is 0 and the hash is empty.
     """
 
     type: int

@@ -220,8 +220,9 @@ def unknown_kinds_info(kinds: Iterable[int]) -> bytes:
 
 def _unknown(kinds: list[int]) -> UnknownKind:
     distinct = list(dict.fromkeys(kinds))[:_MAX_UNKNOWN_KINDS]
-    return UnknownKind("unknown kinds " + " ".join(f"{kind:#x}" for kind in distinct),
-    unknown_kinds_info(distinct))
+    return UnknownKind(
+        "unknown kinds " + " ".join(f"{kind:#x}" for kind in distinct), unknown_kinds_info(distinct)
+    )
 
 
 def _write_resource(resource: ResourceId) -> bytes:

@@ -337,8 +337,10 @@ def answer_options(header: ForwardingHeader) -> tuple[ForwardingOption, ...]:
     """The options that an answer must copy from its request, with the flags cleared (section 6.3.2.3)."""
     flags = FORWARD_CRITICAL | DESTINATION_CRITICAL | RESPONSE_COPY
     return tuple(
-        option._replace(flags=option.flags & ~flags) for option in header.options if option.flags &
-        RESPONSE_COPY )
+        option._replace(flags=option.flags & ~flags)
+        for option in header.options
+        if option.flags & RESPONSE_COPY
+    )
 
 
 def decode_contents(data: bytes, offset: int) -> tuple[MessageContents, bytes, SecurityBlock]:

@@ -123,7 +123,9 @@ headers = st.builds(
 )
 
 identities = st.builds(SignerIdentity, st.sampled_from((CERT_HASH, CERT_HASH_NODE_ID)), u8, short)
-signatures = st.one_of(st.just(NO_SIGNATURE), st.builds(Signature, u8, u8, identities, st.binary(max_size=80)))
+signatures = st.one_of(
+    st.just(NO_SIGNATURE), st.builds(Signature, u8, u8, identities, st.binary(max_size=80))
+)
 security_blocks = st.builds(SecurityBlock, tuples_of(short), signatures)
 extensions = st.builds(Extension, st.integers(1, 0xFFFF), st.booleans(), short)
 contents = st.builds(

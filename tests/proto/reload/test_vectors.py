@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psipd.proto.reload.errors import ErrorCode, ReloadError, UnknownExtension, UnsupportedForwardingOption
-from p2psipd.proto.reload.framing import AckFrame, AckHistory, DataFrame, FrameDecoder, encode_ack, encode_data
+from p2psipd.proto.reload.framing import (
+    AckFrame,
+    AckHistory,
+    DataFrame,
+    FrameDecoder,
+    encode_ack,
+    encode_data,
+)
 from p2psipd.proto.reload.ids import WILDCARD, NodeId, ResourceId, overlay_hash, resource_id
 from p2psipd.proto.reload.messages import (
     APPEND,

@@ -246,7 +246,11 @@ def test_critical_options_are_reported_to_whom_they_concern() -> None:
 def test_copied_options_lose_their_flags() -> None:
     """An answer carries the options marked RESPONSE_COPY without the three flags, other bits kept."""
     request = HEADER._replace(
-        options=(ForwardingOption(1, 0x0F, b"x"), ForwardingOption(2, 0x03, b"y"), ForwardingOption(3, 4, b""))
+        options=(
+            ForwardingOption(1, 0x0F, b"x"),
+            ForwardingOption(2, 0x03, b"y"),
+            ForwardingOption(3, 4, b""),
+        )
     )
     assert answer_options(request) == (ForwardingOption(1, 0x08, b"x"), ForwardingOption(3, 0, b""))
 
@@ -283,9 +287,10 @@ def test_contents_round_trip(contents: MessageContents, block: SecurityBlock, be
 @given(data=st.data())
 def test_any_contents_raise_only_reload_errors(data: st.DataObject) -> None:
     """Arbitrary octets, also in place of some of a good message's, are contents or a ReloadError."""
-    good = CONTENTS.encode() + SecurityBlock(
-        (b"der",), Signature(4, 3, SignerIdentity(CERT_HASH, 4, bytes(32)), b"s")
-    ).encode()
+    good = (
+        CONTENTS.encode()
+        + SecurityBlock((b"der",), Signature(4, 3, SignerIdentity(CERT_HASH, 4, bytes(32)), b"s")).encode()
+    )
     start = data.draw(st.integers(0, len(good)))
     stop = data.draw(st.integers(start, len(good)))
     octets = good[:start] + data.draw(st.binary(max_size=8)) + good[stop:]
@@ -313,7 +318,12 @@ SIGNATURE = b"\x04\x03\x01\x00\x04\x04\x02hh" + opaque16(b"s")
         u16(1) + opaque32(b"") + opaque32(b"") + opaque16(b"") + b"\x04\x03\x00\x00\x00" + opaque16(b""),
         u16(1) + opaque32(b"") + opaque32(b"") + opaque16(b"") + b"\x04\x03\x04\x00\x00" + opaque16(b""),
         u16(1) + opaque32(b"") + opaque32(b"") + opaque16(b"") + b"\x00\x00\x03\x00\x01x" + opaque16(b""),
-        u16(1) + opaque32(b"") + opaque32(b"") + opaque16(b"") + b"\x04\x03\x01\x00\x05\x04\x02hhx" + opaque16(b""),
+        u16(1)
+        + opaque32(b"")
+        + opaque32(b"")
+        + opaque16(b"")
+        + b"\x04\x03\x01\x00\x05\x04\x02hhx"
+        + opaque16(b""),
     ],
     ids=[
         "code 0",
@@ -371,7 +381,9 @@ def test_identifiers() -> None:
     """Resource-IDs are the first 16 octets of SHA-256, overlays the last 4 of SHA-1, distance is XOR."""
     assert resource_id("bob@overlay.example") == hashlib.sha256(b"bob@overlay.example").digest()[:16]
     assert resource_id(b"\xff") == hashlib.sha256(b"\xff").digest()[:16]
-    assert overlay_hash("overlay.example").to_bytes(4, "big") == hashlib.sha1(b"overlay.example").digest()[-4:]
+    assert (
+        overlay_hash("overlay.example").to_bytes(4, "big") == hashlib.sha1(b"overlay.example").digest()[-4:]
+    )
     assert distance(b"\x0f" + bytes(15), b"\xf0" + bytes(15)) == 0xFF << 120
     assert distance(A, A) == 0
     assert node_id(A) == A
@@ -442,7 +454,9 @@ def long_message(size: int, *, transaction_id: int = 99, via: int = 0) -> bytes:
     return header.encode(size) + random.Random(size).randbytes(size)
 
 
-@given(size=st.integers(0, 20_000), mtu=st.integers(0, 3000), again=st.integers(0, 2000), seed=st.integers(0, 99))
+@given(
+    size=st.integers(0, 20_000), mtu=st.integers(0, 3000), again=st.integers(0, 2000), seed=st.integers(0, 99)
+)
 def test_fragments_join(size: int, mtu: int, again: int, seed: int) -> None:
     """Cut for one link and cut again for a narrower, arriving in any order and twice, a message is whole again."""
     message = long_message(size)
@@ -518,7 +532,9 @@ def test_incomplete_messages_expire() -> None:
 
 @given(
     pieces=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 900), st.integers(0, 600), st.booleans()),
+        st.tuples(
+            st.integers(0, 3), st.integers(0, 2), st.integers(0, 900), st.integers(0, 600), st.booleans()
+        ),
         max_size=60,
     )
 )
