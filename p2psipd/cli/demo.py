@@ -15,7 +15,8 @@ import click
 
 from p2psipd.cli.console import Negative, emit, json_option, short, step
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
-from p2psipd.lab import DEFAULT_NETWORK, SIP_PORT, Lab, LabError, free_network, is_free
+from p2psipd.lab import DEFAULT_NETWORK, Lab, LabError, free_network, is_free
+from p2psipd.lab_files import SIP_PORT
 
 if TYPE_CHECKING:
     from p2psipd.net.user_agent import UserAgent, UserCall
@@ -113,17 +114,17 @@ def _run(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
     from twisted.python.failure import Failure
 
     # Twisted's own clock follows the wall clock and would jump with it.
-    reactor.seconds = time.monotonic  # type: ignore[attr-defined]
+    reactor.seconds = time.monotonic  # type: ignore[method-assign]
     outcome: list[Any] = []
 
     def begin() -> None:
         running = Deferred.fromCoroutine(main())
         running.addTimeout(_LIMIT_SECONDS, reactor)
         running.addBoth(outcome.append)
-        running.addBoth(lambda _: reactor.stop())  # type: ignore[attr-defined]
+        running.addBoth(lambda _: reactor.stop())
 
-    reactor.callWhenRunning(begin)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.callWhenRunning(begin)
+    reactor.run()
     if not outcome:
         raise KeyboardInterrupt
     if isinstance(outcome[0], Failure):
@@ -158,7 +159,7 @@ async def place_call(lab: Lab, quiet: bool = True) -> dict[str, Any]:
             call = await alice.call(lab.aor("bob"), tone=ALICE_TONE, timeout=10)
             report["setup_ms"] = _ms(call.established_at, call.started_at)
             report["ringing_ms"] = _ms(call.ringing_at, call.started_at)
-            await deferLater(reactor, _TALK_SECONDS)  # type: ignore[arg-type]
+            await deferLater(reactor, _TALK_SECONDS)
             answered = next(iter(bob.calls.values()))
             report["heard"] = {"alice": heard(call, BOB_TONE), "bob": heard(answered, ALICE_TONE)}
             report["cause"] = await call.hang_up()
