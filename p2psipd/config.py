@@ -14,19 +14,25 @@ from __future__ import annotations
 
 import difflib
 import os
+import time
 import tomllib
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from p2psipd.toml_lines import KeyPath, key_lines
 
 if TYPE_CHECKING:
     pass
+
+if TYPE_CHECKING:
+    from p2psipd.proto.identity.certificate import Trust
+    from p2psipd.proto.identity.signing import Credential
+    from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 
 #: The exit code of a process whose configuration is at fault (sysexits.h EX_CONFIG).
 EXIT_CONFIG = 78
@@ -94,18 +100,14 @@ def _to_address(value: object) -> Address:
     except ValueError:
         # The one message below says what is expected, for a wrong type and a wrong text alike.
         value = str(value)
-    raise PydanticCustomError(
-        "expected", 'expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"'
-    )
+    raise PydanticCustomError("expected", 'expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"')
 
 
 def _to_listener(address: Address) -> Address:
     try:
         ip_address(address.host)
     except ValueError:
-        raise PydanticCustomError(
-            "expected", "expected a numeric IP address to listen on, with a port"
-        ) from None
+        raise PydanticCustomError("expected", "expected a numeric IP address to listen on, with a port") from None
     return address
 
 
@@ -231,11 +233,18 @@ class SipSection(Section):
 class NodeConfig(Section):
     """The whole file, checked. File names are absolute after :func:`load`."""
 
+    _file: str = PrivateAttr("")
+    _lines: dict[KeyPath, int] = PrivateAttr(default_factory=dict)
+
     overlay: OverlaySection
     identity: IdentitySection
     node: NodeSection
     peer: PeerSection | None = None
     sip: SipSection | None = None
+
+    def fault(self, key: str, message: str) -> Fault:
+        """A fault of a dotted key of this file, with its line."""
+        return Fault(self._file, _line(self._lines, tuple(key.split("."))), key, message)
 
     def has(self, role: Role) -> bool:
         """True when this node plays ``role``."""
@@ -277,11 +286,9 @@ def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -
     except ValidationError as error:
         faults = [_fault(file, lines, detail) for detail in error.errors(include_url=False)]
         raise ConfigError(faults) from None
+    config._file, config._lines = file, lines
     config = _resolve(config, Path(file).absolute().parent, environ or {})
-    faults = [
-        Fault(file, _line(lines, tuple(key.split("."))), key, message)
-        for key, message in _cross_faults(config)
-    ]
+    faults = [config.fault(key, message) for key, message in _cross_faults(config)]
     if faults:
         raise ConfigError(faults)
     return config
@@ -367,12 +374,129 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
             faults.append((key, "expected each address and port once"))
     node = sip.node_listen
     if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
-        faults.append(
-            ("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address")
-        )
+        faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
     if not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
         faults.append(("sip.default_expires_seconds", "expected a time between the shortest and the longest"))
     return faults
+
+
+# ---- what the file names ----------------------------------------------------------------------------
+
+
+class Material(NamedTuple):
+    """What the files that the configuration names hold, checked that it belongs together."""
+
+    configuration: OverlayConfiguration
+    credential: Credential
+    trust: Trust
+
+
+def load_material(config: NodeConfig, wall: float | None = None) -> Material:
+    """Read and check the overlay's document, this node's certificate and key, and the phones' certificate.
+
+    ``wall`` is the time at which they must be valid, by default now.  Raises :class:`ConfigError` with every
+    fault.
+    """
+    wall = time.time() if wall is None else wall
+    faults: list[Fault] = []
+    configuration = _read_document(config, wall, faults)
+    credential = _read_credential(config, faults)
+    trust = configuration.trust() if configuration is not None else None
+    if configuration is not None and trust is not None and credential is not None:
+        faults += _identity_faults(config, credential, trust, wall)
+        for domain in config.sip.domains if config.sip is not None else ():
+            if not configuration.serves(domain):
+                faults.append(config.fault("sip.domains", f"expected domains of the overlay: {domain} is none"))
+    if config.has("sip") and config.sip is not None and config.sip.tls:
+        faults += _phone_certificate_faults(config, config.sip)
+    if configuration is None or credential is None or trust is None or faults:
+        raise ConfigError(faults)
+    return Material(configuration, credential, trust)
+
+
+def _read_document(config: NodeConfig, wall: float, faults: list[Fault]) -> OverlayConfiguration | None:
+    from p2psipd.proto.reload.overlay_config import ConfigurationError, parse_configuration
+
+    file = config.overlay.document
+    try:
+        content = Path(file).read_bytes()
+        return parse_configuration(content, wall=wall, trusted_fingerprint=config.overlay.fingerprint)
+    except OSError as error:
+        faults.append(config.fault("overlay.document", f"{file} cannot be read: {error.strerror}"))
+    except ConfigurationError as error:
+        if error.reason == "fingerprint":
+            faults += [config.fault("overlay.fingerprint", text) for _, text in error.faults]
+        else:
+            faults += [Fault(file, line, "", text) for line, text in error.faults]
+    return None
+
+
+def _read_credential(config: NodeConfig, faults: list[Fault]) -> Credential | None:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificate
+
+    from p2psipd.proto.identity.certificate import CertificateError, parse_certificate
+    from p2psipd.proto.identity.signing import Credential
+
+    identity = config.identity
+    certificate = key = None
+    try:
+        loaded = load_pem_x509_certificate(Path(identity.certificate).read_bytes())
+        certificate = parse_certificate(loaded.public_bytes(Encoding.DER))
+    except (OSError, ValueError) as error:
+        text = str(error) if isinstance(error, CertificateError) else f"expected a PEM certificate ({error})"
+        faults.append(config.fault("identity.certificate", f"{identity.certificate}: {text}"))
+    try:
+        key = load_pem_private_key(Path(identity.key).read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        text = f"expected a PEM private key without a password ({error})"
+        faults.append(config.fault("identity.key", f"{identity.key}: {text}"))
+    if certificate is None or key is None:
+        return None
+    if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
+        faults.append(config.fault("identity.key", f"{identity.key}: expected a P-256 or RSA key"))
+        return None
+    try:
+        return Credential(certificate, key)
+    except CertificateError as error:
+        faults.append(config.fault("identity.key", f"{identity.key}: {error}"))
+        return None
+
+
+def _identity_faults(config: NodeConfig, credential: Credential, trust: Trust, wall: float) -> list[Fault]:
+    """Whether the overlay takes this certificate, and for these roles."""
+    from p2psipd.proto.identity.certificate import CertificateError, Role
+
+    key, file = "identity.certificate", config.identity.certificate
+    try:
+        role = trust.check(credential.certificate.der, wall).role
+    except CertificateError as error:
+        return [config.fault(key, f"{file}: {error}")]
+    if config.has("peer") and not role.routes:
+        return [config.fault(key, f'{file}: expected a peer\'s certificate, because node.roles names "peer"')]
+    if config.has("sip") and role is not Role.REGISTRAR:
+        return [config.fault(key, f'{file}: expected a registrar\'s, because node.roles names "sip"')]
+    return []
+
+
+def _phone_certificate_faults(config: NodeConfig, sip: SipSection) -> list[Fault]:
+    """Whether the certificate and key for phones fit."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        chain = load_pem_x509_certificates(Path(sip.certificate or "").read_bytes())
+    except (OSError, ValueError) as error:
+        return [config.fault("sip.certificate", f"{sip.certificate}: expected PEM certificates ({error})")]
+    try:
+        key = load_pem_private_key(Path(sip.key or "").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        return [config.fault("sip.key", f"{sip.key}: expected a PEM private key without a password ({error})")]
+    if key.public_key() != chain[0].public_key():
+        return [config.fault("sip.key", f"{sip.key}: expected the key of {sip.certificate}")]
+    return []
 
 
 # ---- faults of single keys -----------------------------------------------------------------------

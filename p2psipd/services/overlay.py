@@ -129,6 +129,7 @@ class OverlayService(Service):
         self.credential = credential
         self.store_file = store
         self.is_joined = False
+        self.last_failure = ""
         self.started_at = 0.0
         self.misbehaviour: dict[str, int] = {}
         self.observer = observer or OverlayObserver()
@@ -266,22 +267,16 @@ class OverlayService(Service):
             lambda ref: peer_io.Store(ref, _resource(name), kind, tuple(values), credential),
         )
 
-    async def stat(
-        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]
-    ) -> peer_io.Answered:
+    async def stat(self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]) -> peer_io.Answered:
         """The metadata of these kinds at a resource (a StatAns)."""
         specifiers = tuple(
             kind if isinstance(kind, StoredDataSpecifier) else StoredDataSpecifier(kind) for kind in kinds
         )
-        return await self._ask(
-            peer_io.Answered, lambda ref: peer_io.Stat(ref, _resource(resource), specifiers)
-        )
+        return await self._ask(peer_io.Answered, lambda ref: peer_io.Stat(ref, _resource(resource), specifiers))
 
     async def find(self, resource: str | ResourceId, kinds: Iterable[int]) -> peer_io.Answered:
         """Which resource nearest to this one holds each kind (a FindAns)."""
-        return await self._ask(
-            peer_io.Answered, lambda ref: peer_io.Find(ref, _resource(resource), tuple(kinds))
-        )
+        return await self._ask(peer_io.Answered, lambda ref: peer_io.Find(ref, _resource(resource), tuple(kinds)))
 
     async def ping(self, node: NodeId | None = None, resource: ResourceId | None = None) -> peer_io.Pong:
         """Ping a node, or whoever is responsible for a resource."""
@@ -293,17 +288,13 @@ class OverlayService(Service):
 
     async def trace(self, resource: str | ResourceId) -> tuple[peer_io.TraceHop, ...]:
         """The path to whoever is responsible for a resource, hop by hop."""
-        return await self._ask(
-            tuple[peer_io.TraceHop, ...], lambda ref: peer_io.Trace(ref, _resource(resource))
-        )
+        return await self._ask(tuple[peer_io.TraceHop, ...], lambda ref: peer_io.Trace(ref, _resource(resource)))
 
     async def app_attach(self, node: NodeId, application: int) -> peer_io.ApplicationAccepted:
         """Ask a node for a connection: it dials this node, which is the TLS server (RFC 6940 section
         6.5.2).
         """
-        return await self._ask(
-            peer_io.ApplicationAccepted, lambda ref: peer_io.AppAttach(ref, node, application)
-        )
+        return await self._ask(peer_io.ApplicationAccepted, lambda ref: peer_io.AppAttach(ref, node, application))
 
     def new_document(self, document: bytes) -> None:
         """The operator hands us a newer signed configuration document."""
@@ -351,6 +342,7 @@ class OverlayService(Service):
 
     def link_failed(self, attempt: int, reason: str) -> None:
         """A link could not be opened."""
+        self.last_failure = reason
         self._log.debug("no link: {reason}", reason=reason)
         self.driver.feed(peer_io.LinkFailed(attempt, reason))
 
@@ -366,11 +358,7 @@ class OverlayService(Service):
     def neighbours(self) -> list[Neighbour]:
         """The links that are up, with their certificates."""
         certificates = self._certificates
-        return [
-            Neighbour(info, certificates[info.link])
-            for info in self.links.info()
-            if info.link in certificates
-        ]
+        return [Neighbour(info, certificates[info.link]) for info in self.links.info() if info.link in certificates]
 
     # -- what the core orders ----------------------------------------------------------------------
 
@@ -387,7 +375,7 @@ class OverlayService(Service):
                 order.node, order.application, order.addresses
             ),
             peer_io.Joined: self._joined,
-            peer_io.PeerJoined: lambda event: self._log.debug("peer {node} joined", node=event.node.hex()),
+            peer_io.PeerJoined: self._peer_joined,
             peer_io.PeerLost: lambda event: self._log.info(
                 "peer {node} lost: {reason}", node=event.node.hex()[:8], reason=event.reason
             ),
@@ -419,11 +407,15 @@ class OverlayService(Service):
         elif (request := self._waiting.pop(getattr(item, "ref", 0), None)) is not None:
             request.answer.errback(ReloadError("an error in this node, see its log"))
 
+    def _peer_joined(self, event: peer_io.PeerJoined) -> None:
+        self._log.debug("peer {node} joined", node=event.node.hex())
+        if self._listen is None and not self.is_joined:
+            # A client joins nothing; it is as good as joined when it knows a peer that can route for it.
+            self._joined(peer_io.Joined())
+
     def _joined(self, event: peer_io.Joined) -> None:
         self.is_joined = True
-        self._log.info(
-            "joined {overlay} as {node}", overlay=self.configuration.overlay_name, node=self.node_id.hex()
-        )
+        self._log.info("joined {overlay} as {node}", overlay=self.configuration.overlay_name, node=self.node_id.hex())
         joiners, self._when_joined = self._when_joined, []
         for joiner in joiners:
             joiner.callback(None)
@@ -436,9 +428,7 @@ class OverlayService(Service):
             self._lines_second, self._lines = second, 0
         self._lines += 1
         if self._lines <= _LINES_PER_SECOND:
-            self._log.warn(
-                "{who}: {reason}: {detail}", who=self._who(event), reason=event.reason, detail=event.detail
-            )
+            self._log.warn("{who}: {reason}: {detail}", who=self._who(event), reason=event.reason, detail=event.detail)
 
     def _who(self, event: peer_io.Misbehaved) -> str:
         """The peer that broke a rule, as far as we know it: its Node-ID and where the link leads."""
