@@ -338,7 +338,7 @@ class SipService(Service):
         elif self._routing >= _MAX_ROUTING:
             self.counters["overload"] += 1
             headers = [("Retry-After", RETRY_AFTER)]
-            self._driver.feed(SendResponse(str(transaction), make_response(request, 503, headers=headers)))
+            self._reply(transaction, make_response(request, 503, headers=headers))
         else:
             context = ForwardingContext(
                 request,
@@ -612,7 +612,13 @@ class SipService(Service):
         """Answer a request here; unless its CANCEL was quicker."""
         if not context.finished:
             context.finished = True
-            self._driver.feed(SendResponse(context.transaction, response))
+            self._reply(context.transaction, response)
+
+    def _reply(self, transaction: Any, response: Response) -> None:
+        """Send a response; one made here gets its To tag here (RFC 3261 section 8.2.6.2)."""
+        if response.to_tag is None and response.status > 100:
+            response.set("To", f"{response.get('to')};tag={self._layer.new_tag()}")
+        self._driver.feed(SendResponse(transaction, response))
 
     def _perform(
         self, context: ForwardingContext, outputs: Sequence[Output], instead: Response | None = None
@@ -639,7 +645,7 @@ class SipService(Service):
                 self._ladder.ended(request.call_id, self._wall(), str(response.status))
         elif request.method == "BYE":
             self._ladder.ended(request.call_id, self._wall(), "BYE")
-        self._driver.feed(SendResponse(context.transaction, response))
+        self._reply(context.transaction, response)
 
     def _launch(self, branch: Branch) -> None:
         """Send the request of `branch`: at once where the flow is at hand, else when it is found."""
@@ -718,7 +724,7 @@ class SipService(Service):
         """A CANCEL is answered here, and the fork that it names is cancelled (section 16.10)."""
         context = self._contexts.get(event.invite) if event.invite is not None else None
         status = 481 if context is None else 200
-        self._driver.feed(SendResponse(str(event.transaction), make_response(event.request, status)))
+        self._reply(event.transaction, make_response(event.request, status))
         if context is not None:
             self._perform(context, context.receive(Cancelled(), self._now()))
 

@@ -21,8 +21,9 @@ from p2psipd.proto.sip.locating import NodeIdentity
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.uri import SipUri
 
-#: Most preferred first (RFC 8760 section 2.4).
-ALGORITHMS: Final = (Algorithm.SHA_256, Algorithm.MD5)
+#: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because phones from
+#: before that RFC look at the first line alone and give up at a name that they do not know (sipsak, SIPp).
+ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256)
 
 _NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32)}
 _MAX_CREDENTIALS: Final = 8
