@@ -152,13 +152,13 @@ def pattern_fault(pattern: str) -> str | None:
     repetitions, before = 0, ""
     for token in _PATTERN_TOKEN.findall(pattern):
         repeats = token in ("*", "+", "?") or (token[0] == "{" and len(token) > 1)
-        if repeats and (
-            before in ("", "(", "|", "^") or before == "quantifier" or (before == ")" and token != "?")
+        if repeats and (before in ("", "(", "|", "^") or before == "quantifier" or (before == ")" and token != "?")):
+            return f"{token!r} after {before or 'nothing'!r}: a repetition of one character or bracket expected"
+        if (
+            re.fullmatch(r"\\[A-Za-z0-9]", token)
+            or (before == "(" and token == "?")
+            or re.search(r"(?<=.)\[|--|&&|~~|\|\|", token)
         ):
-            return (
-                f"{token!r} after {before or 'nothing'!r}: a repetition of one character or bracket expected"
-            )
-        if re.fullmatch(r"\\[A-Za-z0-9]", token) or (before == "(" and token == "?") or "[:" in token:
             return f"{token!r} is not known here"
         repetitions += repeats and token != "?"
         before = "quantifier" if repeats else token
