@@ -461,9 +461,8 @@ class SipService(Service):
             verdict = self._gate.check(presented, request, known, self._wall())
         if verdict is not Verdict.GOOD or presented is None:
             self.counters["challenged" if verdict is None else f"digest_{verdict.value}"] += 1
-            headers = self._gate.challenge(
-                realm, self._wall(), proxy=proxy, stale=verdict is Verdict.STALE
-            )
+            stale = verdict is Verdict.STALE
+            headers = self._gate.challenge(request, realm, self._wall(), proxy=proxy, stale=stale)
             raise Refused(407 if proxy else 401, headers=headers)
         if not names_user(presented, uri, realm):
             self.counters["refused_identity"] += 1

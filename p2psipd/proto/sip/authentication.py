@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from hmac import compare_digest
@@ -24,6 +25,9 @@ from p2psipd.proto.sip.uri import SipUri
 #: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because phones from
 #: before that RFC look at the first line alone and give up at a name that they do not know (sipsak, SIPp).
 ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256)
+
+#: User agents that fail at the first line with an algorithm that they do not know, wherever it stands: libre before 2.
+_KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.", re.IGNORECASE)
 
 _NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32)}
 _MAX_CREDENTIALS: Final = 8
@@ -68,11 +72,16 @@ class DigestGate:
         self._random = random
         self._algorithms = algorithms
 
-    def challenge(self, realm: str, wall: float, *, proxy: bool, stale: bool = False) -> list[tuple[str, str]]:
-        """The header lines of a 401, or with `proxy` of a 407."""
+    def challenge(
+        self, request: Request, realm: str, wall: float, *, proxy: bool, stale: bool = False
+    ) -> list[tuple[str, str]]:
+        """The header lines of a 401 to `request`, or with `proxy` of a 407."""
         name = "Proxy-Authenticate" if proxy else "WWW-Authenticate"
+        algorithms = self._algorithms
+        if Algorithm.MD5 in algorithms and _KNOWS_MD5_ALONE.match(request.get("user-agent") or ""):
+            algorithms = (Algorithm.MD5,)
         nonce = self._issuer.issue(wall, self._random)
-        return [(name, value) for value in challenges(realm, nonce, self._algorithms, stale)]
+        return [(name, value) for value in challenges(realm, nonce, algorithms, stale)]
 
     def presented(self, request: Request, realm: str, *, proxy: bool) -> Credentials | None:
         """The credentials in `request` for `realm`, if there are any that can be read."""
