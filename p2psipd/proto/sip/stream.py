@@ -120,13 +120,15 @@ class StreamParser:
         """
         buffer = self._buffer
         count = len(buffer) - len(buffer.lstrip(b"\r\n"))
-        if bytes(buffer[:count]) == b"\r":
-            return False
         # A CR at the very end may be the first half of a line end.
         if count == len(buffer) and buffer[count - 1] == 13:
             count -= 1
+        if not count:
+            return False
         ends = buffer.count(b"\n", 0, count)
         del buffer[:count]
+        if not ends:
+            return True
         if ends >= 2 or self._lone:
             # However many there are, one answer tells the other side that we live.
             found.append(KeepAlive.PING)

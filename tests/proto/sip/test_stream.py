@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge, SipError
@@ -102,6 +102,13 @@ def test_body_limit() -> None:
     assert caught.value.status == 513 and caught.value.request is not None
 
 
+def test_stray_cr_is_skipped() -> None:
+    """A CR that begins no line end does not hold up the messages after it."""
+    parser = StreamParser()
+    assert parser.feed(b"\r") == [] and shape(parser.feed(message(1))) == [(1, b"")]
+
+
+@settings(max_examples=400)
 @given(
     st.lists(st.one_of(st.binary(max_size=40), st.just(message(1)), st.sampled_from([b"\r\n", b"\r", b"\n", b"l: 3"])))
 )
