@@ -223,11 +223,7 @@ class Kademlia:
         """RFC 6940 section 6.3.4 check 2, with the eight nearest *linked* peers as the Neighbor Table."""
         number = _number(resource)
         limit = _number(node) ^ number
-        return all(
-            n ^ number >= limit
-            for n in self._routable.nearest(self._own, 8)
-            if self._host.is_linked(_node(n))
-        )
+        return all(n ^ number >= limit for n in self._routable.nearest(self._own, 8) if self._host.is_linked(_node(n)))
 
     def may_replicate(self, resource: ResourceId, sender: NodeId) -> bool:
         """Whether `sender` is, as far as we know, near enough to hold `resource` itself."""
@@ -263,9 +259,7 @@ class Kademlia:
             self._repeat(action, period)
         self._repair.start()
 
-    def preload(
-        self, members: Iterable[tuple[MemberEntry, bytes]], linked: Iterable[NodeId] = ()
-    ) -> None:
+    def preload(self, members: Iterable[tuple[MemberEntry, bytes]], linked: Iterable[NodeId] = ()) -> None:
         """Be a settled member that already knows `members` (entry, certificate), and routes over the links to
         those in `linked`: for simulations."""
         for entry, certificate in members:
@@ -335,9 +329,7 @@ class Kademlia:
         settled = (
             bool(siblings)
             and not self._unverified
-            and all(
-                n not in self._dialling and n not in self._not_pushed and host.is_linked(n) for n in siblings
-            )
+            and all(n not in self._dialling and n not in self._not_pushed and host.is_linked(n) for n in siblings)
         )
         if settled or waited > self._p.join_for:
             self._become_ready()
@@ -435,12 +427,7 @@ class Kademlia:
             self._host.call_at(self._host.now + self._p.suspect_for, lambda: self._suspicion_over(node))
 
     def _dial(self, node: NodeId, addresses: Sequence[Address]) -> None:
-        if (
-            node in self._dialling
-            or self._host.is_linked(node)
-            or node == self._host.node_id
-            or not addresses
-        ):
+        if node in self._dialling or self._host.is_linked(node) or node == self._host.node_id or not addresses:
             return
         self._dialling.add(node)
         self._host.dial(addresses, node)
@@ -475,11 +462,7 @@ class Kademlia:
                 continue
             since = self._wanted_since.setdefault(node, host.now)
             # The smaller Node-ID dials at once; the other waits, so that two links are rarely opened.
-            if (
-                host.node_id < node
-                or host.now - since > 2 * self._p.maintain_for
-                or self._state is State.JOINING
-            ):
+            if host.node_id < node or host.now - since > 2 * self._p.maintain_for or self._state is State.JOINING:
                 self._dial(node, member.entry.addresses)
                 budget -= 1
 
@@ -492,10 +475,10 @@ class Kademlia:
         buckets = max(1, (len(self._live) // self._p.siblings).bit_length())
         share = max(8, (self._p.max_links - len(nodes)) // buckets)
         for bucket in range(ID_BITS - 1, ID_BITS - 1 - buckets, -1):
-            numbers = list(self._live.in_bucket(self._own, bucket))
-            linked = sum(1 for n in numbers if self._host.is_linked(_node(n)))
+            missing = share - len(self._routable.in_bucket(self._own, bucket))
+            numbers = list(self._live.in_bucket(self._own, bucket)) if missing > 0 else []
             start = self._host.random_bits(16) % len(numbers) if numbers else 0
-            for number in (numbers[start:] + numbers[:start])[: max(0, share - linked)]:
+            for number in (numbers[start:] + numbers[:start])[:missing]:
                 node = _node(number)
                 if node not in chosen and not self._host.is_linked(node):
                     chosen.add(node)
@@ -560,11 +543,7 @@ class Kademlia:
                     self._tell_suspected(sender, known)
                 continue
             certificate = request.certificates.get(entry.certificate_hash)
-            if (
-                certificate is None
-                and known is not None
-                and known.entry.certificate_hash == entry.certificate_hash
-            ):
+            if certificate is None and known is not None and known.entry.certificate_hash == entry.certificate_hash:
                 certificate = known.certificate
             if certificate is None and entry.certificate_hash == request.signer.hash:
                 certificate = request.signer.der
@@ -717,9 +696,7 @@ class Kademlia:
                 break
             extra = [n for n in numbers if n not in keep]
             if len(extra) > self._p.bucket_size:
-                extra.sort(
-                    key=lambda n: (not self._host.is_linked(_node(n)), self._host.rtt(_node(n)) or 1.0)
-                )
+                extra.sort(key=lambda n: (not self._host.is_linked(_node(n)), self._host.rtt(_node(n)) or 1.0))
                 for number in extra[self._p.bucket_size :]:
                     if not self._host.is_linked(_node(number)):
                         self._live.discard(number)
@@ -731,19 +708,14 @@ class Kademlia:
 
     def _make_entry(self, state: MemberState, incarnation: int) -> MemberEntry:
         host = self._host
-        entry = MemberEntry(
-            host.node_id, state, incarnation, self._addresses, host.credential.certificate.hash, b""
-        )
+        entry = MemberEntry(host.node_id, state, incarnation, self._addresses, host.credential.certificate.hash, b"")
         return entry._replace(signature=host.sign(entry.signed_octets(self._overlay_hash)))
 
     def _send(self, node: NodeId, update: Delta | PageRequest | MemberDigest | MemberSummary) -> None:
         self._host.send(node, UpdateReq(update.encode()))
 
     def _send_entries(
-        self,
-        node: NodeId,
-        entries: Sequence[tuple[MemberEntry, bytes]],
-        suspects: tuple[tuple[NodeId, int], ...] = (),
+        self, node: NodeId, entries: Sequence[tuple[MemberEntry, bytes]], suspects: tuple[tuple[NodeId, int], ...] = ()
     ) -> None:
         """Deltas of bounded size, with each certificate once a link."""
         sent = self._certificates_sent.setdefault(node, set())
@@ -791,9 +763,7 @@ class Kademlia:
         for _ in range(min(self._p.gossip_fanout, len(links))):
             at = self._host.random_bits(32) % len(links)
             node = links.pop(at)
-            self._send_entries(
-                node, [(e, c) for e, c in entries if news[e.node] != node and e.node != node], suspects
-            )
+            self._send_entries(node, [(e, c) for e, c in entries if news[e.node] != node and e.node != node], suspects)
 
     def _member_digest(self) -> MemberDigest:
         rows = [(count, digest) for count, digest in self._range_digests]
@@ -835,10 +805,7 @@ class Kademlia:
     def _summary(self, ranges: int, reply: bool) -> MemberSummary:
         rows = [(self._host.node_id, self._entry.incarnation, int(self.ready))]
         for member in self._members.values():
-            if (
-                ranges >> (member.number >> (ID_BITS - 4)) & 1
-                and member.entry.state is not MemberState.JOINING
-            ):
+            if ranges >> (member.number >> (ID_BITS - 4)) & 1 and member.entry.state is not MemberState.JOINING:
                 rows.append((member.entry.node, member.entry.incarnation, int(member.counts)))
         return MemberSummary(ranges, reply, tuple(rows))
 

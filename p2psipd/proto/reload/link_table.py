@@ -40,13 +40,7 @@ class Link:
     )
 
     def __init__(
-        self,
-        link_id: int,
-        certificate: NodeCertificate,
-        address: Address,
-        dialled: bool,
-        now: float,
-        max_message: int,
+        self, link_id: int, certificate: NodeCertificate, address: Address, dialled: bool, now: float, max_message: int
     ) -> None:
         self.id = link_id
         self.certificate = certificate

@@ -10,14 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.reload import peer_io
-from p2psipd.proto.reload.errors import (
-    ConfigTooNew,
-    ConfigTooOld,
-    Forbidden,
-    InvalidMessage,
-    NotFound,
-    ReloadError,
-)
+from p2psipd.proto.reload.errors import ConfigTooNew, ConfigTooOld, Forbidden, InvalidMessage, NotFound, ReloadError
 from p2psipd.proto.reload.ids import NodeId, distance
 from p2psipd.proto.reload.incoming import IncomingRequest
 from p2psipd.proto.reload.messages import (
@@ -173,9 +166,7 @@ class Methods:
             if replica is not None:
                 kinds, certificates = replica.kinds, replica.certificates
         generations = {kind.kind: kind.generation for kind in answer.kinds}
-        copies = tuple(
-            kind._replace(generation=generations.get(kind.kind, kind.generation)) for kind in kinds
-        )
+        copies = tuple(kind._replace(generation=generations.get(kind.kind, kind.generation)) for kind in kinds)
         for rank, node in enumerate(nodes, 1):
 
             def copied(result: Answer, node: NodeId = node) -> None:
@@ -185,10 +176,7 @@ class Methods:
                     peer.count("replica-refused")
 
             peer.request(
-                NodeDestination(node),
-                StoreReq(body.resource, rank, copies),
-                copied,
-                certificates=certificates,
+                NodeDestination(node), StoreReq(body.resource, rank, copies), copied, certificates=certificates
             )
         return tuple(nodes)
 

@@ -38,20 +38,14 @@ class Sealer:
         self._own = _CERTIFICATE.pack(X509, len(certificate.der)) + certificate.der
         self._own_block = _U16.pack(len(self._own)) + self._own
 
-    def seal(
-        self, header: ForwardingHeader, code: int, body: bytes, certificates: Iterable[bytes] = ()
-    ) -> bytes:
+    def seal(self, header: ForwardingHeader, code: int, body: bytes, certificates: Iterable[bytes] = ()) -> bytes:
         """The whole message.  `certificates` (DER) travel beside our own for what is signed inside the body."""
         contents = MessageContents(code, body).encode()
-        data = message_signature_input(
-            self._overlay_hash, header.transaction_id, contents, self._identity_octets
-        )
+        data = message_signature_input(self._overlay_hash, header.transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
         own = self.credential.certificate.der
         others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
-        block = (
-            self._own_block if not others else _U16.pack(len(self._own) + len(others)) + self._own + others
-        )
+        block = self._own_block if not others else _U16.pack(len(self._own) + len(others)) + self._own + others
         tail = b"".join(
             (
                 contents,

@@ -84,9 +84,7 @@ class TopologyHost(Protocol):
     ) -> None:
         """Send a signed request to `node` over the link to it (nothing is sent without one)."""
 
-    def send_to_resource(
-        self, target: ResourceId, body: Body, on_answer: OnAnswer, via: NodeId | None = None
-    ) -> None:
+    def send_to_resource(self, target: ResourceId, body: Body, on_answer: OnAnswer, via: NodeId | None = None) -> None:
         """Send a signed request to whoever is responsible for `target`, through `via` if given."""
 
     def push_records(

@@ -32,6 +32,7 @@ from p2psipd.proto.reload.messages import (
     RouteQueryReq,
     StatReq,
     StoreAns,
+    StoredDataSpecifier,
     StoredDataValue,
     StoreKindData,
     StoreReq,
@@ -112,15 +113,29 @@ class UserRequests:
     def _probe(self, item: peer_io.Probe) -> None:
         self._simple(item.ref, NodeDestination(item.node), ProbeReq((1, 2, 3)), _answered)
 
+    def complete_specifiers(self, specifiers: tuple[StoredDataSpecifier, ...]) -> tuple[StoredDataSpecifier, ...]:
+        """Where a caller names neither ranges nor keys, all of an array or dictionary is meant."""
+        kinds = self._peer.configuration.kinds
+        whole = []
+        for one in specifiers:
+            model = kinds[one.kind].data_model if one.kind in kinds else None
+            if model is DataModel.ARRAY and one.ranges is None:
+                one = one._replace(ranges=((0, 0xFFFFFFFF),))
+            elif model is DataModel.DICTIONARY and one.keys is None:
+                one = one._replace(keys=())
+            whole.append(one)
+        return tuple(whole)
+
     def _stat(self, item: peer_io.Stat) -> None:
         self._simple(
-            item.ref, ResourceDestination(item.resource), StatReq(item.resource, item.specifiers), _answered
+            item.ref,
+            ResourceDestination(item.resource),
+            StatReq(item.resource, self.complete_specifiers(item.specifiers)),
+            _answered,
         )
 
     def _find(self, item: peer_io.Find) -> None:
-        self._simple(
-            item.ref, ResourceDestination(item.resource), FindReq(item.resource, item.kinds), _answered
-        )
+        self._simple(item.ref, ResourceDestination(item.resource), FindReq(item.resource, item.kinds), _answered)
 
     def _app_attach(self, item: peer_io.AppAttach) -> None:
         peer = self._peer
@@ -148,9 +163,7 @@ class UserRequests:
         if kind is None:
             self.fail(item.ref, InvalidMessage(f"kind {item.kind:#x} is not in the configuration document"))
             return
-        resource = (
-            item.name if isinstance(item.name, bytes) and len(item.name) == 16 else resource_id(item.name)
-        )
+        resource = item.name if isinstance(item.name, bytes) and len(item.name) == 16 else resource_id(item.name)
         resource = ResourceId(resource)
         credential = item.credential or peer.credential
         values = tuple(
@@ -184,11 +197,7 @@ class UserRequests:
                 self.fail(item.ref, answer.error or InvalidMessage("not a StoreAns"))
 
         peer.request(
-            ResourceDestination(resource),
-            body,
-            answered,
-            certificates=(credential.certificate.der,),
-            sealer=sealer,
+            ResourceDestination(resource), body, answered, certificates=(credential.certificate.der,), sealer=sealer
         )
 
     def _retry_store(self, item: peer_io.Store, tries: int) -> None:
@@ -245,7 +254,7 @@ class _FetchJob:
         self._peer = peer
         self._user = user
         self._item = item
-        self._body = FetchReq(item.resource, item.specifiers)
+        self._body = FetchReq(item.resource, user.complete_specifiers(item.specifiers))
         self._started_at = peer.now
         self._readers = [] if item.fresh else list(peer.topology.readers(item.resource))
         self._open = 0
@@ -341,9 +350,7 @@ class _FetchJob:
             self._send(NodeDestination(self._readers.pop(0)), responsible=False)
         elif not self._open:
             if self._empty and self._error is None:
-                self._user.fail(
-                    self._item.ref, RequestTimeout("only replicas answered, and they hold nothing")
-                )
+                self._user.fail(self._item.ref, RequestTimeout("only replicas answered, and they hold nothing"))
             else:
                 self._user.fail(self._item.ref, self._error or RequestTimeout("no holder answered"))
 
@@ -365,9 +372,7 @@ class _FetchJob:
         seconds = self._peer.now - self._started_at
         self._user.complete(
             self._item.ref,
-            peer_io.FetchOutcome(
-                newest((verified,)), verified.generations, answer.node, answer.hops, seconds
-            ),
+            peer_io.FetchOutcome(newest((verified,)), verified.generations, answer.node, answer.hops, seconds),
         )
 
 
@@ -389,9 +394,7 @@ def _hop(node: NodeId, resource: ResourceId, seconds: float, ends: bool) -> peer
 
 
 def _may_pass(error: ReloadError) -> bool:
-    return isinstance(error, (RequestTimeout,)) or (
-        isinstance(error, Forbidden) and "responsible" in error.detail
-    )
+    return isinstance(error, (RequestTimeout,)) or (isinstance(error, Forbidden) and "responsible" in error.detail)
 
 
 def _stored_value(model: DataModel, value: peer_io.StoreValue) -> StoredDataValue:

@@ -8,8 +8,18 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from p2psipd.proto.identity.certificate import Role, role_name
-from p2psipd.proto.identity.signing import NullCredential, NullTrust, NullVerifier, null_certificate
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from p2psipd.proto.identity.certificate import Role, create_authority, parse_certificate, role_name
+from p2psipd.proto.identity.signing import (
+    Credential,
+    NullCredential,
+    NullTrust,
+    NullVerifier,
+    RealVerifier,
+    Signer,
+    null_certificate,
+)
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.kademlia import KademliaParameters
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
@@ -29,14 +39,31 @@ class Node:
         self.address = parameters.addresses[0] if parameters.addresses else (f"127.9.0.{number}", 0)
         node_id = world.random.getrandbits(128).to_bytes(16, "big")
         user = f"user{number}@{OVERLAY}" if role is Role.USER else role_name(role, node_id, OVERLAY)
-        self.certificate = null_certificate(node_id, user, OVERLAY)
         self.configuration = world.configuration
-        trust, verifier = NullTrust(OVERLAY), NullVerifier()
+        trust: Any
+        verifier: Any
+        self.credential: Signer
+        if world.authority is None:
+            self.credential = NullCredential(null_certificate(node_id, user, OVERLAY))
+            trust, verifier = NullTrust(OVERLAY), NullVerifier()
+        else:
+            key = ec.generate_private_key(ec.SECP256R1())
+            der = world.authority.issue(key.public_key(), node_id, user, world.wall)
+            self.credential = Credential(parse_certificate(der), key)
+            trust, verifier = world.configuration.trust(), RealVerifier()
+        self.certificate = self.credential.certificate
         self.storage = Storage(self.configuration, trust, verifier)
         self.peer = Peer(
-            NullCredential(self.certificate), self.configuration, trust, verifier, self.storage,
-            random.Random(number), parameters, now=world.now, wall=world.wall,
-            make_trust=lambda c: NullTrust(OVERLAY, c.bad_nodes),
+            self.credential,
+            self.configuration,
+            trust,
+            verifier,
+            self.storage,
+            random.Random(number),
+            parameters,
+            now=world.now,
+            wall=world.wall,
+            make_trust=lambda c: c.trust() if world.authority else NullTrust(OVERLAY, c.bad_nodes),
             read_document=world.read_document,
         )
         self.alive = True
@@ -99,13 +126,20 @@ class Node:
 class World:
     """Time, links and nodes."""
 
-    def __init__(self, seed: int = 1, delay: float = 0.01, kademlia: KademliaParameters | None = None) -> None:
+    def __init__(
+        self, seed: int = 1, delay: float = 0.01, kademlia: KademliaParameters | None = None, real: bool = False
+    ) -> None:
+        self.authority = create_authority(OVERLAY, WALL) if real else None
         self.random = random.Random(seed)
         self.now = 1000.0
         self.wall_offset = WALL - self.now
         self.delay = delay
         self.kademlia = kademlia or KademliaParameters()
-        self.configuration = OverlayConfiguration(overlay_name=OVERLAY, domain_patterns=(r".*@overlay\.example",))
+        self.configuration = OverlayConfiguration(
+            overlay_name=OVERLAY,
+            domain_patterns=(r"overlay\.example",),
+            root_certs=(self.authority.certificate,) if self.authority else (),
+        )
         self.read_document: Any = None
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.order = itertools.count()
@@ -144,8 +178,12 @@ class World:
         client = role not in (Role.PEER, Role.REGISTRAR)
         bootstrap = (self.nodes[0].address,) if self.nodes else ()
         parameters = PeerParameters(
-            addresses=() if client else (address,), bootstrap=bootstrap, first=first, client=client,
-            kademlia=self.kademlia, **extra,
+            addresses=() if client else (address,),
+            bootstrap=bootstrap,
+            first=first,
+            client=client,
+            kademlia=self.kademlia,
+            **extra,
         )
         node = Node(self, number, parameters, role)
         self.nodes.append(node)
@@ -179,8 +217,10 @@ class World:
             if (node.number, target.number) in self.refuse_after_handshake:
                 self.close(target, theirs, "refused")
                 return
-            self.at(self.now + self.delay,
-                    lambda: target.put(peer_io.LinkUp(theirs, node.certificate.der, node.address, None)))
+            self.at(
+                self.now + self.delay,
+                lambda: target.put(peer_io.LinkUp(theirs, node.certificate.der, node.address, None)),
+            )
 
         self.at(self.now + 3 * self.delay, arrive)
 

@@ -1,0 +1,412 @@
+"""The message layer of the peer core: routing, signatures, requests and their answers (RFC 6940 6.1 to 6.3)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+
+from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
+from p2psipd.proto.identity.signing import Signer, Verifier
+from p2psipd.proto.reload.errors import (
+    ErrorCode,
+    Forbidden,
+    InvalidMessage,
+    MessageTooLarge,
+    ReloadError,
+    RequestTimeout,
+    ResponseTooLarge,
+    TtlExceeded,
+)
+from p2psipd.proto.reload.ids import NodeId, ResourceId
+from p2psipd.proto.reload.incoming import IncomingRequest
+from p2psipd.proto.reload.link_layer import LinkLayer
+from p2psipd.proto.reload.link_table import Link
+from p2psipd.proto.reload.messages import Body, DataModel, ErrorResponse, PingReq, decode_body, is_request
+from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+from p2psipd.proto.reload.peer_parameters import PeerParameters, Randomness
+from p2psipd.proto.reload.routing import Deliver, Drop, Forward, Router, ViaStore
+from p2psipd.proto.reload.sealing import Sealer
+from p2psipd.proto.reload.topology import Answer, OnAnswer, Topology, TopologyHost
+from p2psipd.proto.reload.transactions import MAX_SENDS, AnswerCache, Outstanding
+from p2psipd.proto.reload.wire import (
+    DESTINATION_CRITICAL,
+    Destination,
+    ForwardingHeader,
+    NodeDestination,
+    Reassembler,
+    ResourceDestination,
+    answer_destinations,
+    answer_options,
+    check_extensions,
+    check_options,
+    decode_contents,
+    decode_header,
+    transit,
+)
+
+MakeTopology = Callable[[TopologyHost], Topology]
+
+
+class Messaging(LinkLayer):
+    """Messages of one node: passed on, delivered, sent and repeated."""
+
+    def __init__(
+        self,
+        credential: Signer,
+        configuration: OverlayConfiguration,
+        trust: TrustPolicy,
+        verifier: Verifier,
+        random: Randomness,
+        parameters: PeerParameters,
+        now: float,
+        wall: float,
+    ) -> None:
+        super().__init__(credential, configuration, trust, verifier, random, parameters, now, wall)
+        self._sealer = Sealer(credential, self.overlay_hash)
+        self._models: dict[int, DataModel] = {k.id: k.data_model for k in configuration.kinds.values()}
+        self._outstanding: dict[int, Outstanding] = {}
+        self._answers = AnswerCache()
+        self._reassembler = Reassembler(max_message=configuration.max_message_size)
+        self._via_store = ViaStore(random.getrandbits)
+
+    def _use(self, topology: Topology) -> None:
+        self.topology = topology
+        self._router = Router(self.node_id, self.links, topology, self._via_store)
+
+    @abstractmethod
+    def _handle(self, request: IncomingRequest) -> None:
+        """Answer a verified request."""
+
+    @abstractmethod
+    def _check_sequence(self, sequence: int, code: int, node: NodeId) -> None:
+        """Raise unless the requester has our configuration document."""
+
+    @abstractmethod
+    def _configuration_differs(self, node: NodeId, ours_is_newer: bool) -> None:
+        """A request of ours was refused for its configuration sequence."""
+
+    def _greet(self, link: Link) -> None:
+        self.request(NodeDestination(link.node), PingReq(b""), _ignore, on=link)
+
+    # -- messages coming in --------------------------------------------------------------------------------
+
+    def _message(self, previous: NodeId, data: bytes) -> None:
+        try:
+            header, offset = decode_header(data)
+        except ReloadError as error:
+            self.misbehaved(previous, "malformed", str(error))
+            return
+        if header.overlay != self.overlay_hash:
+            self.misbehaved(previous, "overlay", f"message for overlay {header.overlay:08x}")
+            return
+        # A later fragment has no message code; the Via List of an answer does no harm if it grows.
+        request = header.fragment_offset > 0 or is_request(int.from_bytes(data[offset : offset + 2], "big"))
+        try:
+            if header.ttl > self.configuration.initial_ttl:
+                raise TtlExceeded(f"ttl {header.ttl} is above the overlay's initial-ttl")
+            if len(data) > self.configuration.max_message_size:
+                raise MessageTooLarge(f"{len(data)} bytes, at most {self.configuration.max_message_size}")
+            decision = self._router.route(header, previous, request, self.now)
+        except ReloadError as error:
+            self.misbehaved(previous, "routing", str(error))
+            if request:
+                self._reply(header, previous, None, error, ())
+            return
+        if isinstance(decision, Forward):
+            link = self.links.to(decision.node)
+            if link is not None:
+                self.count("forwarded")
+                self._write(
+                    link,
+                    transit(
+                        data, header, offset, via=decision.via, destinations=decision.destinations, ttl=header.ttl - 1
+                    ),
+                )
+        elif isinstance(decision, Drop):
+            self.count(f"dropped-{decision.reason}")
+        else:
+            self._deliver(previous, header, data, offset, decision)
+
+    def _deliver(self, previous: NodeId, header: ForwardingHeader, data: bytes, offset: int, decision: Deliver) -> None:
+        if not header.is_whole:
+            try:
+                whole = self._reassembler.add(previous, header, data, offset, self.now)
+            except ReloadError as error:
+                self.misbehaved(previous, "fragment", str(error))
+                return
+            if whole is None:
+                return
+            data = whole
+            header, offset = decode_header(data)
+        try:
+            contents, octets, block = decode_contents(data, offset)
+            signer, certificates = self.opener.open(header.transaction_id, octets, block, self.wall)
+        except ReloadError as error:
+            # RFC 6940 section 6.3.4: a message that does not verify is dropped and not processed.
+            self.misbehaved(previous, "signature" if isinstance(error, Forbidden) else "malformed", str(error))
+            return
+        if is_request(contents.code):
+            key = (NodeId(signer.node_id), header.transaction_id)
+            seen, answer = self._answers.find(key, self.now)
+            if seen:
+                if answer is not None:
+                    self._route_own(answer, previous)
+                return
+            try:
+                self._check_request(header, contents.code, previous, signer)
+                check_extensions(contents)
+                body = decode_body(contents.code, contents.body, self._models)
+            except ReloadError as error:
+                self._reply(header, previous, None, error, ())
+                return
+            self._answers.put(key, None, self.now)
+            request = IncomingRequest(
+                contents.code,
+                body,
+                signer,
+                previous,
+                certificates,
+                self.configuration.initial_ttl - header.ttl + 1,
+                decision.to_own_id,
+                lambda result, extra: self._reply(header, previous, key, result, extra),
+            )
+            self._handle(request)
+        else:
+            self._answer(header, contents.code, contents.body, signer, certificates)
+
+    def _check_request(self, header: ForwardingHeader, code: int, previous: NodeId, signer: NodeCertificate) -> None:
+        check_options(header, DESTINATION_CRITICAL)
+        self._check_sequence(header.configuration_sequence, code, NodeId(signer.node_id))
+
+    def _reply(
+        self,
+        header: ForwardingHeader,
+        previous: NodeId,
+        key: tuple[NodeId, int] | None,
+        result: Body | ReloadError,
+        certificates: Iterable[bytes],
+    ) -> None:
+        if isinstance(result, ReloadError):
+            self.count(f"error-{result.code}")
+            result = ErrorResponse.of(result)
+        answer_header = ForwardingHeader(
+            self.overlay_hash,
+            self.configuration.sequence,
+            self.configuration.initial_ttl,
+            0,
+            True,
+            header.transaction_id,
+            0,
+            (),
+            answer_destinations(header.via, previous),
+            answer_options(header),
+        )
+        message = self._sealer.seal(answer_header, result.code, result.encode(), certificates)
+        limit = header.max_response_length
+        if (limit and len(message) > limit) or len(message) > self.configuration.max_message_size:
+            error = ErrorResponse.of(ResponseTooLarge(f"{len(message)} bytes"))
+            message = self._sealer.seal(answer_header, error.code, error.encode())
+        if key is not None:
+            self._answers.put(key, message, self.now)
+        self._route_own(message, previous)
+
+    def _route_own(self, message: bytes, previous: NodeId) -> None:
+        link = self.links.to(previous)
+        if link is None:
+            hop = self.topology.next_hop(previous)
+            link = None if hop is None else self.links.to(hop)
+        if link is not None:
+            self._write(link, message)
+
+    def _answer(
+        self,
+        header: ForwardingHeader,
+        code: int,
+        octets: bytes,
+        signer: NodeCertificate,
+        certificates: Mapping[bytes, bytes],
+    ) -> None:
+        waiting = self._outstanding.get(header.transaction_id)
+        if waiting is None:
+            self.count("answer-late")
+            return
+        node = NodeId(signer.node_id)
+        if waiting.node is not None and node != waiting.node:
+            self.misbehaved(node, "answerer", f"answered for {waiting.node.hex()}")
+            return
+        if waiting.resource is not None and not self.topology.plausible_answerer(waiting.resource, node):
+            self.count("answer-implausible")
+            return
+        error: ReloadError | None = None
+        body: Body | None = None
+        try:
+            if code not in (waiting.answer_code, ErrorResponse.code):
+                raise InvalidMessage(f"code {code:#x} does not answer the request")
+            body = decode_body(code, octets, waiting.kinds)
+        except ReloadError as fault:
+            self.misbehaved(node, "answer", str(fault))
+            return
+        if isinstance(body, ErrorResponse):
+            error, body = body.error(), None
+            if error.code in (ErrorCode.CONFIG_TOO_OLD, ErrorCode.CONFIG_TOO_NEW):
+                # Once both have the same document the repeat is accepted (RFC 6940 section 6.3.2.1).
+                self._configuration_differs(node, error.code == ErrorCode.CONFIG_TOO_NEW)
+                return
+        del self._outstanding[header.transaction_id]
+        hops = self.configuration.initial_ttl - header.ttl + 1
+        waiting.on_answer(Answer(body, error, node, certificates, self.now - waiting.started_at, hops))
+
+    # -- requests going out --------------------------------------------------------------------------------
+
+    def request(
+        self,
+        target: Destination,
+        body: Body,
+        on_answer: OnAnswer,
+        *,
+        through: tuple[Destination, ...] = (),
+        via: NodeId | None = None,
+        certificates: Iterable[bytes] = (),
+        sealer: Sealer | None = None,
+        sequence: int | None = None,
+        on: Link | None = None,
+    ) -> int:
+        """Send a signed request to `target`, by way of `through`; returns the transaction id.
+
+        `via` pins the first node, `on` the very link of the first transmission.  A request to
+        ourselves is answered at once.
+        """
+        node = target.node if isinstance(target, NodeDestination) else None
+        resource = target.resource if isinstance(target, ResourceDestination) else None
+        transaction_id = self._random.getrandbits(64)
+        if (
+            not through
+            and via is None
+            and (node == self.node_id or (resource is not None and self.topology.responsible(resource)))
+        ):
+            self._local(body, on_answer, certificates, node is not None, sealer or self._sealer)
+            return transaction_id
+        header = ForwardingHeader(
+            self.overlay_hash,
+            self.configuration.sequence if sequence is None else sequence,
+            self.configuration.initial_ttl,
+            0,
+            True,
+            transaction_id,
+            0,
+            (),
+            (*through, target),
+        )
+        message = (sealer or self._sealer).seal(header, body.code, body.encode(), certificates)
+        waiting = Outstanding(
+            transaction_id,
+            body.code + 1,
+            message,
+            (*through, target)[0],
+            node,
+            resource,
+            via,
+            self._models,
+            on_answer,
+            self.now,
+        )
+        self._outstanding[transaction_id] = waiting
+        self._transmit(waiting, on)
+        return transaction_id
+
+    def _local(
+        self, body: Body, on_answer: OnAnswer, certificates: Iterable[bytes], to_own_id: bool, sealer: Sealer
+    ) -> None:
+        signer = sealer.credential.certificate
+        bucket = {self.opener.trust.check(der, self.wall).hash: der for der in (*certificates, signer.der)}
+
+        def reply(result: Body | ReloadError, extra: Iterable[bytes]) -> None:
+            found = {self.opener.trust.check(der, self.wall).hash: der for der in extra}
+            if isinstance(result, ReloadError):
+                on_answer(Answer(None, result, self.node_id, found, 0.0, 0))
+            else:
+                on_answer(Answer(result, None, self.node_id, found, 0.0, 0))
+
+        self._handle(IncomingRequest(body.code, body, signer, self.node_id, bucket, 0, to_own_id, reply))
+
+    def _transmit(self, waiting: Outstanding, on: Link | None = None) -> None:
+        waiting.sends += 1
+        waiting.sent_at = self.now
+        link = on or self._first_link(waiting)
+        if link is not None:
+            message = waiting.message
+            sequence = self.configuration.sequence.to_bytes(2, "big")
+            if waiting.sends > 1 and message[8:10] not in (sequence, b"\xff\xff"):
+                message = waiting.message = message[:8] + sequence + message[10:]
+            self._write(link, message)
+        else:
+            self.count("unroutable")
+        self.call_at(
+            self.now + self.configuration.reliability_timer_ms / 1000, lambda: self._reliability_timer(waiting)
+        )
+
+    def _first_link(self, waiting: Outstanding) -> Link | None:
+        if waiting.via is not None:
+            link = self.links.to(waiting.via)
+            if link is not None:
+                return link
+        target = waiting.target
+        hop: NodeId | None = None
+        if isinstance(target, NodeDestination):
+            link = self.links.to(target.node)
+            if link is not None:
+                return link
+            hop = self.topology.next_hop(target.node)
+        elif isinstance(target, ResourceDestination):
+            hop = self.topology.next_hop(target.resource)
+        return None if hop is None else self.links.to(hop)
+
+    def _reliability_timer(self, waiting: Outstanding) -> None:
+        if self._outstanding.get(waiting.transaction_id) is not waiting:
+            return
+        if waiting.sends < MAX_SENDS:
+            self.count("retransmitted")
+            self._transmit(waiting)
+            return
+        del self._outstanding[waiting.transaction_id]
+        error = RequestTimeout(f"no answer to {MAX_SENDS} transmissions in {self.now - waiting.started_at:.1f} s")
+        waiting.on_answer(Answer(None, error, None, {}, self.now - waiting.started_at, 0))
+
+    def forget(self, transaction_id: int) -> None:
+        """Nobody waits for this answer any more."""
+        self._outstanding.pop(transaction_id, None)
+
+    def send(
+        self, node: NodeId, body: Body, on_answer: OnAnswer | None = None, certificates: Iterable[bytes] = ()
+    ) -> None:
+        """A signed request to a linked node."""
+        if self.links.to(node) is not None:
+            self.request(NodeDestination(node), body, on_answer or _ignore, certificates=certificates)
+
+    def send_to_resource(self, target: ResourceId, body: Body, on_answer: OnAnswer, via: NodeId | None = None) -> None:
+        """A signed request to whoever is responsible for `target`."""
+        self.request(ResourceDestination(target), body, on_answer, via=via)
+
+    # -- signatures ----------------------------------------------------------------------------------------
+
+    def check_certificate(self, der: bytes) -> NodeCertificate | None:
+        """The certificate, if it is valid in this overlay now."""
+        try:
+            return self.opener.trust.check(der, self.wall)
+        except CertificateError:
+            return None
+
+    def sign(self, data: bytes) -> bytes:
+        """Our signature over `data`: two octets of algorithm, then the value."""
+        signature = self.credential.sign(data)
+        return bytes((signature.hash_algorithm, signature.signature_algorithm)) + signature.value
+
+    def verify(self, certificate: NodeCertificate, data: bytes, signature: bytes) -> bool:
+        """Whether `signature` (as `sign` makes it) is `certificate`'s over `data`."""
+        if len(signature) < 3:
+            return False
+        return self.opener.verifier.verify(certificate, signature[0], signature[1], data, signature[2:])
+
+
+def _ignore(_: Answer) -> None:
+    """Nobody waits for this answer."""
