@@ -267,13 +267,17 @@ class Lab:
             raise LabError(f"peer {number} did not end within {timeout:.0f} s of SIGTERM")
 
     def up(self, timeout: float = 60.0) -> float:
-        """Start every peer, wait until all have joined; the seconds that it took. Raises LabError."""
+        """Start every peer, wait until all have joined and know each other; the seconds that it took.
+
+        Raises LabError.
+        """
         started = time.monotonic()
         self.start(1)
         self.wait_joined([1], timeout)
         for number in self.peers:
             self.start(number)
         self.wait_joined(self.peers, timeout)
+        self.wait_acquainted(timeout)
         return time.monotonic() - started
 
     def down(self, timeout: float = 5.0) -> int:
@@ -355,6 +359,27 @@ class Lab:
                 )
             if waiting:
                 time.sleep(_POLL_SECONDS)
+
+    def wait_acquainted(self, timeout: float = 60.0) -> None:
+        """Wait until every peer that lives knows every other one that lives. Raises LabError."""
+        until = time.monotonic() + timeout
+        while True:
+            states = [state for state in self.status() if state.state not in ("off", "dead", "stopped")]
+            waiting = [
+                state
+                for state in states
+                if state.status is None or state.status.get("peers", 0) != len(states) - 1
+            ]
+            self._progress(f"{len(states) - len(waiting)} of {len(states)} know all others")
+            if not waiting:
+                return
+            if time.monotonic() > until:
+                known = ", ".join(
+                    f"peer {state.number} knows {(state.status or {}).get('peers', 'nobody')}"
+                    for state in waiting
+                )
+                raise LabError(f"after {timeout:.0f} s the peers do not all know each other: {known}")
+            time.sleep(_POLL_SECONDS)
 
     def log_tail(self, number: int, lines: int = 15) -> str:
         """The last lines of a peer's log."""

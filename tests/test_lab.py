@@ -23,7 +23,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         known = self.path == "/status"
         joined = not os.path.exists(os.path.join(directory, "lonely"))
-        body = json.dumps({"joined": joined, "node_id": "ab" * 16} if known else {"error": "no such thing"})
+        body = json.dumps({"joined": joined, "node_id": "ab" * 16, "peers": 1} if known else {"error": "no such thing"})
         self.send_response(200 if known else 404)
         self.end_headers()
         self.wfile.write(body.encode())
@@ -85,6 +85,17 @@ def test_a_peer_that_does_not_join(lab: Lab) -> None:
     with pytest.raises(LabError, match="peers 2 have not joined"):
         lab.up(timeout=1)
     assert lab.peer_state(2).state == "joining"
+
+
+def test_peers_that_do_not_know_each_other(lab: Lab) -> None:
+    """Waiting until all know each other ends with who knows how many; a dead peer need not be known."""
+    for number in lab.peers:
+        lab.start(number)
+    lab.wait_joined(lab.peers, 20)
+    lab.wait_acquainted(5)
+    lab.kill(2)
+    with pytest.raises(LabError, match="peer 1 knows 1"):
+        lab.wait_acquainted(0.2)
 
 
 def test_description_survives(lab: Lab) -> None:
