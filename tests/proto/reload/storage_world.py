@@ -29,6 +29,18 @@ from p2psipd.proto.reload.messages import (
     StoreReq,
 )
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+from p2psipd.proto.reload.records import (
+    DropCertificate,
+    DropGeneration,
+    DropMark,
+    DropRecord,
+    PutCertificate,
+    PutGeneration,
+    PutMark,
+    PutRecord,
+    RecordChange,
+    RecordRow,
+)
 from p2psipd.proto.reload.storage import ReplicaResult, Storage, StorageLimits, StoreResult
 from p2psipd.proto.reload.values import sign_value
 
@@ -170,3 +182,25 @@ class Holder:
         """A replica Store."""
         message = request(*values, generation=generation, resource=resource, replica=1)
         return self.storage.store_replica(message, certificates(*owners), wall)
+
+
+class Disk:
+    """A record store in memory: keeps what the changes say."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[type, object], RecordRow] = {}
+
+    def write(self, changes: tuple[RecordChange, ...]) -> None:
+        """Apply changes as a record store does."""
+        drops = {
+            DropRecord: PutRecord, DropGeneration: PutGeneration, DropMark: PutMark, DropCertificate: PutCertificate
+        }  # fmt: skip
+        for change in changes:
+            if isinstance(change, PutRecord | PutMark):
+                self.rows[type(change), tuple(change[:3])] = change
+            elif isinstance(change, PutGeneration):
+                self.rows[PutGeneration, tuple(change[:2])] = change
+            elif isinstance(change, PutCertificate):
+                self.rows[PutCertificate, (change.hash,)] = change
+            else:
+                self.rows.pop((drops[type(change)], tuple(change)))

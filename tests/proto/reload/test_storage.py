@@ -27,14 +27,10 @@ from p2psipd.proto.reload.messages import (
 from p2psipd.proto.reload.records import (
     DropCertificate,
     DropGeneration,
-    DropMark,
     DropRecord,
-    PutCertificate,
     PutGeneration,
     PutMark,
     PutRecord,
-    RecordChange,
-    RecordRow,
 )
 from p2psipd.proto.reload.security import NO_SIGNATURE
 from p2psipd.proto.reload.storage import Storage, StorageLimits
@@ -49,6 +45,7 @@ from tests.proto.reload.storage_world import (
     NOW_MS,
     SINGLE,
     WALL,
+    Disk,
     Holder,
     certificates,
     credential,
@@ -790,28 +787,6 @@ def test_revoked_signers_values_are_dropped(holder: Holder) -> None:
 
 
 # Durability
-
-
-class Disk:
-    """A record store in memory: keeps what the changes say."""
-
-    def __init__(self) -> None:
-        self.rows: dict[tuple[type, object], RecordRow] = {}
-
-    def write(self, changes: tuple[RecordChange, ...]) -> None:
-        """Apply changes as a record store does."""
-        drops = {
-            DropRecord: PutRecord, DropGeneration: PutGeneration, DropMark: PutMark, DropCertificate: PutCertificate
-        }  # fmt: skip
-        for change in changes:
-            if isinstance(change, PutRecord | PutMark):
-                self.rows[type(change), tuple(change[:3])] = change
-            elif isinstance(change, PutGeneration):
-                self.rows[PutGeneration, tuple(change[:2])] = change
-            elif isinstance(change, PutCertificate):
-                self.rows[PutCertificate, (change.hash,)] = change
-            else:
-                self.rows.pop((drops[type(change)], tuple(change)))
 
 
 def test_restart_takes_up_everything(holder: Holder) -> None:
