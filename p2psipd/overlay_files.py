@@ -236,32 +236,21 @@ class OverlayFiles:
 
     def issued(self) -> list[Issued]:
         """The certificates issued here, the oldest first; only the last one of each Node-ID."""
-        return list({entry.node_id: entry for entry in self._journal()}.values())
+        return list({entry.node_id: entry for entry in _journal(self.directory)}.values())
 
     def registrars(self, wall: float | None = None) -> list[NodeCertificate]:
         """The certificates of all registrars that are valid now and not revoked."""
-        now = time.time() if wall is None else wall
-        return [
-            parse_certificate(entry.certificate)
-            for entry in self.issued()
-            if entry.role is Role.REGISTRAR
-            and entry.not_after > now
-            and entry.node_id not in self.configuration.bad_nodes
-        ]
+        return issued_registrars(self.directory, self.configuration, wall)
 
     def _checked_name(self, role: Role, name: str) -> str:
         if role is not Role.USER:
             if not name or len(name) > 100 or not name.isprintable():
                 raise CertificateError("form", f"{name[:80]!r} is not a name: 1 to 100 printable characters expected")
             return name
-        aor = name if "@" in name else f"{name}@{self.configuration.domains[0]}"
-        if not self.configuration.serves(domain_of(aor)):
-            raise CertificateError("form", f"the domain of {aor} is not served by {self.configuration.overlay_name}")
-        local, _, domain = check_user_name(aor).rpartition("@")
-        return f"{local}@{domain.lower()}"
+        return check_aor(name, self.configuration)
 
     def _known_node_id(self, role: Role, name: str) -> bytes:
-        found = [entry.node_id for entry in self._journal() if (entry.role, entry.name) == (role, name)]
+        found = [entry.node_id for entry in _journal(self.directory) if (entry.role, entry.name) == (role, name)]
         if not found:
             raise OverlayFilesError(f"no certificate was issued to {role.value} {name}, so none can be renewed")
         if found[-1] in self.configuration.bad_nodes:
@@ -269,7 +258,7 @@ class OverlayFiles:
         return found[-1]
 
     def _note(self, issued: Issued) -> None:
-        _write_certificate(self._certificate_path(issued.node_id), issued.certificate)
+        _write_certificate(_certificate_path(self.directory, issued.node_id), issued.certificate)
         entry = {
             "node_id": issued.node_id.hex(),
             "role": issued.role.value,
@@ -280,22 +269,52 @@ class OverlayFiles:
         with (self.directory / "ca" / "issued.jsonl").open("a", encoding="utf-8") as journal:
             journal.write(json.dumps(entry) + "\n")
 
-    def _certificate_path(self, node_id: bytes) -> Path:
-        return self.directory / "ca" / "issued" / f"{node_id.hex()}.pem"
 
-    def _journal(self) -> Iterator[Issued]:
-        path = self.directory / "ca" / "issued.jsonl"
-        if not path.exists():
-            return
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                entry: dict[str, Any] = json.loads(line)
-                node_id = bytes.fromhex(entry["node_id"])
-                der = _read_certificate(self._certificate_path(node_id))
-                role = Role(entry["role"])
-                yield Issued(node_id, role, entry["name"], entry["user"], float(entry["not_after"]), der)
-            except (ValueError, KeyError, TypeError) as error:
-                raise OverlayFilesError(f"{path}:{number}: not an entry of this journal: {error}") from None
+def issued_registrars(
+    directory: str | Path, configuration: OverlayConfiguration, wall: float | None = None
+) -> list[NodeCertificate]:
+    """The certificates of all registrars that were issued in an operator's directory, are valid now and not revoked.
+
+    Needs no key.  ``OverlayFilesError`` for a journal that cannot be read.
+    """
+    now = time.time() if wall is None else wall
+    latest = {entry.node_id: entry for entry in _journal(Path(directory))}
+    return [
+        parse_certificate(entry.certificate)
+        for entry in latest.values()
+        if entry.role is Role.REGISTRAR and entry.not_after > now and entry.node_id not in configuration.bad_nodes
+    ]
+
+
+def check_aor(name: str, configuration: OverlayConfiguration) -> str:
+    """``name`` as an AOR that the overlay serves: completed with its first domain, the domain in lower case.
+
+    ``CertificateError`` for a name that cannot be or a domain that is not served.
+    """
+    aor = name if "@" in name else f"{name}@{configuration.domains[0]}"
+    if not configuration.serves(domain_of(aor)):
+        raise CertificateError("form", f"the domain of {aor} is not served by {configuration.overlay_name}")
+    local, _, domain = check_user_name(aor).rpartition("@")
+    return f"{local}@{domain.lower()}"
+
+
+def _certificate_path(directory: Path, node_id: bytes) -> Path:
+    return directory / "ca" / "issued" / f"{node_id.hex()}.pem"
+
+
+def _journal(directory: Path) -> Iterator[Issued]:
+    path = directory / "ca" / "issued.jsonl"
+    if not path.exists():
+        return
+    for number, line in enumerate(_read(path).decode("utf-8", "replace").splitlines(), 1):
+        try:
+            entry: dict[str, Any] = json.loads(line)
+            node_id = bytes.fromhex(entry["node_id"])
+            der = _read_certificate(_certificate_path(directory, node_id))
+            role = Role(entry["role"])
+            yield Issued(node_id, role, entry["name"], entry["user"], float(entry["not_after"]), der)
+        except (ValueError, KeyError, TypeError) as error:
+            raise OverlayFilesError(f"{path}:{number}: not an entry of this journal: {error}") from None
 
 
 def _issue_signer(authority: Authority, wall: float) -> Credential:
@@ -322,7 +341,12 @@ def load_credential(certificate: str | Path, key: str | Path) -> Credential:
     ``OverlayFilesError`` if a file is not readable as such, ``CertificateError`` if they are not a node's
     or do not belong together.
     """
-    return Credential(parse_certificate(_read_certificate(Path(certificate))), load_key(key))
+    return Credential(load_certificate(certificate), load_key(key))
+
+
+def load_certificate(path: str | Path) -> NodeCertificate:
+    """The node certificate in a PEM file, its form checked; errors as from ``load_credential``."""
+    return parse_certificate(_read_certificate(Path(path)))
 
 
 def load_key(path: str | Path) -> PrivateKey:
