@@ -58,6 +58,7 @@ def _place_options(command: _Function) -> _Function:
         place = Place(*(arguments.pop(name) for name in Place._fields))
         return command(place=place, **arguments)
 
+    path = click.Path(path_type=Path)
     decorated: Any = bound
     for option in (
         click.option("--seconds", default=15.0, show_default=True, help="How long to wait for the overlay."),
