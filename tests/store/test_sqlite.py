@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from p2psipd.proto.reload.errors import DataTooOld
 from p2psipd.proto.reload.ids import NodeId, ResourceId
+from p2psipd.proto.reload.messages import APPEND
 from p2psipd.proto.reload.records import (
     DropCertificate,
     DropGeneration,
@@ -26,6 +28,8 @@ from p2psipd.proto.reload.records import (
     PutRecord,
 )
 from p2psipd.store.sqlite import KnownPeer, SqliteStore, StateError
+from tests.proto.reload.storage_world import ARRAY, AT_ALICE, DICTIONARY, SINGLE, Holder, signed
+from tests.proto.reload.storage_world import WALL as CLOCK
 
 WALL = 1_700_000_000.0
 RESOURCE = ResourceId(b"r" * 16)
@@ -300,3 +304,21 @@ def test_kill_9_loses_nothing_that_was_flushed(path: Path, reports: Reports) -> 
         store.close()
         assert {i.to_bytes(4, "big") for i in range(number)} <= keys
     assert reports == []
+
+
+def test_storage_comes_back_from_the_file(path: Path, reports: Reports) -> None:
+    """What `Storage` changed, written to the file and loaded again, gives the same values, counters and
+    marks."""
+    holder, store = Holder(), opened(path, reports)
+    values = [(SINGLE, signed(SINGLE, b"gone", lifetime=10)), (ARRAY, signed(ARRAY, b"a", APPEND))]
+    store.write(holder.store(*values).changes)
+    store.write(holder.store((DICTIONARY, signed(DICTIONARY, None, b"k"))).changes)
+    store.flush()
+    store.write(holder.storage.expire(CLOCK + 10))
+    store.close()
+    again = Holder()
+    assert again.storage.load(opened(path, reports).load().rows, CLOCK + 20) == ()
+    assert sorted(again.storage.entries(CLOCK + 20)) == sorted(holder.storage.entries(CLOCK + 20))
+    assert again.storage.resource_digest(AT_ALICE) == holder.storage.resource_digest(AT_ALICE) != bytes(8)
+    with pytest.raises(DataTooOld):
+        again.store(values[0], wall=CLOCK + 20)
