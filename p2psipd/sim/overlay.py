@@ -33,8 +33,9 @@ from p2psipd.proto.identity.signing import (
     null_certificate,
 )
 from p2psipd.proto.reload.framing import MIN_RTO
-from p2psipd.proto.reload.kademlia import Kademlia, KademliaParameters
+from p2psipd.proto.reload.kademlia import Kademlia
 from p2psipd.proto.reload.link_table import Link
+from p2psipd.proto.reload.member_list import KademliaParameters
 from p2psipd.proto.reload.membership import MemberEntry, MemberState
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 from p2psipd.proto.reload.peer import Peer
@@ -181,7 +182,7 @@ class SimOverlay:
         entries = [(_ready_entry(peer), peer.node.certificate) for peer in made]
         links = self._choose_links(made)
         for peer in made:
-            peer.topology.preload(entries, [made[other].node_id for other in links[peer.number]])
+            peer.topology.settle(entries, [made[other].node_id for other in links[peer.number]])
         index = {peer.number: at for at, peer in enumerate(made)}
         for peer in made:
             for other in links[peer.number]:

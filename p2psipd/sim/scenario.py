@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.ids import ResourceId, resource_id
-from p2psipd.proto.reload.kademlia import KademliaParameters
 from p2psipd.proto.reload.kinds import PROXY_REGISTRATION
+from p2psipd.proto.reload.member_list import KademliaParameters
 from p2psipd.proto.reload.messages import StoredDataSpecifier
 from p2psipd.proto.reload.sip_usage import ProxyRegistration, decode_proxy_registration
 from p2psipd.proto.reload.wire import NodeDestination

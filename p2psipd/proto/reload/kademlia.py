@@ -462,15 +462,21 @@ class Kademlia(MemberList):
         if entry.state is MemberState.JOINING and sender == entry.node:
             self._repair.push_to_joiner(entry.node)
         elif entry.state is MemberState.LEFT:
-            self._repair.soon(0.5)
+            self._repair_near(entry.node, 0.5)
         elif member.counts and not was_live:
             if self._state is State.JOINING:
                 self._meet_sibling(entry.node)
             else:
-                self._repair.soon(1.0)
+                self._repair_near(entry.node, 1.0)
 
     def _buried(self, member: Member) -> None:
-        self._repair.soon(0.5)
+        self._repair_near(member.entry.node, 0.5)
+
+    def _repair_near(self, node: NodeId, delay: float) -> None:
+        """A member came or went: compare records soon, if it may be a holder of any that we hold."""
+        near = self._live.nearest(self._own, 2 * self._p.siblings)
+        if len(near) < 2 * self._p.siblings or number_of(node) ^ self._own <= near[-1] ^ self._own:
+            self._repair.soon(delay)
 
     def _meet_sibling(self, node: NodeId) -> None:
         siblings = self.siblings()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from p2psipd.proto.reload.kademlia import KademliaParameters, Remembered
+from p2psipd.proto.reload.kademlia import Remembered
+from p2psipd.proto.reload.member_list import KademliaParameters
 from p2psipd.proto.reload.topology import Address
 
 

@@ -21,7 +21,7 @@ from p2psipd.proto.identity.signing import (
     null_certificate,
 )
 from p2psipd.proto.reload import peer_io
-from p2psipd.proto.reload.kademlia import KademliaParameters
+from p2psipd.proto.reload.member_list import KademliaParameters
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 from p2psipd.proto.reload.peer import Peer, PeerParameters
 from p2psipd.proto.reload.storage import Storage

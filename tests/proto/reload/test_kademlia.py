@@ -10,8 +10,9 @@ from p2psipd.proto.identity.certificate import Role
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.errors import Forbidden, ReloadError
 from p2psipd.proto.reload.ids import resource_id
-from p2psipd.proto.reload.kademlia import KademliaParameters, Remembered
+from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE
+from p2psipd.proto.reload.member_list import KademliaParameters
 from p2psipd.proto.reload.messages import StoredDataSpecifier
 from tests.proto.reload.stapled import Node, World
 
