@@ -75,6 +75,8 @@ class TextLines:
         name = "" if level in (None, LogLevel.info) else f"{level.name}: "
         time = f"{formatTime(event.get('log_time'))} " if self._stamped else ""
         system = str(event.get("log_namespace", "-")).removeprefix("p2psipd.")
+        if system == "log_legacy" or system.startswith("twisted."):
+            system = "twisted"
         self._stream.write(f"{time}[{system}] {name}{text}\n".replace("\x00", "\\0"))
         self._stream.flush()
 

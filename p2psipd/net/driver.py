@@ -22,6 +22,9 @@ from p2psipd.proto.machine import Machine
 #: not spin.
 FAULT_PAUSE: Final = 1.0
 
+#: After a timer the next one waits at least this long, so that many timers close together cost one call.
+TIMER_GRAIN: Final = 0.005
+
 #: How much of an offending input is logged.
 _LOGGED: Final = 400
 
@@ -137,7 +140,7 @@ class Driver:
         except Exception:
             self._fault(item, now)
             return
-        if self.trace:
+        if self.trace and (outputs or kind is not _Call):
             self._log.debug(
                 "{name}: {item} -> {outputs}", name=self.name, item=_Brief(item), outputs=_Brief(outputs)
             )
@@ -186,6 +189,7 @@ class Driver:
         self._timer = None
         at = self._core.next_timer()
         if at is not None and max(at, self._not_before) <= self._clock.seconds():
+            self._not_before = max(self._not_before, self._clock.seconds() + TIMER_GRAIN)
             self.feed(self._timer_due)
         else:
             self._arm()
