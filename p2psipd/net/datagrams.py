@@ -52,16 +52,14 @@ class UdpFlow(Flow):
 class UdpListener(DatagramProtocol):
     """One UDP socket. `receive(flow, data)` is called for each datagram that may be SIP.
 
-    `number` tells listeners of one node apart; `sent_by` goes into our Via. `lost` counts datagrams that the kernel
-    would not take, `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by nobody over UDP),
-    `other` what begins like STUN and not like SIP.
+    `number` tells listeners of one node apart; `sent_by` goes into our Via. `lost` counts datagrams that the
+    kernel would not take, `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by
+    nobody over UDP), `other` what begins like STUN and not like SIP.
     """
 
     noisy = False
 
-    def __init__(
-        self, number: int, receive: Callable[[Flow, bytes], None], sent_by_host: str = ""
-    ) -> None:
+    def __init__(self, number: int, receive: Callable[[Flow, bytes], None], sent_by_host: str = "") -> None:
         self.number = number
         self.local: Address = ("", 0)
         self.sent_by: Address = ("", 0)
@@ -126,7 +124,8 @@ class UdpListener(DatagramProtocol):
         try:
             self._socket.sendto(data, remote)
         except OSError:
-            # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all of them.
+            # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all
+            # of them.
             self.lost += 1
 
     def connectionRefused(self) -> None:

@@ -1,12 +1,13 @@
-"""SIP between nodes of one overlay: mutual TLS with overlay certificates, pooled by Node-ID (profile section 5).
+"""SIP between nodes of one overlay: mutual TLS with overlay certificates, pooled by Node-ID (profile section
+5).
 
-To reach a node, its Node-ID is handed to ``app_attach``: an AppAttach request travels through the overlay, the
-other node answers "active" and dials us, and the inbound connection whose certificate carries the wanted
+To reach a node, its Node-ID is handed to ``app_attach``: an AppAttach request travels through the overlay,
+the other node answers "active" and dials us, and the inbound connection whose certificate carries the wanted
 Node-ID is the one that was asked for. The AppAttach sender is the TLS server, whoever dials (RFC 6940 section
 6.5.1.13). When another node attaches to us, the overlay side calls :meth:`Interconnect.dial`.
 
-Connections stay open and are used in both directions. Both sides greet with a keep-alive (CRLF CRLF): under TLS
-1.3 the dialler learns only from the other side's first bytes that its certificate was accepted.
+Connections stay open and are used in both directions. Both sides greet with a keep-alive (CRLF CRLF): under
+TLS 1.3 the dialler learns only from the other side's first bytes that its certificate was accepted.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ _WAITING_FOR_ONE_NODE: Final = 1000
 class Interconnect:
     """A :class:`p2psipd.proto.sip.locating.NodeConnector` over real connections.
 
-    `tls` and `judge` are those of the overlay's links; `listen` is a numeric (host, port), whose port should be
-    what AppAttach candidates name; `app_attach(node_id)` sends an AppAttach and resolves when it is answered.
-    `timeout` is how long a connection may take, AppAttach included. `counters` counts by reason.
+    `tls` and `judge` are those of the overlay's links; `listen` is a numeric (host, port), whose port should
+    be what AppAttach candidates name; `app_attach(node_id)` sends an AppAttach and resolves when it is
+    answered. `timeout` is how long a connection may take, AppAttach included. `counters` counts by reason.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
-"""SIP over UDP, TCP and TLS: listeners, the table of connections, keep-alives and limits (RFC 3261 section 18, RFC 5626).
+"""SIP over UDP, TCP and TLS: listeners, the table of connections, keep-alives and limits (RFC 3261 section
+18, RFC 5626).
 
-:class:`SipTransports` turns bytes into parsed messages on flows, and nothing else: what a message means is decided by whoever
-gave it ``receive``. A flow of this module has ``write(data)`` and ``alive``.
+:class:`SipTransports` turns bytes into parsed messages on flows, and nothing else: what a message means is
+decided by whoever gave it ``receive``. A flow of this module has ``write(data)`` and ``alive``.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ Message = Request | Response
 class Limits(NamedTuple):
     """What connections may cost: numbers, seconds and octets.
 
-    `silent` is how long a connection may live before its first message, `partial` how long one message may take to arrive,
-    `idle` how long nothing may come at all, `stalled` how long a peer may refuse to read, `unread` how much it may leave unread.
+    `silent` is how long a connection may live before its first message, `partial` how long one message may
+    take to arrive, `idle` how long nothing may come at all, `stalled` how long a peer may refuse to read,
+    `unread` how much it may leave unread.
     """
 
     connections: int = 2000
@@ -52,12 +54,20 @@ class Limits(NamedTuple):
 
 
 class StreamFlow(Flow):
-    """A TCP or TLS connection; `write` queues bytes on it. `peer` is who is there, on connections between nodes."""
+    """A TCP or TLS connection; `write` queues bytes on it. `peer` is who is there, on connections between
+    nodes.
+    """
 
     __slots__ = ("peer", "protocol")
 
     def __init__(
-        self, transport: str, remote: Address, local: Address, number: int, sent_by: Address, protocol: SipStreamProtocol
+        self,
+        transport: str,
+        remote: Address,
+        local: Address,
+        number: int,
+        sent_by: Address,
+        protocol: SipStreamProtocol,
     ) -> None:
         super().__init__(transport, remote, local, number, sent_by)
         self.protocol = protocol
@@ -239,7 +249,13 @@ class SipStreamProtocol(Protocol):
             return "partial"
         if not self.usable and self.alive and now - self.last_heard > limits.handshake:
             return "ungreeted"
-        if self.inbound and self.flow is not None and self.flow.peer is None and not self.messages and now - self.since > limits.silent:
+        if (
+            self.inbound
+            and self.flow is not None
+            and self.flow.peer is None
+            and not self.messages
+            and now - self.since > limits.silent
+        ):
             return "silent"
         return "idle" if self.alive and now - self.last_heard > limits.idle else None
 
@@ -281,13 +297,14 @@ def _unnoticed(flow: StreamFlow) -> None:
 class SipTransports:
     """All sockets of one SIP node, and the table of its connections.
 
-    `receive(flow, message)` gets every parsed message; `malformed(flow, error)` every datagram that is none; `lost(flow)` every
-    connection that has ended. `counters` counts why connections were refused and closed. Connections are found again by
-    (transport, host, port) of the other side, so that one is used in both directions (RFC 3261 section 18.2.2).
+    `receive(flow, message)` gets every parsed message; `malformed(flow, error)` every datagram that is none;
+    `lost(flow)` every connection that has ended. `counters` counts why connections were refused and closed.
+    Connections are found again by (transport, host, port) of the other side, so that one is used in both
+    directions (RFC 3261 section 18.2.2).
 
-    `identify(transport)` makes it the table of connections between nodes: it says who the other side of a completed TLS handshake
-    is, or refuses with ValueError; both sides then greet with a keep-alive, and a connection is `usable` at the first
-    bytes heard.
+    `identify(transport)` makes it the table of connections between nodes: it says who the other side of a
+    completed TLS handshake is, or refuses with ValueError; both sides then greet with a keep-alive, and a
+    connection is `usable` at the first bytes heard.
     """
 
     log = Logger()
@@ -327,7 +344,7 @@ class SipTransports:
         self._number = 0
         self._sweeper: Any = None
 
-    # ---- listening ------------------------------------------------------------------------------------------------
+    # ---- listening -----------------------------------------------------------------------------------------
 
     def listen_udp(self, address: Address) -> Address:
         """Listen for datagrams; the address really bound. Raises twisted's CannotListenError."""
@@ -342,7 +359,9 @@ class SipTransports:
         return self._listen("TCP", address, _Accepting(self, "TCP"))
 
     def listen_tls(self, address: Address, tls: Any) -> Address:
-        """Listen for TLS connections with the server side of `tls` (p2psipd.net.tls); the address really bound."""
+        """Listen for TLS connections with the server side of `tls` (p2psipd.net.tls); the address really
+        bound.
+        """
         return self._listen("TLS", address, tls_factory(tls, False, _Accepting(self, "TLS"), self.clock))
 
     def _listen(self, name: str, address: Address, factory: Any) -> Address:
@@ -366,7 +385,7 @@ class SipTransports:
             protocol.drop("stopped", gently=True)
         return waiting
 
-    # ---- inbound ----------------------------------------------------------------------------------------------------
+    # ---- inbound -------------------------------------------------------------------------------------------
 
     def _datagram(self, flow: Flow, data: bytes) -> None:
         try:
@@ -423,7 +442,7 @@ class SipTransports:
             if reason is not None:
                 protocol.drop(reason)
 
-    # ---- outbound ---------------------------------------------------------------------------------------------------
+    # ---- outbound ------------------------------------------------------------------------------------------
 
     def connection(self, number: int) -> StreamFlow | None:
         """The live connection with this number."""

@@ -1,7 +1,8 @@
 """Where is bob? An ordered list of steps with one signature, each asked in its turn (design D7).
 
-A step answers None ("not mine"), targets (the search is over; none means "known here, but nowhere to be found"), or
-raises NotLocated with the status that ends the request. Hybrid domains, direct peering and gateways are further steps.
+A step answers None ("not mine"), targets (the search is over; none means "known here, but nowhere to be
+found"), or raises NotLocated with the status that ends the request. Hybrid domains, direct peering and
+gateways are further steps.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class Locator:
         self._steps = tuple(steps)
 
     async def locate(self, query: Query) -> Sequence[Target]:
-        """Where `query.uri` may be reached; raises NotLocated (404 when no step knows it) or LocationUnavailable."""
+        """Where `query.uri` may be reached; raises NotLocated (404 when no step knows it) or
+        LocationUnavailable.
+        """
         for step in self._steps:
             found = await step(query)
             if found is not None:
@@ -49,8 +52,9 @@ class Locator:
 class OwnBindings:
     """The step for the phones that this node owns.
 
-    It ends the search for requests that came from another node: those are resolved here and never looked up again
-    (404 unknown, 430 when the flow to the phone is gone), and for GRUUs that name this node or another one.
+    It ends the search for requests that came from another node: those are resolved here and never looked up
+    again (404 unknown, 430 when the flow to the phone is gone), and for GRUUs that name this node or another
+    one.
     """
 
     def __init__(self, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
@@ -89,13 +93,11 @@ class OwnBindings:
 class OverlayBindings:
     """The step for users of the served domains: every binding of the user, wherever it is owned.
 
-    Own bindings come from memory, which is newer than the overlay; they also stand in when the overlay can't be
-    asked. Bindings of other nodes become requests to that node with a GRUU that names the instance.
+    Own bindings come from memory, which is newer than the overlay; they also stand in when the overlay can't
+    be asked. Bindings of other nodes become requests to that node with a GRUU that names the instance.
     """
 
-    def __init__(
-        self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]
-    ) -> None:
+    def __init__(self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
         self._location = location
         self._table = table
         self._node_id = node_id
@@ -136,9 +138,7 @@ class OverlayBindings:
             # The user's name stood for another one, and that is the one the other node knows.
             uri = _uri_of(binding.aor) or uri
         gruu = uri.bare().with_param("gr", encode_gr(binding.node_id, binding.key))
-        return Target(
-            str(gruu), node_id=binding.node_id, q=binding.q, instance=binding.instance_id, binding=binding
-        )
+        return Target(str(gruu), node_id=binding.node_id, q=binding.q, instance=binding.instance_id, binding=binding)
 
 
 def _uri_of(aor: str) -> SipUri | None:
@@ -163,9 +163,7 @@ def own_target(own: OwnBinding) -> Target | None:
 
 
 def _contact_target(binding: Binding, flow: Flow | None) -> Target:
-    target = Target(
-        binding.contact, route=binding.path, q=binding.q, instance=binding.instance_id, binding=binding
-    )
+    target = Target(binding.contact, route=binding.path, q=binding.q, instance=binding.instance_id, binding=binding)
     if binding.path:
         return target
     if flow is not None and (flow.reliable or behind_nat(binding, flow.remote[0])):

@@ -18,8 +18,8 @@ How app.py wires it (nothing here imports another service; `domains` is the tupl
     # when the overlay core orders DialApplication(node_id, application, addresses):
     interconnect.dial(node_id, addresses)
 
-The seams are Protocols in :mod:`p2psipd.proto.sip.locating`. What a request meets on its way is read from top to
-bottom in :meth:`SipService._route`.
+The seams are Protocols in :mod:`p2psipd.proto.sip.locating`. What a request meets on its way is read from top
+to bottom in :meth:`SipService._route`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ from twisted.python.failure import Failure
 from p2psipd.net.driver import Driver
 from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Limits, Message, SipTransports
-from p2psipd.proto.sip.authentication import DigestGate, Verdict, may_assert, names_user
+from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.ladder import Ladder, Step
 from p2psipd.proto.sip.locating import (
-    Binding,
     CredentialSource,
     Locate,
     LocationStore,
@@ -76,14 +75,7 @@ from p2psipd.proto.sip.proxy import (
     validate,
 )
 from p2psipd.proto.sip.record_route import RecordRouter, UdpToken
-from p2psipd.proto.sip.registrar import (
-    BindingTable,
-    Bounds,
-    Plan,
-    RegistrationRefused,
-    answer,
-    plan,
-)
+from p2psipd.proto.sip.registrar import BindingTable, Bounds, Registrar, RegistrationRefused
 from p2psipd.proto.sip.transaction import (
     Cancel,
     MessageReceived,
@@ -100,7 +92,7 @@ from p2psipd.proto.sip.transaction import (
     TransactionTimedOut,
     TransportFailed,
 )
-from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
+from p2psipd.proto.sip.uri import SipUri
 
 ALLOW: Final = "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, REGISTER, INFO, UPDATE, PRACK, REFER, SUBSCRIBE, NOTIFY"
 RETRY_AFTER: Final = "10"
@@ -112,12 +104,14 @@ _MAX_ROUTING: Final = 5000
 
 
 class SipSettings(NamedTuple):
-    """What the SIP side of a node is told (times in seconds; addresses are numeric host and port, 0 = any free one).
+    """What the SIP side of a node is told (times in seconds; addresses are numeric host and port, 0 = any
+    free one).
 
-    `domains` are the SIP domains served (lower case), the first is the realm of requests that name our address
-    instead of a domain; `node_id` and `overlay` this node's Node-ID and overlay name. `tls` is the
-    p2psipd.net.tls.ServerTls of the SIPS listeners. `secret` (32 octets or more; empty: drawn at start) keys nonces
-    and flow tokens. `public_host` is what Via and Record-Route name (empty: the listener's own address).
+    `domains` are the SIP domains served (lower case), the first is the realm of requests that name our
+    address instead of a domain; `node_id` and `overlay` this node's Node-ID and overlay name. `tls` is the
+    p2psipd.net.tls.ServerTls of the SIPS listeners. `secret` (32 octets or more; empty: drawn at start) keys
+    nonces and flow tokens. `public_host` is what Via and Record-Route name (empty: the listener's own
+    address).
     """
 
     domains: tuple[str, ...]
@@ -153,7 +147,8 @@ class _Undated:
 class SipService(Service):
     """The SIP side of a node; see the module's docstring for how it is made.
 
-    `counters` counts by reason what was refused, dropped, challenged and routed; `listening` names the sockets.
+    `counters` counts by reason what was refused, dropped, challenged and routed; `listening` names the
+    sockets.
     """
 
     log = Logger()
@@ -177,8 +172,6 @@ class SipService(Service):
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
         self._settings = settings
-        self._location = location
-        self._credentials = credentials
         self._locate = locate
         self._connector = connector
         self._table = table
@@ -189,14 +182,19 @@ class SipService(Service):
         self._layer = TransactionLayer(random)
         self._driver = self._new_driver()
         secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
-        self._gate = DigestGate(secret, random, settings.node_id, wall() - 1.0)
+        self._digest = DigestGate(secret, random, settings.node_id, wall() - 1.0)
         self._router = RecordRouter(secret, random.getrandbits(32), settings.overlay, settings.node_id)
         self._transports = (transports or SipTransports)(
-            reactor, self._received, self._malformed, self._flow_lost,
-            limits=settings.limits, public_host=settings.public_host,
+            reactor,
+            self._received,
+            self._malformed,
+            self._flow_lost,
+            limits=settings.limits,
+            public_host=settings.public_host,
         )
         self._home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
-        self._hosts: frozenset[str] = frozenset()
+        self._gate = Gatekeeper(self._home, settings.domains[0], self._digest, credentials)
+        self._registrar = Registrar(location, table, settings.node_id, settings.bounds)
         self._contexts: dict[Any, ForwardingContext] = {}
         self._locks: dict[str, DeferredLock] = {}
         self._routing = 0
@@ -219,7 +217,7 @@ class SipService(Service):
             wall=self._wall,
         )
 
-    # ---- life -----------------------------------------------------------------------------------------------------
+    # ---- life ----------------------------------------------------------------------------------------------
 
     def startService(self) -> None:
         """Listen. Raises twisted's CannotListenError."""
@@ -232,10 +230,10 @@ class SipService(Service):
         for address in settings.tls_addresses:
             transports.listen_tls(address, settings.tls)
         addresses = {address for _, address in transports.listening}
-        self._hosts = frozenset(host for host, _ in addresses) | ({settings.public_host} - {""})
         if settings.public_host:
             addresses |= {(settings.public_host, port) for _, port in addresses}
         self._home = self._home._replace(addresses=frozenset(addresses))
+        self._gate.home = self._home
         if self._connector is not None:
             self._connector.start(self._received, self._flow_lost)
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
@@ -257,7 +255,7 @@ class SipService(Service):
         """(transport, (host, port)) of each socket."""
         return list(self._transports.listening)
 
-    # ---- what the operator asks -------------------------------------------------------------------------------------
+    # ---- what the operator asks ----------------------------------------------------------------------------
 
     def registrations(self) -> list[dict[str, object]]:
         """The living bindings that this node owns."""
@@ -293,7 +291,7 @@ class SipService(Service):
             "registrations": len(self._table),
         }
 
-    # ---- from and to the wire -----------------------------------------------------------------------------------------
+    # ---- from and to the wire ------------------------------------------------------------------------------
 
     def _received(self, flow: Flow, message: Message) -> None:
         self._driver.feed(MessageReceived(flow, message))
@@ -322,7 +320,7 @@ class SipService(Service):
         self.counters["rejected"] += 1
         self.log.debug("rejected from {flow}: {reason}", flow=event.flow, reason=event.error.reason)
 
-    # ---- transactions ---------------------------------------------------------------------------------------------------
+    # ---- transactions --------------------------------------------------------------------------------------
 
     def _request(self, event: RequestReceived) -> None:
         request, flow, transaction = event.request, event.flow, event.transaction
@@ -332,7 +330,7 @@ class SipService(Service):
             self._ladder.begin(request.call_id, request.from_.uri_text, request.uri_text, self._wall())
         self._note(flow, request)
         if method == "ACK":
-            self._start(self._acknowledge(flow, request))
+            self._acknowledge(flow, request)
         elif method == "CANCEL":
             self._cancel(event)
         elif self._routing >= _MAX_ROUTING:
@@ -368,9 +366,8 @@ class SipService(Service):
         try:
             await self._route(context)
             return
-        except Refused as error:
-            response = error.response(request)
-        except RegistrationRefused as error:
+        except (Refused, RegistrationRefused) as error:
+            self.counters[error.why or "refused"] += 1
             response = make_response(request, error.status, error.reason or None, headers=error.headers)
         except NotLocated as error:
             response = make_response(request, error.status, error.reason)
@@ -391,23 +388,22 @@ class SipService(Service):
         """A request from top to bottom: validity, routes, who asks, policy, where to, forward."""
         request, flow = context.request, context.flow
         validate(request, self._home.addresses)
-        tag = loop_tag(request)
+        context.tag = loop_tag(request) if request.to_tag is None else ""
         taken = take_routes(request, self._home)
         if request.method == "REGISTER":
             self._answer(context, await self._register(request, flow))
             return
         if taken and request.to_tag is not None:
-            self._check_assertion(flow, request)
+            self._gate.check_assertion(flow, request)
             self._forward(context, [self._along_dialog(request, taken)])
             return
-        context.tag = tag
-        uri = self._ours(request.uri)
-        if request.method == "OPTIONS" and self._is_node(uri):
+        uri = self._gate.place(request.uri)
+        if request.method == "OPTIONS" and self._gate.is_node(uri):
             self._answer(context, _capabilities(request))
             return
-        self._check_assertion(flow, request)
+        self._gate.check_assertion(flow, request)
         if _peer(flow) is None:
-            await self._authenticate(request)
+            await self._gate.prove(request, self._wall())
             request.remove("p-asserted-identity")
         if request.has("route"):
             self._forward(context, [self._along_route(request)])
@@ -416,143 +412,44 @@ class SipService(Service):
         targets = await self._locate(Query(uri, origin, self._wall()))
         self._forward(context, targets)
 
-    def _ours(self, uri: SipUri | TelUri | OpaqueUri) -> SipUri | TelUri | OpaqueUri:
-        """`uri` with our address replaced by the domain that it stands for (phones set up with an IP address)."""
-        if isinstance(uri, SipUri) and uri.host not in self._home.domains:
-            if (uri.host, uri.port or 5060) in self._home.addresses or (uri.host in self._hosts and not uri.port):
-                return uri.replace(host=self._settings.domains[0], port=None)
-        return uri
-
-    def _is_node(self, uri: object) -> bool:
-        return isinstance(uri, SipUri) and uri.user is None and uri.host in self._home.domains
-
-    # ---- who asks ---------------------------------------------------------------------------------------------------------
-
-    def _check_assertion(self, flow: Flow, request: Request) -> None:
-        """Profile section 7: what another node may say in whose name."""
-        peer = _peer(flow)
-        if peer is not None and not may_assert(peer, request.from_.uri, self._home.domains):
-            self.counters["refused_assertion"] += 1
-            raise Refused(403, "Not Yours to Assert")
-
-    async def _authenticate(self, request: Request) -> None:
-        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3)."""
-        uri = self._identity(request.from_.uri)
-        if not self._home.serves(uri.host):
-            self.counters["refused_domain"] += 1
-            raise Refused(403, "Not a User of This Domain")
-        await self._demand(request, uri, proxy=True)
-
-    def _identity(self, uri: SipUri | TelUri | OpaqueUri) -> SipUri:
-        """A From or To as a SIP URI of a domain; our own addresses stand for the first domain."""
-        if not isinstance(uri, SipUri):
-            raise Refused(403, "Not a User of This Domain")
-        if uri.host in self._hosts and uri.host not in self._home.domains:
-            return uri.replace(host=self._settings.domains[0], port=None)
-        return uri
-
-    async def _demand(self, request: Request, uri: SipUri, *, proxy: bool) -> None:
-        """Pass only who proves by digest to be the user of `uri`; nothing is looked up for who presents nothing."""
-        realm = uri.host
-        presented = self._gate.presented(request, realm, proxy=proxy)
-        verdict = None
-        if presented is not None:
-            known = await self._credentials.ha1(presented.username.partition("@")[0], realm)
-            verdict = self._gate.check(presented, request, known, self._wall())
-        if verdict is not Verdict.GOOD or presented is None:
-            self.counters["challenged" if verdict is None else f"digest_{verdict.value}"] += 1
-            stale = verdict is Verdict.STALE
-            headers = self._gate.challenge(request, realm, self._wall(), proxy=proxy, stale=stale)
-            raise Refused(407 if proxy else 401, headers=headers)
-        if not names_user(presented, uri, realm):
-            self.counters["refused_identity"] += 1
-            raise Refused(403, "Not Your Name")
-        if proxy:
-            request.remove("proxy-authorization")
-
-    # ---- registrar ----------------------------------------------------------------------------------------------------------
+    # ---- registrar -----------------------------------------------------------------------------------------
 
     async def _register(self, request: Request, flow: Flow) -> Response:
-        """A REGISTER: proved, planned, written where bindings are kept, and only then answered (section 10.3)."""
-        if _peer(flow) is not None:
-            raise Refused(403)
-        uri = self._identity(request.to.uri)
-        domain = self._identity(request.uri)
-        if not self._home.serves(uri.host) or not self._home.serves(domain.host):
-            self.counters["refused_domain"] += 1
-            raise Refused(404, "Not a Domain of Ours")
-        await self._demand(request, uri, proxy=False)
+        """A REGISTER: proved, planned, written where bindings are kept, and only then answered (section
+        10.3).
+        """
+        uri = await self._gate.registering(flow, request, self._wall())
         aor = aor_of(uri.bare())
         lock = self._locks.setdefault(aor, DeferredLock())
         await lock.acquire()
         try:
-            return await self._change_bindings(request, aor, flow)
+            response = await self._registrar.change(request, aor, flow, self._wall())
         finally:
             lock.release()
             if not lock.locked and not lock.waiting:
                 self._locks.pop(aor, None)
+        self.counters["registered"] += 1
+        return response
 
-    async def _change_bindings(self, request: Request, aor: str, flow: Flow) -> Response:
-        wall = self._wall()
-        existing = {binding.key: binding for binding in await self._location.bindings(aor) if binding.aor == aor}
-        existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
-        settings = self._settings
-        made = plan(request, aor, tuple(existing.values()), flow, settings.node_id, settings.bounds, wall)
-        if made.puts and self._table.full:
-            raise LocationUnavailable("the table of registrations is full")
-        await self._write(aor, made, existing)
-        for binding in made.removes:
-            self._table.drop(aor, binding.key)
-        for binding in made.puts:
-            self._table.put(binding, flow)
-        self.counters["registered"] += len(made.puts)
-        return answer(request, made, wall)
-
-    async def _write(self, aor: str, made: Plan, before: dict[bytes, Binding]) -> None:
-        """All changes or none: what was written before one failed is put back as well as it goes."""
-        done: list[Binding] = []
-        try:
-            for binding in made.puts:
-                done.append(binding)
-                await self._location.put(aor, binding)
-            for binding in made.removes:
-                done.append(binding)
-                await self._location.remove(aor, binding)
-        except LocationUnavailable:
-            self.counters["location_failed"] += 1
-            for binding in done[:-1]:
-                await self._put_back(aor, binding, before.get(binding.key))
-            raise
-
-    async def _put_back(self, aor: str, binding: Binding, old: Binding | None) -> None:
-        try:
-            if old is None:
-                await self._location.remove(aor, binding)
-            else:
-                await self._location.put(aor, old)
-        except LocationUnavailable as error:
-            # The record then outlives its failed REGISTER until it expires; the phone will try again before that.
-            self.log.warn("a binding of {aor} could not be put back: {error}", aor=aor, error=str(error))
-
-    # ---- where to -----------------------------------------------------------------------------------------------------------
+    # ---- where to ------------------------------------------------------------------------------------------
 
     def _along_dialog(self, request: Request, taken: list[SipUri]) -> Target:
-        """The next hop of a request inside a dialog: the rest of its Route set, else the flow that our Route names."""
+        """The next hop of a request inside a dialog: the rest of its Route set, else the flow that our Route
+        names.
+        """
         if request.has("route"):
             return self._along_route(request, trusted=True)
         token = taken[-1].user
         flow = self._flow_of(token) if token else None
         if flow is None:
-            self.counters["flow_gone"] += 1
-            raise Refused(430)
+            raise Refused(430, why="flow_gone")
         return Target(request.uri_text, flow=flow)
 
     def _flow_of(self, token: str) -> Flow | None:
         """The flow that a token of ours names. Raises Refused (403) for one that is not ours."""
         named = self._router.read(token)
         if named is None:
-            self.counters["refused_token"] += 1
-            raise Refused(403, "Not a Route of Ours")
+            raise Refused(403, "Not a Route of Ours", why="refused_token")
         if isinstance(named, UdpToken):
             listeners = self._transports.udp
             return listeners[named.listener].flow(named.remote) if named.listener < len(listeners) else None
@@ -570,8 +467,7 @@ class SipService(Service):
                 raise Refused(400, "Bad Route")
             return Target(request.uri_text, node_id=destinations.node_id)
         if not trusted:
-            self.counters["refused_route"] += 1
-            raise Refused(403, "Route Not Allowed")
+            raise Refused(403, "Route Not Allowed", why="refused_route")
         return Target(request.uri_text)
 
     async def _flow_to(self, target: Target, request: Request) -> Flow:
@@ -583,7 +479,8 @@ class SipService(Service):
         if target.address is not None:
             flow: Flow = await self._transports.reach(*target.address)
             return flow
-        # The copy that build() made: its top Route, or without one its Request-URI, is the next hop (16.6 step 7).
+        # The copy that build() made: its top Route, or without one its Request-URI, is the next hop (16.6
+        # step 7).
         hop = request.routes[0].uri if request.has("route") and request.routes[0].uri_text else request.uri
         if not isinstance(hop, SipUri):
             raise Unreachable(f"{hop.scheme}: no way to get there")
@@ -598,7 +495,7 @@ class SipService(Service):
         reached: Flow = await self._transports.reach(transport, host, port)
         return reached
 
-    # ---- forwarding -----------------------------------------------------------------------------------------------------------
+    # ---- forwarding ----------------------------------------------------------------------------------------
 
     def _now(self) -> float:
         now: float = self._reactor.seconds()
@@ -619,9 +516,7 @@ class SipService(Service):
             response.set("To", f"{response.get('to')};tag={self._layer.new_tag()}")
         self._driver.feed(SendResponse(transaction, response))
 
-    def _perform(
-        self, context: ForwardingContext, outputs: Sequence[Output], instead: Response | None = None
-    ) -> None:
+    def _perform(self, context: ForwardingContext, outputs: Sequence[Output], instead: Response | None = None) -> None:
         """Do what the context orders; `instead` is the full answer where the context only knew a status."""
         for output in outputs:
             match output:
@@ -649,15 +544,20 @@ class SipService(Service):
     def _launch(self, branch: Branch) -> None:
         """Send the request of `branch`: at once where the flow is at hand, else when it is found."""
         target = branch.target
-        flow: Any = target.flow
-        if flow is None and target.node_id is not None and self._connector is not None:
-            flow = self._connector.pooled(target.node_id)
-        if flow is not None and flow.alive:
+        flow = self._flow_at_hand(target)
+        if flow is not None:
             self._launch_on(branch, self._built(branch, flow), flow)
         elif target.flow is not None:
             self._fail_branch(branch, 430)
         else:
             self._start(self._launch_when_found(branch))
+
+    def _flow_at_hand(self, target: Target) -> Flow | None:
+        """The live flow to `target` that needs no waiting for."""
+        flow: Any = target.flow
+        if flow is None and target.node_id is not None and self._connector is not None:
+            flow = self._connector.pooled(target.node_id)
+        return flow if flow is not None and flow.alive else None
 
     async def _launch_when_found(self, branch: Branch) -> None:
         try:
@@ -695,14 +595,16 @@ class SipService(Service):
         """The record was out of date: look once more, afresh (profile section 7)."""
         targets: Sequence[Target] = ()
         try:
-            uri = self._ours(context.request.uri)
+            uri = self._gate.place(context.request.uri)
             targets = await self._locate(Query(uri, Origin.PHONE, self._wall(), fresh=True))
         except (NotLocated, LocationUnavailable) as error:
             self.log.info("nothing newer is known: {error}", error=str(error))
         self._forward(context, targets)
 
-    async def _acknowledge(self, flow: Flow, request: Request) -> None:
-        """An ACK for a 2xx follows its Route; it is no transaction and gets no answer (RFC 3261 section 13.2.2.4)."""
+    def _acknowledge(self, flow: Flow, request: Request) -> None:
+        """An ACK for a 2xx follows its Route; it is no transaction and gets no answer (RFC 3261 section
+        13.2.2.4).
+        """
         try:
             if request.max_forwards == 0:
                 raise Refused(483)
@@ -711,10 +613,19 @@ class SipService(Service):
                 raise Refused(404)
             target = self._along_dialog(request, taken)
             made = build(request, target)
-            onward: Any = target.flow
-            if onward is None:
-                onward = await self._flow_to(target, made)
-        except (SipError, Unreachable):
+        except SipError:
+            self.counters["ack_dropped"] += 1
+            return
+        onward = self._flow_at_hand(target)
+        if onward is not None:
+            self._driver.feed(SendStateless(onward, made))
+        else:
+            self._start(self._acknowledge_when_found(target, made))
+
+    async def _acknowledge_when_found(self, target: Target, made: Request) -> None:
+        try:
+            onward = await self._flow_to(target, made)
+        except Unreachable:
             self.counters["ack_dropped"] += 1
             return
         self._driver.feed(SendStateless(onward, made))
@@ -727,13 +638,14 @@ class SipService(Service):
         if context is not None:
             self._perform(context, context.receive(Cancelled(), self._now()))
 
-    # ---- answers ----------------------------------------------------------------------------------------------------------------
+    # ---- answers -------------------------------------------------------------------------------------------
 
     def _response(self, event: ResponseReceived) -> None:
         branch, response = event.transaction, event.response
         self._note(event.flow, response)
         if not isinstance(branch, Branch):
-            # RFC 6026 section 7.3: a proxy does not forward a response to a transaction that it has forgotten.
+            # RFC 6026 section 7.3: a proxy does not forward a response to a transaction that it has
+            # forgotten.
             self.counters["stray_response"] += 1
             return
         response.pop_via()

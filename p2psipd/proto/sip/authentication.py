@@ -1,4 +1,6 @@
-"""Who may go on: digest challenges and their check, and who may assert whom (RFC 3261 section 22, profile section 7)."""
+"""Who may go on: digest challenges and their check, and who may assert whom (RFC 3261 section 22, profile
+section 7).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 from hmac import compare_digest
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from p2psipd.proto.sip.digest import (
     Algorithm,
@@ -18,15 +20,18 @@ from p2psipd.proto.sip.digest import (
     verify,
 )
 from p2psipd.proto.sip.errors import SipError
-from p2psipd.proto.sip.locating import NodeIdentity
+from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
 from p2psipd.proto.sip.message import Request
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.proxy import Home, Refused
+from p2psipd.proto.sip.uri import SipUri, Uri
 
-#: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because phones from
-#: before that RFC look at the first line alone and give up at a name that they do not know (sipsak, SIPp).
+#: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because
+#: phones from before that RFC look at the first line alone and give up at a name that they do not know
+#: (sipsak, SIPp).
 ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256)
 
-#: User agents that fail at the first line with an algorithm that they do not know, wherever it stands: libre before 2.
+#: User agents that fail at the first line with an algorithm that they do not know, wherever it stands: libre
+#: before 2.
 _KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.", re.IGNORECASE)
 
 _NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32)}
@@ -52,11 +57,11 @@ class Verdict(Enum):
 class DigestGate:
     """Challenges requests and checks what comes back.
 
-    `key` makes nonces, `issuer` names this node in them; whoever shares the key recognises them as stale ones.
-    Nonces from before `since` (unix seconds: the start of the process) are stale.
+    `key` makes nonces, `issuer` names this node in them; whoever shares the key recognises them as stale
+    ones. Nonces from before `since` (unix seconds: the start of the process) are stale.
 
-    The digest-uri is not compared with the Request-URI: phones and test tools differ in what they write there, and
-    the nonce count already makes each answer good for one request.
+    The digest-uri is not compared with the Request-URI: phones and test tools differ in what they write
+    there, and the nonce count already makes each answer good for one request.
     """
 
     def __init__(
@@ -102,7 +107,9 @@ class DigestGate:
         known: Mapping[str, bytes] | None,
         wall: float,
     ) -> Verdict:
-        """Judge `credentials` against the user's HA1 values (None: unknown user, who takes as long to refuse)."""
+        """Judge `credentials` against the user's HA1 values (None: unknown user, who takes as long to
+        refuse).
+        """
         state = self._issuer.check(credentials.nonce, wall)
         secret = (known or _NOBODY).get(credentials.algorithm.value)
         if state is NonceState.FORGED or secret is None:
@@ -135,3 +142,87 @@ def may_assert(peer: NodeIdentity, uri: object, domains: frozenset[str]) -> bool
     if peer.registrar:
         return uri.host in domains
     return uri.aor == peer.user
+
+
+class Gatekeeper:
+    """Decides whether a request may go on, for the proxy and the registrar.
+
+    `home` may change when listeners are added; `domain` is the one that our own addresses stand for, in the
+    URIs of phones that were set up with an IP address. Every refusal is raised as Refused.
+    """
+
+    def __init__(self, home: Home, domain: str, digest: DigestGate, credentials: CredentialSource) -> None:
+        self.home = home
+        self._domain = domain
+        self._digest = digest
+        self._credentials = credentials
+
+    def place(self, uri: Uri) -> Uri:
+        """A Request-URI, with our address replaced by the domain."""
+        if (
+            isinstance(uri, SipUri)
+            and uri.host not in self.home.domains
+            and (uri.host, uri.port or 5060) in self.home.addresses
+        ):
+            return uri.replace(host=self._domain, port=None)
+        return uri
+
+    def is_node(self, uri: object) -> bool:
+        """Whether a Request-URI, as `place` gave it, names this node itself and no user."""
+        return isinstance(uri, SipUri) and uri.user is None and uri.host in self.home.domains
+
+    def _identity(self, uri: Uri) -> SipUri:
+        """A From or To as a URI of a domain that is served."""
+        if isinstance(uri, SipUri):
+            if uri.host not in self.home.domains and uri.host in self.home.hosts:
+                uri = uri.replace(host=self._domain, port=None)
+            if uri.host in self.home.domains:
+                return uri
+        raise Refused(403, "Not a User of This Domain", why="refused_domain")
+
+    def check_assertion(self, flow: Any, request: Request) -> None:
+        """Profile section 7: what another node may say in whose name; phones pass here. `flow.peer` says who
+        it is.
+        """
+        peer = flow.peer
+        if peer is not None and not may_assert(peer, request.from_.uri, self.home.domains):
+            raise Refused(403, "Not Yours to Assert", why="refused_assertion")
+
+    async def prove(self, request: Request, wall: float) -> None:
+        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3)."""
+        await self._demand(request, self._identity(request.from_.uri), wall, proxy=True)
+        request.remove("proxy-authorization")
+
+    async def registering(self, flow: Any, request: Request, wall: float) -> SipUri:
+        """The user whose bindings a REGISTER is about, once it has proved to be that user (section 10.3 steps
+        1 to 5).
+
+        401 before anything is looked up; 404 for a domain that is not served.
+        """
+        if flow.peer is not None:
+            raise Refused(403, why="refused_assertion")
+        try:
+            user = self._identity(request.to.uri)
+            self._identity(request.uri)
+        except Refused:
+            raise Refused(404, "Not a Domain of Ours", why="refused_domain") from None
+        await self._demand(request, user, wall, proxy=False)
+        return user
+
+    async def _demand(self, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> None:
+        """Pass only who proves by digest to be the user of `uri`; nothing is looked up for who presents
+        nothing.
+        """
+        realm = uri.host
+        presented = self._digest.presented(request, realm, proxy=proxy)
+        verdict = None
+        if presented is not None:
+            known = await self._credentials.ha1(presented.username.partition("@")[0], realm)
+            verdict = self._digest.check(presented, request, known, wall)
+        if verdict is not Verdict.GOOD or presented is None:
+            stale = verdict is Verdict.STALE
+            headers = self._digest.challenge(request, realm, wall, proxy=proxy, stale=stale)
+            why = "challenged" if verdict is None else f"digest_{verdict.value}"
+            raise Refused(407 if proxy else 401, headers=headers, why=why)
+        if not names_user(presented, uri, realm):
+            raise Refused(403, "Not Your Name", why="refused_identity")

@@ -1,9 +1,10 @@
-"""The vocabulary of "where is bob?": bindings, targets, and the seams to what knows them (RFC 3261 section 10, design D7).
+"""The vocabulary of "where is bob?": bindings, targets, and the seams to what knows them (RFC 3261 section
+10, design D7).
 
-A :class:`Binding` is what a registrar knows about one contact of one user; it becomes one PROXY-REGISTRATION entry in the
-overlay, with every attribute. A :class:`Target` is one place that a request may be sent to. What stores bindings, knows
-passwords or reaches other nodes is behind the Protocols at the end: the SIP service takes them as arguments, so that it runs
-over dictionaries in a test and over the overlay in a node.
+A :class:`Binding` is what a registrar knows about one contact of one user; it becomes one PROXY-REGISTRATION
+entry in the overlay, with every attribute. A :class:`Target` is one place that a request may be sent to. What
+stores bindings, knows passwords or reaches other nodes is behind the Protocols at the end: the SIP service
+takes them as arguments, so that it runs over dictionaries in a test and over the overlay in a node.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ _MAX_GR: Final = 512
 class Binding(NamedTuple):
     """One contact of one user, as its registrar vouches for it.
 
-    `aor` is "sip:user@domain", `key` the 16 octets of :func:`binding_key`, `contact` the URI as the phone wrote it, `node_id`
-    the node that owns the phone's flow, `path` the Path values in their order (RFC 3327), `instance_id` and `reg_id` as in RFC
-    5626 ("" and 0 without), `expires_at` unix seconds. `received` says over what the phone registered, in the form of
-    :func:`flow_text`: enough to send to it over UDP even after a restart. `parameters` are the other Contact parameters,
-    verbatim. `native` marks a P2PSIP user agent that signed its own registration and takes SIP at `node_id` itself.
+    `aor` is "sip:user@domain", `key` the 16 octets of :func:`binding_key`, `contact` the URI as the phone
+    wrote it, `node_id` the node that owns the phone's flow, `path` the Path values in their order (RFC 3327),
+    `instance_id` and `reg_id` as in RFC 5626 ("" and 0 without), `expires_at` unix seconds. `received` says
+    over what the phone registered, in the form of :func:`flow_text`: enough to send to it over UDP even after
+    a restart. `parameters` are the other Contact parameters, verbatim. `native` marks a P2PSIP user agent
+    that signed its own registration and takes SIP at `node_id` itself.
     """
 
     aor: str
@@ -54,18 +56,24 @@ class Binding(NamedTuple):
 
 
 def binding_key(contact: str, instance_id: str = "", reg_id: int = 0) -> bytes:
-    """The dictionary key of a binding: 16 octets of SHA-256 of instance-id and reg-id, else of the Contact URI."""
+    """The dictionary key of a binding: 16 octets of SHA-256 of instance-id and reg-id, else of the Contact
+    URI.
+    """
     name = f"{instance_id};{reg_id}" if instance_id else contact
     return sha256(name.encode("utf-8", "surrogateescape")).digest()[:KEY_OCTETS]
 
 
 def aor_of(uri: SipUri) -> str:
-    """The address of record that `uri` names: "sip:user@domain", escapes undone, host in lower case, nothing else."""
+    """The address of record that `uri` names: "sip:user@domain", escapes undone, host in lower case, nothing
+    else.
+    """
     return f"sip:{uri.aor}"
 
 
 def flow_text(flow: Flow) -> str:
-    """`flow` as text that a record can hold: "UDP 192.0.2.1:5060 198.51.100.7:40000" (transport, local, remote)."""
+    """`flow` as text that a record can hold: "UDP 192.0.2.1:5060 198.51.100.7:40000" (transport, local,
+    remote).
+    """
     return f"{flow.transport} {_hostport(flow.local)} {_hostport(flow.remote)}"
 
 
@@ -88,20 +96,24 @@ def _hostport(address: tuple[str, int]) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-# ---- GRUU: a destination list in a URI (RFC 7904 section 6) -----------------------------------------------------
+# ---- GRUU: a destination list in a URI (RFC 7904 section 6) ------------------------------------------------
 
 
 class Destinations(NamedTuple):
-    """The destination list of a "gr" parameter: the node, and what only that node understands ("" for the node itself)."""
+    """The destination list of a "gr" parameter: the node, and what only that node understands ("" for the
+    node itself).
+    """
 
     node_id: bytes
     opaque: bytes = b""
 
 
 def encode_gr(node_id: bytes, opaque: bytes = b"") -> str:
-    """The value of "gr" for a node, or for an instance behind it (its binding key is the list's last, opaque element).
+    """The value of "gr" for a node, or for an instance behind it (its binding key is the list's last, opaque
+    element).
 
-    A RELOAD Destination is type, length, data (RFC 6940 section 6.3.2.2); base64 with "~" for "=" (RFC 7904 section 6).
+    A RELOAD Destination is type, length, data (RFC 6940 section 6.3.2.2); base64 with "~" for "=" (RFC 7904
+    section 6).
     """
     data = bytes((_NODE_DESTINATION, len(node_id))) + node_id
     if opaque:
@@ -110,7 +122,9 @@ def encode_gr(node_id: bytes, opaque: bytes = b"") -> str:
 
 
 def decode_gr(text: str) -> Destinations | None:
-    """The destination list in the value of a "gr" parameter; None if it is none that we write (a foreign GRUU)."""
+    """The destination list in the value of a "gr" parameter; None if it is none that we write (a foreign
+    GRUU).
+    """
     if not text or len(text) > _MAX_GR:
         return None
     try:
@@ -128,14 +142,14 @@ def decode_gr(text: str) -> Destinations | None:
     return Destinations(node_id, rest[3:])
 
 
-# ---- looking up --------------------------------------------------------------------------------------------------
+# ---- looking up --------------------------------------------------------------------------------------------
 
 
 class NodeIdentity(NamedTuple):
     """Who is at the other end of a connection between nodes, as its certificate says.
 
-    `user` is the certificate's user name; `registrar` whether that name makes it a registrar, which vouches for
-    every user of the served domains (profile section 7).
+    `user` is the certificate's user name; `registrar` whether that name makes it a registrar, which vouches
+    for every user of the served domains (profile section 7).
     """
 
     node_id: bytes
@@ -144,7 +158,9 @@ class NodeIdentity(NamedTuple):
 
 
 class Origin(Enum):
-    """Who asks: a phone (or whoever speaks SIP to us), or another node of the overlay, whose look-up must not travel on."""
+    """Who asks: a phone (or whoever speaks SIP to us), or another node of the overlay, whose look-up must not
+    travel on.
+    """
 
     PHONE = "phone"
     NODE = "node"
@@ -165,9 +181,10 @@ class Query(NamedTuple):
 class Target(NamedTuple):
     """One place to send a request to (RFC 3261 section 16.5).
 
-    `uri` becomes the Request-URI. Then exactly one of: `flow` (send on it), `node_id` (a node of the overlay, reached by the
-    connector), `address` (transport, host, port), or none of them (resolve `uri`). `route` are Route values to put on top (a
-    Path). `instance` names the device: targets of one instance are alternatives, never parallel. `binding` is where it came from.
+    `uri` becomes the Request-URI. Then exactly one of: `flow` (send on it), `node_id` (a node of the overlay,
+    reached by the connector), `address` (transport, host, port), or none of them (resolve `uri`). `route` are
+    Route values to put on top (a Path). `instance` names the device: targets of one instance are
+    alternatives, never parallel. `binding` is where it came from.
     """
 
     uri: str
@@ -181,7 +198,9 @@ class Target(NamedTuple):
 
 
 class NotLocated(Exception):
-    """The look-up ended without a target: `status` and `reason` answer the request (404, 430, 480, 500, 503)."""
+    """The look-up ended without a target: `status` and `reason` answer the request (404, 430, 480, 500,
+    503).
+    """
 
     def __init__(self, status: int, reason: str = "") -> None:
         super().__init__(reason or str(status))
@@ -190,15 +209,21 @@ class NotLocated(Exception):
 
 
 class LocationUnavailable(Exception):
-    """The location store could not be asked or written: 503 with Retry-After. The message says what went wrong."""
+    """The location store could not be asked or written: 503 with Retry-After. The message says what went
+    wrong.
+    """
 
 
 class Unreachable(Exception):
-    """Another node could not be reached for SIP: the branch fails as if it had answered 503 (RFC 3261 section 16.9)."""
+    """Another node could not be reached for SIP: the branch fails as if it had answered 503 (RFC 3261 section
+    16.9).
+    """
 
 
 LocateStep = Callable[[Query], Awaitable[Sequence[Target] | None]]
-"""One step of the locator: None means "not mine, ask the next one"; targets end the search; NotLocated ends it, too."""
+"""One step of the locator: None means "not mine, ask the next one"; targets end the search; NotLocated ends
+it, too.
+"""
 
 Locate = Callable[[Query], Awaitable[Sequence[Target]]]
 
@@ -211,7 +236,9 @@ class LocationStore(Protocol):
         ...
 
     async def put(self, aor: str, binding: Binding) -> None:
-        """Store or replace the entry `binding.key`; returns when it is held by the responsible node and its replicas."""
+        """Store or replace the entry `binding.key`; returns when it is held by the responsible node and its
+        replicas.
+        """
         ...
 
     async def remove(self, aor: str, binding: Binding) -> None:
@@ -231,7 +258,8 @@ class CredentialSource(Protocol):
 
 
 class NodeConnector(Protocol):
-    """Reaches other nodes of the overlay for SIP: AppAttach and a pooled mutual-TLS connection (profile section 5).
+    """Reaches other nodes of the overlay for SIP: AppAttach and a pooled mutual-TLS connection (profile
+    section 5).
 
     Its flows have `write(data)`, `alive` and `peer`, a NodeIdentity.
     """

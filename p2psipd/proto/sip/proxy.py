@@ -1,8 +1,10 @@
-"""The stateful proxy's rules: request validation, routes, forwarding, forks and the best response (RFC 3261 section 16).
+"""The stateful proxy's rules: request validation, routes, forwarding, forks and the best response (RFC 3261
+section 16).
 
-What looks at one request stands in functions (:func:`validate`, :func:`take_routes`, :func:`build`); what lives as long as a
-fork is :class:`ForwardingContext`, a core without I/O. It gets Located, Answered, Failed and Cancelled, and orders Forward,
-Respond, CancelBranch, Relocate and Finished. Locating, connections and Record-Route values are the caller's.
+What looks at one request stands in functions (:func:`validate`, :func:`take_routes`, :func:`build`); what
+lives as long as a fork is :class:`ForwardingContext`, a core without I/O. It gets Located, Answered, Failed
+and Cancelled, and orders Forward, Respond, CancelBranch, Relocate and Finished. Locating, connections and
+Record-Route values are the caller's.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _UNREACHED: Final = (408, 430, 503)
 
 
 class Home(NamedTuple):
-    """What this node answers to: (host, port) pairs of its listeners, its domains, its overlay name and Node-ID."""
+    """What this node answers to: (host, port) pairs of its listeners, its domains, its overlay name and
+    Node-ID.
+    """
 
     addresses: frozenset[tuple[str, int]]
     domains: frozenset[str]
@@ -41,7 +45,9 @@ class Home(NamedTuple):
     node_id: bytes
 
     def owns(self, uri: SipUri) -> bool:
-        """True when `uri` names this node as a hop (a Route that it wrote, or an outbound-proxy setting of a phone)."""
+        """True when `uri` names this node as a hop (a Route that it wrote, or an outbound-proxy setting of a
+        phone).
+        """
         port = uri.port or _DEFAULT_PORTS[uri.scheme]
         if (uri.host, port) in self.addresses:
             return True
@@ -50,40 +56,43 @@ class Home(NamedTuple):
             return destinations is not None and destinations.node_id == self.node_id
         return uri.host in self.domains and uri.user is None and uri.port is None
 
-    def serves(self, host: str) -> bool:
-        """True for a domain whose users are registered here."""
-        return host in self.domains
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The hosts of our addresses."""
+        return frozenset(host for host, _ in self.addresses)
 
 
 class Refused(SipError):
-    """The proxy does not forward the request; `status`, `reason` and `headers` answer it."""
+    """The proxy does not forward the request; `status`, `reason` and `headers` answer it, `why` is for
+    counters.
+    """
 
-    def __init__(self, status: int, reason: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self, status: int, reason: str | None = None, headers: Sequence[tuple[str, str]] = (), why: str = ""
+    ) -> None:
         super().__init__(reason or "", status=status)
         self.headers = tuple(headers)
-
-    def response(self, request: Request) -> Response:
-        """The answer to `request`."""
-        return make_response(request, self.status, self.reason or None, headers=self.headers)
+        self.why = why
 
 
-# ---- one request -----------------------------------------------------------------------------------------------------
+# ---- one request -------------------------------------------------------------------------------------------
 
 
 def validate(request: Request, own_hops: frozenset[tuple[str, int]]) -> None:
-    """Section 16.3 as far as it does not ask who the sender is; `own_hops` are the (host, port) of our own Vias.
+    """Section 16.3 as far as it does not ask who the sender is; `own_hops` are the (host, port) of our own
+    Vias.
 
     Raises Refused: 416 scheme, 483 Max-Forwards, 482 loop, 420 Proxy-Require.
     """
     uri = request.uri
     if not isinstance(uri, SipUri | TelUri):
-        raise Refused(416)
+        raise Refused(416, why="bad_scheme")
     if request.max_forwards == 0:
-        raise Refused(483)
+        raise Refused(483, why="too_many_hops")
     if request.has("proxy-require"):
         unsupported = [tag for tag in request.proxy_require if tag not in SUPPORTED]
         if unsupported:
-            raise Refused(420, None, [("Unsupported", ", ".join(unsupported))])
+            raise Refused(420, None, [("Unsupported", ", ".join(unsupported))], "bad_extension")
     vias = request.vias
     if len(vias) > 1:
         tag = None
@@ -92,11 +101,13 @@ def validate(request: Request, own_hops: frozenset[tuple[str, int]]) -> None:
             if branch and via.sent_by in own_hops:
                 tag = tag or loop_tag(request)
                 if branch.endswith(tag):
-                    raise Refused(482)
+                    raise Refused(482, why="loop")
 
 
 def loop_tag(request: Request) -> str:
-    """The part of our branch that tells a loop from a spiral (RFC 5393 section 4.2.1): 16 hex digits over what routes it."""
+    """The part of our branch that tells a loop from a spiral (RFC 5393 section 4.2.1): 16 hex digits over
+    what routes it.
+    """
     parts = [request.uri_text, request.from_tag or "", request.to_tag or "", request.call_id, str(request.cseq.number)]
     parts += request.get_all("route")
     if request.has("proxy-require"):
@@ -105,7 +116,8 @@ def loop_tag(request: Request) -> str:
 
 
 def take_routes(request: Request, home: Home) -> list[SipUri]:
-    """Remove the Route values on top that name this node, and undo strict routing (section 16.4); what was removed, in order.
+    """Remove the Route values on top that name this node, and undo strict routing (section 16.4); what was
+    removed, in order.
 
     With double Record-Route (RFC 5658) two of ours stand together: both go.
     """
@@ -140,7 +152,8 @@ def _uri_in_brackets(value: str) -> str:
 
 
 def build(request: Request, target: Target, record_routes: Sequence[str] = ()) -> Request:
-    """The copy of `request` that goes to `target` (section 16.6 steps 1 to 6); `record_routes` in the order they stand.
+    """The copy of `request` that goes to `target` (section 16.6 steps 1 to 6); `record_routes` in the order
+    they stand.
 
     Our Via is pushed by the transaction layer.
     """
@@ -162,7 +175,7 @@ def build(request: Request, target: Target, record_routes: Sequence[str] = ()) -
     return made
 
 
-# ---- one fork --------------------------------------------------------------------------------------------------------
+# ---- one fork ----------------------------------------------------------------------------------------------
 
 
 class Branch:
@@ -241,17 +254,30 @@ Output = Forward | Respond | CancelBranch | Relocate | Finished
 class ForwardingContext:
     """One request on its way to one or more targets: the response context of section 16.7.
 
-    `request` is what was received (routes already taken); `ring_for` is timer C in seconds. `may_relocate` allows one fresh
-    look-up when every branch says that the records were old (430, or 404 of a node). `hide_flow` answers 480 for 430: what
-    happened to a flow of the callee is nothing to a phone (RFC 5626 section 5.3).
+    `request` is what was received (routes already taken); `ring_for` is timer C in seconds. `may_relocate`
+    allows one fresh look-up when every branch says that the records were old (430, or 404 of a node).
+    `hide_flow` answers 480 for 430: what happened to a flow of the callee is nothing to a phone (RFC 5626
+    section 5.3).
 
-    Targets of one instance are alternatives: the next is tried when one can't be reached. `transaction`, `flow` (how the
-    request came) and `tag` (for its branches) are only kept here, for the caller.
+    Targets of one instance are alternatives: the next is tried when one can't be reached. `transaction`,
+    `flow` (how the request came) and `tag` (for its branches) are only kept here, for the caller.
     """
 
     __slots__ = (
-        "_answered", "_ring_for", "_spares", "_superseded", "branches", "cancelled", "finished", "flow",
-        "hide_flow", "invite", "may_relocate", "request", "tag", "transaction",
+        "_answered",
+        "_ring_for",
+        "_spares",
+        "_superseded",
+        "branches",
+        "cancelled",
+        "finished",
+        "flow",
+        "hide_flow",
+        "invite",
+        "may_relocate",
+        "request",
+        "tag",
+        "transaction",
     )
 
     def __init__(
@@ -343,7 +369,8 @@ class ForwardingContext:
     def _take(self, branch: Branch, response: Response, now: float) -> list[Output]:
         status = response.status
         if branch.response is not None:
-            # A retransmitted 2xx, or one that crossed our CANCEL, still goes to the caller (section 16.7 step 5).
+            # A retransmitted 2xx, or one that crossed our CANCEL, still goes to the caller (section 16.7 step
+            # 5).
             return [Respond(response)] if self.invite and 200 <= status < 300 else []
         if status >= 200:
             return self._final(branch, response, now)

@@ -1,6 +1,8 @@
-"""What this node writes into Record-Route, and reads again from Route (RFC 3261 section 16.6 step 4, RFC 5626 section 5.2).
+"""What this node writes into Record-Route, and reads again from Route (RFC 3261 section 16.6 step 4, RFC 5626
+section 5.2).
 
-Two values stand in each request that makes a dialog, one for each side (RFC 5658), the outgoing side's on top:
+Two values stand in each request that makes a dialog, one for each side (RFC 5658), the outgoing side's on
+top:
 
 * towards a phone ``<sip:TOKEN@host:port;transport=...;lr>``: TOKEN names the flow to that phone and is
   authenticated, so that requests of the dialog reach phones behind NATs, and nobody can use the proxy as a
@@ -48,8 +50,8 @@ class StreamToken(NamedTuple):
 class RecordRouter:
     """Makes and reads this node's Record-Route values.
 
-    `secret` keys the tokens; `run` (32 bits) tells connections of this run from those of an earlier one. A flow's
-    `connection` is its listener's number (UDP) or its own (streams).
+    `secret` keys the tokens; `run` (32 bits) tells connections of this run from those of an earlier one. A
+    flow's `connection` is its listener's number (UDP) or its own (streams).
     """
 
     def __init__(self, secret: bytes, run: int, overlay: str, node_id: bytes) -> None:

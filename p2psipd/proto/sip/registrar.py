@@ -1,20 +1,23 @@
-"""The registrar's rules: what a REGISTER does to a user's bindings (RFC 3261 section 10.3, RFC 3327, RFC 5626).
+"""The registrar's rules: what a REGISTER does to a user's bindings (RFC 3261 section 10.3, RFC 3327, RFC
+5626).
 
-:func:`plan` decides, without touching anything, which bindings a REGISTER adds, replaces and removes; the caller writes them
-where bindings are kept and only then answers with :func:`answer`. A REGISTER that must fail raises
-:class:`RegistrationRefused`. :class:`BindingTable` is the node's memory of the bindings whose phones it owns.
+:func:`plan` decides, without touching anything, which bindings a REGISTER adds, replaces and removes; the
+caller writes them where bindings are kept and only then answers with :func:`answer`. A REGISTER that must
+fail raises :class:`RegistrationRefused`. :class:`BindingTable` is the node's memory of the bindings whose
+phones it owns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.headers import NameAddr, Parameters, unquote
-from p2psipd.proto.sip.locating import Binding, binding_key, flow_text
+from p2psipd.proto.sip.locating import Binding, LocationStore, LocationUnavailable, binding_key, flow_text
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.uri import SipUri, parse_uri
 
@@ -37,11 +40,20 @@ class Bounds(NamedTuple):
 
 
 class RegistrationRefused(SipError):
-    """The REGISTER fails: `status`, `reason` and `headers` answer it; no binding changes."""
+    """The REGISTER fails: `status`, `reason` and `headers` answer it; no binding changes. `why` is for
+    counters.
+    """
 
-    def __init__(self, status: int, reason: str | None = None, headers: Sequence[tuple[str, str]] = ()) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        why: str = "registration_refused",
+    ) -> None:
         super().__init__(reason or "", status=status)
         self.headers = tuple(headers)
+        self.why = why
 
 
 class Plan(NamedTuple):
@@ -58,8 +70,8 @@ def plan(
 ) -> Plan:
     """What `request`, already authenticated and authorised for `aor`, does to the `existing` bindings.
 
-    `flow` is how it came, `node_id` the node that will own new bindings, `wall` unix seconds. Raises RegistrationRefused.
-    RFC 3261 section 10.3 steps 2, 6 and 7.
+    `flow` is how it came, `node_id` the node that will own new bindings, `wall` unix seconds. Raises
+    RegistrationRefused. RFC 3261 section 10.3 steps 2, 6 and 7.
     """
     unsupported = [tag for tag in request.require if tag not in SUPPORTED]
     if unsupported:
@@ -143,7 +155,9 @@ def _wanted(
 
 
 def _instance(params: Parameters) -> tuple[str, int]:
-    """(instance-id without its quotes and brackets, reg-id); reg-id counts only beside an instance (RFC 5626 section 6)."""
+    """(instance-id without its quotes and brackets, reg-id); reg-id counts only beside an instance (RFC 5626
+    section 6).
+    """
     quoted = params.get("+sip.instance")
     if not quoted:
         return "", 0
@@ -155,7 +169,9 @@ def _instance(params: Parameters) -> tuple[str, int]:
 
 
 def _same(binding: Binding, current: dict[bytes, Binding]) -> Binding | None:
-    """The current binding that `binding` replaces: of the same flow of the same instance, else of an equal URI."""
+    """The current binding that `binding` replaces: of the same flow of the same instance, else of an equal
+    URI.
+    """
     found = current.get(binding.key)
     if found is not None or binding.instance_id:
         return found
@@ -167,7 +183,9 @@ def _same(binding: Binding, current: dict[bytes, Binding]) -> Binding | None:
 
 
 def answer(request: Request, done: Plan, wall: float) -> Response:
-    """The 200 to `request`: every current binding with its remaining lifetime, Path, Date (section 10.3 step 8)."""
+    """The 200 to `request`: every current binding with its remaining lifetime, Path, Date (section 10.3 step
+    8).
+    """
     headers = [("Contact", contact_value(binding, wall)) for binding in done.current]
     headers += [("Path", value) for value in request.get_all("path")]
     if done.outbound:
@@ -177,7 +195,9 @@ def answer(request: Request, done: Plan, wall: float) -> Response:
 
 
 def contact_value(binding: Binding, wall: float) -> str:
-    """A Contact value for `binding`: its URI, its parameters verbatim, q if it has one, and the seconds it still lives."""
+    """A Contact value for `binding`: its URI, its parameters verbatim, q if it has one, and the seconds it
+    still lives.
+    """
     text = f"<{binding.contact}>"
     for name, value in binding.parameters:
         text += f";{name}" if value is None else f";{name}={value}"
@@ -186,7 +206,7 @@ def contact_value(binding: Binding, wall: float) -> str:
     return f"{text};expires={max(0, round(binding.expires_at - wall))}"
 
 
-# ---- the bindings whose phones this node owns ----------------------------------------------------------------------
+# ---- the bindings whose phones this node owns --------------------------------------------------------------
 
 
 class OwnBinding(NamedTuple):
@@ -199,7 +219,8 @@ class OwnBinding(NamedTuple):
 class BindingTable:
     """The bindings that this node owns, by user, with their flows.
 
-    Bounded by `limit` bindings in all: a table that is full refuses new ones (``full``), so that the registrar can say 503.
+    Bounded by `limit` bindings in all: a table that is full refuses new ones (``full``), so that the
+    registrar can say 503.
     """
 
     def __init__(self, limit: int = 100_000) -> None:
@@ -268,3 +289,62 @@ class BindingTable:
     def __iter__(self) -> Iterator[OwnBinding]:
         for entries in list(self._by_aor.values()):
             yield from list(entries.values())
+
+
+# ---- one REGISTER, written ---------------------------------------------------------------------------------
+
+
+class Registrar:
+    """Carries out REGISTERs that have been authenticated: plans, writes to `location`, remembers in `table`,
+    answers.
+
+    The caller sees to it that the REGISTERs of one user come one after the other.
+    """
+
+    def __init__(self, location: LocationStore, table: BindingTable, node_id: bytes, bounds: Bounds) -> None:
+        self._location = location
+        self._table = table
+        self._node_id = node_id
+        self._bounds = bounds
+
+    async def change(self, request: Request, aor: str, flow: Flow, wall: float) -> Response:
+        """The 200 to `request`, when every binding it makes is stored.
+
+        Raises RegistrationRefused, or LocationUnavailable: then nothing has changed, as far as that could be
+        undone.
+        """
+        stored = await self._location.bindings(aor)
+        existing = {binding.key: binding for binding in stored if binding.aor == aor}
+        existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
+        made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
+        if made.puts and self._table.full:
+            raise LocationUnavailable("the table of registrations is full")
+        await self._write(aor, made, existing)
+        for binding in made.removes:
+            self._table.drop(aor, binding.key)
+        for binding in made.puts:
+            self._table.put(binding, flow)
+        return answer(request, made, wall)
+
+    async def _write(self, aor: str, made: Plan, before: dict[bytes, Binding]) -> None:
+        """All changes or none: what was written before one failed is put back as well as it goes."""
+        done: list[Binding] = []
+        try:
+            for binding in made.puts:
+                await self._location.put(aor, binding)
+                done.append(binding)
+            for binding in made.removes:
+                await self._location.remove(aor, binding)
+                done.append(binding)
+        except LocationUnavailable:
+            for binding in done:
+                await self._put_back(aor, binding, before.get(binding.key))
+            raise
+
+    async def _put_back(self, aor: str, binding: Binding, old: Binding | None) -> None:
+        """Best effort: what can't be undone outlives its failed REGISTER until it expires."""
+        with suppress(LocationUnavailable):
+            if old is None:
+                await self._location.remove(aor, binding)
+            else:
+                await self._location.put(aor, old)
