@@ -113,13 +113,9 @@ class Lab:
         if not 1 <= peers <= MAXIMUM_PEERS:
             raise LabError(f"a lab has 1 to {MAXIMUM_PEERS} peers, not {peers}")
         if len(os.fsencode(root)) > _MAXIMUM_PATH:
-            raise LabError(
-                f"{root} is too long for the control sockets in it: at most {_MAXIMUM_PATH} octets"
-            )
+            raise LabError(f"{root} is too long for the control sockets in it: at most {_MAXIMUM_PATH} octets")
         if (root / "lab.json").exists():
-            raise LabError(
-                f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away"
-            )
+            raise LabError(f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away")
         root.mkdir(parents=True, exist_ok=True)
         files = LabFiles(root, peers, network, overlay_name, tuple(User.of(name) for name in users))
         files.write(log_level, progress)
@@ -201,9 +197,7 @@ class Lab:
             return None
         return pid if os.fsencode(directory / "p2psipd.toml") in command.split(b"\0") else None
 
-    def start(
-        self, number: int, *, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()
-    ) -> int:
+    def start(self, number: int, *, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> int:
         """Start the process of a peer and return its pid; a peer that lives is left alone.
 
         `environment` is added to the process's own, `prefix` stands before the command (for example
@@ -345,9 +339,7 @@ class Lab:
             states = [self.peer_state(number) for number in waiting]
             for state in states:
                 if state.pid is None:
-                    raise LabError(
-                        f"peer {state.number} ended while it started:\n{self.log_tail(state.number)}"
-                    )
+                    raise LabError(f"peer {state.number} ended while it started:\n{self.log_tail(state.number)}")
             waiting = [state.number for state in states if state.state != "joined"]
             self._progress(f"{len(wanted) - len(waiting)} of {len(wanted)}")
             if waiting and time.monotonic() > until:
@@ -360,23 +352,39 @@ class Lab:
             if waiting:
                 time.sleep(_POLL_SECONDS)
 
+    def provision(self, users: Iterable[User] | None = None, timeout: float = 60.0) -> None:
+        """Store the passwords of `users` (those of the lab unless others are named) in the overlay.
+
+        It is `p2psip user add` in a process of its own, for that verb is a node and has a reactor. Raises
+        LabError.
+        """
+        lines = "".join(f"{user.name} {user.password}\n" for user in (self.users if users is None else users))
+        alive = [number for number in self.peers if self.pid(number) is not None]
+        command = [sys.executable, "-m", "p2psipd.cli.main", "user", "add", "--from", "-", "--replace"]
+        command += ["--dir", str(self.directory / "provisioning")]
+        for number in alive[:3]:
+            command += ["--peer", f"{self.host(number)}:{OVERLAY_PORT}"]
+        try:
+            ran = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"the users' passwords were not stored within {timeout:.0f} s") from None
+        if ran.returncode:
+            raise LabError(f"the users' passwords were not stored: {(ran.stderr or ran.stdout).strip()}")
+
     def wait_acquainted(self, timeout: float = 60.0) -> None:
         """Wait until every peer that lives knows every other one that lives. Raises LabError."""
         until = time.monotonic() + timeout
         while True:
             states = [state for state in self.status() if state.state not in ("off", "dead", "stopped")]
             waiting = [
-                state
-                for state in states
-                if state.status is None or state.status.get("peers", 0) != len(states) - 1
+                state for state in states if state.status is None or state.status.get("peers", 0) != len(states) - 1
             ]
             self._progress(f"{len(states) - len(waiting)} of {len(states)} know all others")
             if not waiting:
                 return
             if time.monotonic() > until:
                 known = ", ".join(
-                    f"peer {state.number} knows {(state.status or {}).get('peers', 'nobody')}"
-                    for state in waiting
+                    f"peer {state.number} knows {(state.status or {}).get('peers', 'nobody')}" for state in waiting
                 )
                 raise LabError(f"after {timeout:.0f} s the peers do not all know each other: {known}")
             time.sleep(_POLL_SECONDS)

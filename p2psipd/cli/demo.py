@@ -164,8 +164,10 @@ async def place_call(lab: Lab, quiet: bool = True) -> dict[str, Any]:
             report["heard"] = {"alice": heard(call, BOB_TONE), "bob": heard(answered, ALICE_TONE)}
             report["cause"] = await call.hang_up()
             await answered.ended()
+            await alice.unregister()
+            await bob.unregister()
         report["ladder"] = [arrow._asdict() for arrow in ladder(alice, bob, started)]
-        report["ok"] = all(side["ok"] for side in report["heard"].values())
+        report["ok"] = report["record"]["verified"] and all(side["ok"] for side in report["heard"].values())
     except UserAgentError as error:
         report["error"] = str(error)
     finally:
@@ -179,7 +181,8 @@ def _ms(at: float | None, since: float) -> float | None:
 
 
 def heard(call: UserCall, tone: float) -> dict[str, Any]:
-    """What one side received: the share of the other's tone in it, and whether that is a call one can have."""
+    """What one side received: the share of the other's tone in it, and whether that is a call one can have.
+    """
     received = call.received_tone((ALICE_TONE, BOB_TONE))
     share = received["power"][tone]
     return {
@@ -211,18 +214,22 @@ def ladder(alice: UserAgent, bob: UserAgent, since: tuple[int, int]) -> list[Arr
 
 
 def where(lab: Lab, number: int, aor: str) -> dict[str, Any]:
-    """Which peer holds the record of `aor`, as peer `number` finds it: hops and milliseconds, from its trace."""
+    """Which peer holds the record of `aor`, as peer `number` finds it: hops and milliseconds, from its trace.
+    """
     numbers = {state.status["node_id"]: state.number for state in lab.status() if state.status}
     control = Control(lab.peer_directory(number) / "control.sock")
-    answer = control.get("/trace", name=aor)
-    holder = answer["answered_by"]
+    way = control.get("/trace", name=aor)
+    found = control.get("/get", name=aor)
     return {
         "aor": aor,
         "asked_at": number,
-        "held_by": holder,
-        "held_by_peer": numbers.get(holder),
-        "hops": answer["hop_count"],
-        "ms": answer["ms"],
+        "held_by": way["answered_by"],
+        "held_by_peer": numbers.get(way["answered_by"]),
+        "hops": way["hop_count"],
+        "ms": way["ms"],
+        "verified": bool(found["found"] and found["verified"]),
+        "values": [value["value"] for value in found["values"]],
+        "signed_by": [value["signer"] for value in found["values"]],
     }
 
 
@@ -238,7 +245,12 @@ def render(report: dict[str, Any]) -> str:
         lines.append(
             f"bob's record is held by {holder} ({short(record['held_by'])}): found from peer "
             f"{record['asked_at']} over {record['hops']} hop{'' if record['hops'] == 1 else 's'} "
-            f"in {record['ms']:.1f} ms, signature verified"
+            f"in {record['ms']:.1f} ms"
+        )
+        signers = ", ".join(short(signer) for signer in record["signed_by"]) or "nobody"
+        lines.append(
+            f"  it says {'; '.join(record['values']) or 'nothing'}, signed by {signers}"
+            f"{', verified' if record['verified'] else ', NOT VERIFIED'}"
         )
     for name, side in report.get("heard", {}).items():
         other = "bob" if name == "alice" else "alice"

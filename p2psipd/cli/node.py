@@ -1,5 +1,4 @@
-"""The verbs that ask a running node over its control socket, and `check`, which reads a configuration file.
-"""
+"""The verbs that ask a running node over its control socket, and `check`, which reads a configuration file."""
 
 from __future__ import annotations
 
@@ -30,8 +29,7 @@ SYSTEM_SOCKET = Path("/run/p2psipd") / SOCKET
 
 
 def control_path(chosen: str | None) -> Path:
-    """The control socket that `--node` (a socket, or the directory of a node) or the place we are in means.
-    """
+    """The control socket that `--node` (a socket, or the directory of a node) or the place we are in means."""
     if chosen:
         path = Path(chosen)
         return path / SOCKET if path.is_dir() else path
@@ -40,8 +38,7 @@ def control_path(chosen: str | None) -> Path:
 
 
 def ask(resource: str, timeout: float = 20.0, **parameters: str | int | None) -> Any:
-    """The node's answer to GET `resource`. Ends the verb with 69 if it is not reached, with 1 if it says no.
-    """
+    """The node's answer to GET `resource`. Ends the verb with 69 if it is not reached, with 1 if it says no."""
     context = click.get_current_context()
     try:
         return Control(control_path(context.find_root().obj), timeout).get(resource, **parameters)
@@ -169,9 +166,7 @@ def calls(call_id: str | None, as_json: bool) -> None:
 
 def render_rows(answer: Any) -> str:
     """A list of like objects as a table, its columns headed by the names of the first one's fields."""
-    rows = (
-        answer if isinstance(answer, list) else next((v for v in answer.values() if isinstance(v, list)), [])
-    )
+    rows = answer if isinstance(answer, list) else next((v for v in answer.values() if isinstance(v, list)), [])
     if not rows:
         return "none"
     names = list(rows[0])
@@ -179,10 +174,16 @@ def render_rows(answer: Any) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
-    if value is None:
+    """One cell: identifiers by their beginning, times of the day as such; --json has them whole."""
+    if value is None or value == "":
         return "-"
-    if name in ("node", "node_id") and isinstance(value, str):
+    if isinstance(value, str) and name in ("node", "node_id", "resource", "key"):
         return short(value)
+    if isinstance(value, str) and name == "signer":
+        user, _, domain = value.partition("@")
+        return f"{short(user)}@{domain}"
+    if isinstance(value, float) and name.endswith("_at"):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
     return _text(value)
 
 

@@ -35,7 +35,16 @@ def report() -> dict[str, Any]:
         "ok": True,
         "alice_at": 3,
         "bob_at": 6,
-        "record": {"held_by": "ab" * 16, "held_by_peer": 5, "asked_at": 3, "hops": 1, "ms": 2.3456},
+        "record": {
+            "held_by": "ab" * 16,
+            "held_by_peer": 5,
+            "asked_at": 3,
+            "hops": 1,
+            "ms": 2.3456,
+            "verified": True,
+            "values": ["sip:bob@192.0.2.7 at node"],
+            "signed_by": ["cd" * 16 + "@registrar.x"],
+        },
         "heard": {"bob": {"tone_hz": 440.0, "share": 0.98, "seconds": 3.0, "lost": 0, "ok": True}},
         "setup_ms": 41.2,
         "cause": "hung up",
@@ -65,6 +74,7 @@ def test_what_it_shows_is_said(report: dict[str, Any]) -> None:
     text = render(report)
     assert "held by peer 5" in text
     assert "1 hop in 2.3 ms" in text
+    assert "it says sip:bob@192.0.2.7 at node, signed by cdcdcdcd…, verified" in text
     assert "440 Hz for 3.0 s: 98 %" in text
     assert text.endswith("it works")
 
@@ -75,9 +85,7 @@ def test_a_call_that_failed_says_so() -> None:
     assert text.strip() == "IT DID NOT WORK: sip:bob@lab.example: 404 Not Found"
 
 
-@pytest.mark.parametrize(
-    ("share", "seconds", "good"), [(0.97, 3.0, True), (0.3, 3.0, False), (0.97, 0.4, False)]
-)
+@pytest.mark.parametrize(("share", "seconds", "good"), [(0.97, 3.0, True), (0.3, 3.0, False), (0.97, 0.4, False)])
 def test_a_tone_must_have_been_heard(share: float, seconds: float, good: bool) -> None:
     """A call counts only if most of what arrived is the other side's tone, for most of the time."""
     call: Any = SimpleNamespace(

@@ -44,7 +44,7 @@ ANSWERS: dict[str, Any] = {
         "answered_by": NODE,
         "hops": 1,
         "ms": 1.5,
-        "values": [{"kind": "PROXY-REGISTRATION", "value": "sip:bob@192.0.2.7", "signer": "x@registrar.o"}],
+        "values": [{"kind": "PROXY-REGISTRATION", "value": "sip:bob@192.0.2.7", "signer": "abcd" * 8 + "@registrar.o"}],
     },
     "/trace": {
         "answered_by": NODE,
@@ -151,6 +151,7 @@ def test_json_is_the_answer_itself(node: Path, words: list[str], path: str) -> N
 def test_get_and_trace_show_who_answered(node: Path) -> None:
     """`get` shows the record and who answered; `trace` shows each hop."""
     got = ask(node, "get", "sip:bob@overlay.example").output
+    assert "abcdabcd…@registrar.o" in got
     assert "sip:bob@192.0.2.7" in got
     assert NODE in got
     assert "118" in ask(node, "trace", "sip:bob@overlay.example").output
