@@ -340,6 +340,10 @@ class CSeq(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> CSeq:
         """Raises MalformedMessage; a number must be below 2^31 (RFC 3261 section 8.1.1.5)."""
+        return _short_cseq(text) if len(text) < 64 else cls._parse(text)
+
+    @classmethod
+    def _parse(cls, text: str) -> CSeq:
         match = _CSEQ.fullmatch(text.strip())
         if not match:
             raise MalformedMessage("bad CSeq")
@@ -350,3 +354,6 @@ class CSeq(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number} {self.method}"
+
+
+_short_cseq = lru_cache(maxsize=1024)(CSeq._parse)

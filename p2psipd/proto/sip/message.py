@@ -8,7 +8,6 @@ order.
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
@@ -31,12 +30,14 @@ MAX_LINES = 512
 _FOLD = re.compile(r"\r\n[ \t]++")
 _LINE_END = re.compile(rb"\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+_BARE_CR = re.compile(rb"\r(?!\n)")
 _REQUEST_LINE = re.compile(rb"([A-Za-z0-9\-.!%*_+`'~]++) ([!-~]++) ([Ss][Ii][Pp]/[0-9]++\.[0-9]++)")
 _STATUS_LINE = re.compile(rb"([Ss][Ii][Pp]/[0-9]++\.[0-9]++) ([0-9]{3})(?: (.*+))?", re.DOTALL)
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]++")
 _URI_TEXT = re.compile(r"[!#-;=?-~]++")
 _DIGITS = re.compile(r"[0-9]++")
 _CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
+_HOPS = {str(hops): hops for hops in range(256)}
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
 _REQUIRED = ("via", "from", "to", "call-id", "cseq")
 _ADDRESS_HEADERS = frozenset({"contact", "route", "record-route", "path"})
@@ -47,7 +48,7 @@ _DIALOG_METHODS = frozenset({"INVITE", "SUBSCRIBE", "NOTIFY", "REFER", "UPDATE"}
 T = TypeVar("T")
 
 
-class Message(ABC):
+class Message:
     """What requests and responses have in common.  Typed properties raise MalformedMessage when first read.
 
     After `check()` has passed none of them raises.  `body` is the octets as they came.
@@ -228,9 +229,12 @@ class Message(ABC):
         value = self.get("max-forwards")
         if value is None:
             return None
-        if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
-            raise MalformedMessage("bad Max-Forwards")
-        return int(value)
+        hops = _HOPS.get(value)
+        if hops is None:
+            if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
+                raise MalformedMessage("bad Max-Forwards")
+            hops = int(value)
+        return hops
 
     @property
     def expires(self) -> int | None:
@@ -428,31 +432,23 @@ class Message(ABC):
         for name in _TOKEN_HEADERS & present:
             self.get_all(name)
 
-    @abstractmethod
-    def _start_line(self) -> bytes:
-        """The first line as octets."""
-
-    def encode(self) -> bytes:
-        """The message as octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
+    def _encoded(self, start: str) -> bytes:
+        """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
+        first = start.encode("utf-8", "replace")
         if self._has_length:
-            return b"\r\n".join((self._start_line(), *self._lines, b"", self.body))
+            return b"\r\n".join((first, *self._lines, b"", self.body))
         length = b"Content-Length: %d" % len(self.body)
-        return b"\r\n".join((self._start_line(), *self._lines, length, b"", self.body))
+        return b"\r\n".join((first, *self._lines, length, b"", self.body))
 
-    def copy(self) -> Self:
-        """An independent copy (values and body are shared, being immutable)."""
+    def _copied(self) -> Self:
+        """A copy of all but the start line; values and body are shared, being immutable."""
         made = self.__class__.__new__(self.__class__)
         made._names = self._names.copy()
         made._lines = self._lines.copy()
         made._cache = self._cache.copy()
         made._has_length = self._has_length
         made.body = self.body
-        self._copy_start(made)
         return made
-
-    @abstractmethod
-    def _copy_start(self, made: Any) -> None:
-        """Give the start line's parts to a copy."""
 
 
 class Request(Message):
@@ -503,12 +499,16 @@ class Request(Message):
         if isinstance(uri, SipUri) and uri.headers:
             raise MalformedMessage("headers in the Request-URI")
 
-    def _start_line(self) -> bytes:
-        return f"{self.method} {self._uri_text} SIP/2.0".encode("utf-8", "replace")
+    def encode(self) -> bytes:
+        """The request as octets, always with a Content-Length."""
+        return self._encoded(f"{self.method} {self._uri_text} SIP/2.0")
 
-    def _copy_start(self, made: Any) -> None:
+    def copy(self) -> Request:
+        """An independent copy."""
+        made = self._copied()
         made.method = self.method
         made._uri_text = self._uri_text
+        return made
 
     def __repr__(self) -> str:
         return f"Request({self.method} {self._uri_text})"
@@ -541,12 +541,16 @@ class Response(Message):
         """Whether the status is 200 or above."""
         return self.status >= 200
 
-    def _start_line(self) -> bytes:
-        return f"SIP/2.0 {self.status} {self.reason}".encode("utf-8", "replace")
+    def encode(self) -> bytes:
+        """The response as octets, always with a Content-Length."""
+        return self._encoded(f"SIP/2.0 {self.status} {self.reason}")
 
-    def _copy_start(self, made: Any) -> None:
+    def copy(self) -> Response:
+        """An independent copy."""
+        made = self._copied()
         made.status = self.status
         made.reason = self.reason
+        return made
 
     def __repr__(self) -> str:
         return f"Response({self.status} {self.reason})"
@@ -627,6 +631,8 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
         names, lines = _join_folded(names, lines)
     if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):
         fault = fault or MalformedMessage("bare CR in a header")
+        # The answer copies lines of the request, and must not carry the fault on.
+        lines = [_BARE_CR.sub(b" ", line) for line in lines]
     message = _parse_start(start, names, lines, fault)
     length = None
     if "content-length" in names:

@@ -29,7 +29,8 @@ _WRITTEN = (
     "Service-Route", "Session-Expires", "SIP-ETag", "SIP-If-Match", "Subject", "Subscription-State",
     "Supported", "Timestamp", "To", "Unsupported", "User-Agent", "Via", "Warning", "WWW-Authenticate",
 )
-_CASING = {name.lower(): name for name in _WRITTEN}
+# Canonical and written form of the names as they are most often given.
+_KNOWN = {spelling: (name.lower(), name) for name in _WRITTEN for spelling in (name, name.lower())}
 _TOKEN = re.compile(rb"[A-Za-z0-9\-.!%*_+`'~]++")
 
 # Headers whose grammar is a comma-separated list (RFC 3261 section 7.3.1).  Never split: credentials,
@@ -70,6 +71,9 @@ REASONS = {
 
 def canonical(name: str) -> str:
     """The name in lower case, a compact form expanded."""
+    known = _KNOWN.get(name)
+    if known is not None:
+        return known[0]
     lower = name.lower()
     return _COMPACT.get(lower, lower) if len(lower) == 1 else lower
 
@@ -79,9 +83,9 @@ def written(name: str) -> str:
 
     Raises MalformedMessage if it is no token.
     """
-    known = _CASING.get(canonical(name))
+    known = _KNOWN.get(name) or _KNOWN.get(canonical(name))
     if known is not None:
-        return known
+        return known[1]
     if not _TOKEN.fullmatch(name.encode("utf-8", "replace")):
         raise MalformedMessage("bad header name")
     return name

@@ -8,9 +8,10 @@ M).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
@@ -145,6 +146,7 @@ class TransactionLayer:
         self._timers = timers
         self._limits = limits
         self._timeout = 64 * timers.t1
+        self._until_t2 = _until_t2(timers)
         self._servers: dict[_Key, _Server] = {}
         self._server_names: dict[str, _Server] = {}
         self._clients: dict[_Key, _Client] = {}
@@ -155,30 +157,20 @@ class TransactionLayer:
         self._armed = 0
         self._count = 0
         self._out: list[Output] = []
+        self._handlers: dict[type, Callable[[Any, float], None]] = {
+            MessageReceived: self._message_received,
+            SendRequest: self._start_client,
+            SendResponse: self._send_response,
+            SendStateless: self._send_stateless,
+            Cancel: self._cancel,
+            TransportFailed: self._transport_failed,
+        }
 
     # -- the machine's face --------------------------------------------------------------------------------
 
     def receive(self, item: Input, now: float) -> list[Output]:
         """Take one input; what to do because of it."""
-        match item:
-            case MessageReceived(flow, Request() as request):
-                self._request_received(flow, request, now)
-            case MessageReceived(flow, Response() as response):
-                self._response_received(flow, response, now)
-            case SendResponse(name, response):
-                server = self._server_names.get(name)
-                if server is not None:
-                    self._respond(server, response, now)
-            case SendRequest():
-                self._start_client(item, now)
-            case SendStateless(flow, message):
-                self._send_stateless(flow, message)
-            case Cancel(key):
-                client = self._client_names.get(key)
-                if client is not None and client.invite and client.cancel is None:
-                    self._cancel(client, item, now)
-            case TransportFailed():
-                self._transport_failed(item)
+        self._handlers[type(item)](item, now)
         return self._taken()
 
     def next_timer(self) -> float | None:
@@ -205,6 +197,18 @@ class TransactionLayer:
                 self._armed -= 1
                 self._repeat(transaction, now)
         return self._taken()
+
+    def _message_received(self, item: MessageReceived, now: float) -> None:
+        flow, message = item
+        if isinstance(message, Request):
+            self._request_received(flow, message, now)
+        else:
+            self._response_received(flow, message, now)
+
+    def _send_response(self, item: SendResponse, now: float) -> None:
+        server = self._server_names.get(item.transaction)
+        if server is not None:
+            self._respond(server, item.response, now)
 
     def _taken(self) -> list[Output]:
         out, self._out = self._out, []
@@ -304,6 +308,7 @@ class TransactionLayer:
                 transaction.data = make_response(transaction.request, 100).encode()
                 transaction.state = State.PROCEEDING
                 self._send(transaction, transaction.data)
+            self._expire_at(transaction, self._patience(transaction))
             return
         if transaction.data is None:
             return
@@ -314,6 +319,10 @@ class TransactionLayer:
         elif transaction.state is not State.CALLING:
             transaction.interval = min(transaction.interval, self._timers.t2)
         self._repeat_at(transaction, now + transaction.interval)
+
+    def _patience(self, server: _Server) -> float:
+        """Until when an unanswered server transaction waits for its user."""
+        return server.began_at + (self._timers.abandon_after if server.invite else self._timeout)
 
     def _send(self, transaction: _Transaction, data: bytes) -> None:
         silent = isinstance(transaction, _Client) and transaction.silent
@@ -364,14 +373,15 @@ class TransactionLayer:
         server.request = request.copy()
         self._servers[index] = server
         self._server_names[name] = server
-        self._by_flow.setdefault(server.flow, {})[server] = None
+        if server.flow.reliable:
+            self._by_flow.setdefault(server.flow, {})[server] = None
+        # The end of one that is never answered is armed when its automatic 100 is due: most never get there.
         if not invite:
             # RFC 4320 section 4.1: by the time timer E would have reached T2.
-            self._repeat_at(server, now + _until_t2(timers))
-            self._expire_at(server, now + self._timeout)
+            self._repeat_at(server, now + self._until_t2)
+        elif timers.trying_after is not None:
+            self._repeat_at(server, now + timers.trying_after)
         else:
-            if timers.trying_after is not None:
-                self._repeat_at(server, now + timers.trying_after)
             self._expire_at(server, now + timers.abandon_after)
         cancelled = None
         if request.method == "CANCEL":
@@ -433,11 +443,12 @@ class TransactionLayer:
         """To a request other than INVITE, within RFC 4320 section 4."""
         status = response.status
         if status < 200:
-            early = not server.flow.reliable and now < server.began_at + _until_t2(self._timers)
+            early = not server.flow.reliable and now < server.began_at + self._until_t2
             if status == 100 and not early:
                 server.data = response.encode()
                 server.state = State.PROCEEDING
                 self._repeat_at(server, None)
+                self._expire_at(server, self._patience(server))
                 self._send(server, server.data)
             return
         server.request = server.data = None
@@ -485,7 +496,8 @@ class TransactionLayer:
         self._expire_at(client, now + self._timeout)
         self._send(client, data)
 
-    def _send_stateless(self, flow: Flow, message: Request | Response) -> None:
+    def _send_stateless(self, item: SendStateless, now: float) -> None:
+        flow, message = item
         if isinstance(message, Request):
             message = message.copy()
             message.push_via(self._via(flow, self.new_branch()))
@@ -556,8 +568,9 @@ class TransactionLayer:
             client.data = None
             self._linger(client, State.COMPLETED, now + self._timers.t4)
 
-    def _cancel(self, client: _Client, item: Cancel, now: float) -> None:
-        if client in self._lingering:
+    def _cancel(self, item: Cancel, now: float) -> None:
+        client = self._client_names.get(item.key)
+        if client is None or not client.invite or client.cancel is not None or client in self._lingering:
             return
         client.cancel = item
         if client.state is State.PROCEEDING and client.request is not None:
@@ -579,7 +592,7 @@ class TransactionLayer:
 
     # -- transport faults ----------------------------------------------------------------------------------
 
-    def _transport_failed(self, item: TransportFailed) -> None:
+    def _transport_failed(self, item: TransportFailed, now: float) -> None:
         touched: list[_Transaction] = []
         if item.flow is not None:
             touched += self._by_flow.get(item.flow, ())

@@ -93,8 +93,9 @@ class Cancel(NamedTuple):
 
 
 class TransportFailed(NamedTuple):
-    """The transport could not send, or a connection is gone: for all transactions of `flow`, or for one of
-    them.
+    """The transport could not send, or a connection is gone.
+
+    For all transactions of `flow` (over UDP: those that we began), or for the one of a SendMessage.
     """
 
     flow: Flow | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2psipd.proto.sip.errors import MalformedMessage, SipError, UnsupportedVersion
@@ -302,6 +302,8 @@ def test_arbitrary_bytes(data: bytes) -> None:
     assert parse_message(message.encode()).encode() == message.encode()
 
 
+@example(INVITE.index(b"\nMax"), b"\x00", 0)
+@settings(max_examples=500)
 @given(st.integers(0, len(INVITE)), st.binary(max_size=4), st.integers(0, 3))
 def test_mutated_message(at: int, insert: bytes, drop: int) -> None:
     """A good message with a few octets changed gives a message or SipError, and its answer can be formed."""
