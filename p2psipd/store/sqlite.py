@@ -37,7 +37,9 @@ from p2psipd.proto.reload.records import (
 
 SCHEMA_VERSION: Final = 1
 _APPLICATION_ID: Final = 0x50325053  # "P2PS"
-_CHECKPOINT_PAGES: Final = 2000  # 8 MB of log: a checkpoint, which does sync, is then rare
+# A checkpoint syncs, which takes 10 to 40 ms: `maintain` does it once a minute, `flush` only under a load
+# that has filled 32 MB of log in between.
+_CHECKPOINT_PAGES: Final = 8000
 _KEEP_EXPIRED_FOR: Final = 86400.0
 _MAX_PEERS: Final = 10_000
 _NODE_ID_NAME: Final = "node-id"
@@ -70,8 +72,7 @@ _PUT: Final = {
     "certificates": "INSERT OR REPLACE INTO certificates VALUES (?,?)",
     "peers": "INSERT OR REPLACE INTO peers VALUES (?,?,?,?)",
     # A high-water mark never sinks, not even by a bug of its owner.
-    "numbers": "INSERT INTO numbers VALUES (?,?)"
-    " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+    "numbers": "INSERT INTO numbers VALUES (?,?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
     "octets": "INSERT OR REPLACE INTO octets VALUES (?,?)",
 }
 _DROP: Final = {
@@ -182,9 +183,7 @@ class SqliteStore:
         if not empty and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
             raise StateError(f"{self._path}: a database, but not a state file of p2psipd")
         if version > SCHEMA_VERSION:
-            raise StateError(
-                f"{self._path}: written by a newer p2psipd (version {version}, not {SCHEMA_VERSION})"
-            )
+            raise StateError(f"{self._path}: written by a newer p2psipd (version {version}, not {SCHEMA_VERSION})")
         if empty:
             database.execute("PRAGMA auto_vacuum=INCREMENTAL")
         database.execute("PRAGMA journal_mode=WAL")
@@ -212,12 +211,8 @@ class SqliteStore:
                 if log.exists():
                     log.rename(aside.with_name(aside.name + suffix))
         except OSError as failure:
-            raise StateError(
-                f"{self._path}: corrupt ({error}), can't be moved aside: {failure.strerror}"
-            ) from failure
-        self._report(
-            f"{self._path}: corrupt ({error}); moved to {aside.name}, the node starts without its records"
-        )
+            raise StateError(f"{self._path}: corrupt ({error}), can't be moved aside: {failure.strerror}") from failure
+        self._report(f"{self._path}: corrupt ({error}); moved to {aside.name}, the node starts without its records")
 
     # Reading
 
@@ -246,9 +241,7 @@ class SqliteStore:
             for resource, kind, key, storage_time, until in query("SELECT * FROM marks")
         ]
         rows += [
-            PutRecord(
-                ResourceId(row[0]), row[1], row[2], _unsigned(row[3]), row[4], row[5], bool(row[6]), *row[7:]
-            )
+            PutRecord(ResourceId(row[0]), row[1], row[2], _unsigned(row[3]), row[4], row[5], bool(row[6]), *row[7:])
             for row in query("SELECT * FROM records")
         ]
         peers = tuple(
@@ -353,18 +346,18 @@ class SqliteStore:
         """Bound the file: call every minute or so.
 
         `Storage` drops what expires; this removes what it no longer knows of (values of kinds that the
-        overlay has given up), the peers beyond the most recent 10,000, and gives free pages back in small
-        slices.
+        overlay has given up), the peers beyond the most recent 10,000, empties the log into the file, and
+        gives free pages back in small slices.
         """
         try:
             query = self._database.execute
             query("DELETE FROM records WHERE expires_at < ?", (wall - _KEEP_EXPIRED_FOR,))
             query("DELETE FROM marks WHERE until < ?", (wall - _KEEP_EXPIRED_FOR,))
             query(
-                "DELETE FROM peers WHERE node_id NOT IN"
-                " (SELECT node_id FROM peers ORDER BY seen_at DESC LIMIT ?)",
+                "DELETE FROM peers WHERE node_id NOT IN (SELECT node_id FROM peers ORDER BY seen_at DESC LIMIT ?)",
                 (_MAX_PEERS,),
             )
+            query("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             # execute() would step this pragma once and free one page; executescript() runs it to its end.
             self._database.executescript("PRAGMA incremental_vacuum(500)")
         except sqlite3.Error as error:
