@@ -69,6 +69,10 @@ class LinkLayer(ABC):
         """A whole frame's message came from `previous`."""
 
     @abstractmethod
+    def _route_gained(self) -> None:
+        """A link was put to use."""
+
+    @abstractmethod
     def _greet(self, link: Link) -> None:
         """Say anything on `link`: its dialler waits for our first bytes."""
 
@@ -167,6 +171,7 @@ class LinkLayer(ABC):
             self.topology.link_up(link.node, link.certificate, link.address, link.dialled)
         else:
             self._greet(link)
+        self._route_gained()
         if link.node in self._update_wanted:
             self._update_wanted.discard(link.node)
             self.topology.send_update(link.node)

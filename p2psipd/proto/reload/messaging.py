@@ -65,6 +65,7 @@ class Messaging(LinkLayer):
         self._sealer = Sealer(credential, self.overlay_hash)
         self._models: dict[int, DataModel] = {k.id: k.data_model for k in configuration.kinds.values()}
         self._outstanding: dict[int, Outstanding] = {}
+        self._unsent: set[int] = set()
         self._answers = AnswerCache()
         self._reassembler = Reassembler(max_message=configuration.max_message_size)
         self._via_store = ViaStore(random.getrandbits)
@@ -341,9 +342,20 @@ class Messaging(LinkLayer):
             self._write(link, message)
         else:
             self.count("unroutable")
+            self._unsent.add(waiting.transaction_id)
         self.call_at(
             self.now + self.configuration.reliability_timer_ms / 1000, lambda: self._reliability_timer(waiting)
         )
+
+    def _route_gained(self) -> None:
+        """A link came up: what found no way at its last transmission goes now, not at its next timer."""
+        unsent, self._unsent = self._unsent, set()
+        for transaction_id in unsent:
+            waiting = self._outstanding.get(transaction_id)
+            link = None if waiting is None else self._first_link(waiting)
+            if waiting is None or link is None:
+                continue
+            self._write(link, waiting.message)
 
     def _first_link(self, waiting: Outstanding) -> Link | None:
         if waiting.via is not None:
