@@ -84,5 +84,5 @@ def belongs_to_node(node_id: bytes, level: int, node: int, branching_factor: int
     """
     if not 0 <= level <= _DEEPEST_LEVEL or branching_factor < 2:
         return False
-    nodes = branching_factor**level
+    nodes: int = branching_factor**level
     return int.from_bytes(node_id, "big") * nodes >> 8 * len(node_id) == node
