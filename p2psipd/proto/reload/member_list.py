@@ -75,6 +75,7 @@ class MemberList(ABC):
         self._unverified: list[tuple[MemberEntry, bytes, NodeId | None]] = []
         self._gossip: dict[NodeId, NodeId | None] = {}
         self._gossip_suspects: dict[NodeId, int] = {}
+        self._suspicions_told: dict[NodeId, int] = {}
         self._gossip_armed = False
         self._certificates_sent: dict[NodeId, set[bytes]] = {}
         self._version = 0
@@ -246,8 +247,7 @@ class MemberList(ABC):
             self._tell_suspected(node, member)
             return
         self._set_standing(member, Standing.SUSPECT)
-        self._gossip_suspects[node] = incarnation
-        self._arm_gossip()
+        self._spread_suspicion(node, incarnation)
         if node in self.siblings() or len(self._live) < self._p.max_links:
             self._dial(node, member.entry.addresses)
         self._host.call_at(self._host.now + self._p.suspect_for, lambda: self._suspicion_over(node))
@@ -268,10 +268,16 @@ class MemberList(ABC):
             elif not self._is_dialling(node):
                 self._bury(member, "no sign of life")
 
+    def _spread_suspicion(self, node: NodeId, incarnation: int) -> None:
+        """Tell of a suspicion, once an incarnation: who is told waits for a refutation and buries by itself."""
+        if self._suspicions_told.get(node, -1) < incarnation:
+            self._suspicions_told[node] = incarnation
+            self._gossip_suspects[node] = incarnation
+            self._arm_gossip()
+
     def _bury(self, member: Member, reason: str) -> None:
         self._set_standing(member, Standing.DEAD)
-        self._gossip_suspects[member.entry.node] = member.entry.incarnation
-        self._arm_gossip()
+        self._spread_suspicion(member.entry.node, member.entry.incarnation)
         self._host.member_changed(member.entry.node, False, reason, member.entry.addresses)
         self._buried(member)
 
@@ -295,6 +301,7 @@ class MemberList(ABC):
             gone = member.standing is Standing.DEAD or member.entry.state is not MemberState.READY
             if gone and member.since < limit and not self._host.is_linked(node):
                 self._count_in_ranges(member, -1)
+                self._suspicions_told.pop(node, None)
                 del self._members[node]
 
     def _trim(self) -> None:
