@@ -216,9 +216,7 @@ def parse_certificate(der: bytes) -> NodeCertificate:
 
 def _parse(der: bytes) -> NodeCertificate:
     if len(der) > MAXIMUM_CERTIFICATE_SIZE:
-        raise CertificateError(
-            "form", f"certificate of {len(der)} octets, at most {MAXIMUM_CERTIFICATE_SIZE}"
-        )
+        raise CertificateError("form", f"certificate of {len(der)} octets, at most {MAXIMUM_CERTIFICATE_SIZE}")
     try:
         certificate = x509.load_der_x509_certificate(der)
         if certificate.version is not x509.Version.v3:
@@ -239,9 +237,7 @@ def _parse(der: bytes) -> NodeCertificate:
     if parsed.role is not Role.USER and user.lower() != role_name(parsed.role, node_ids[0], overlay):
         raise CertificateError("role", f"user name {user} does not begin with the certificate's own Node-ID")
     if parsed.role is not Role.USER and len(node_ids) != 1:
-        raise CertificateError(
-            "role", f"a {parsed.role.value} certificate has one Node-ID, not {len(node_ids)}"
-        )
+        raise CertificateError("role", f"a {parsed.role.value} certificate has one Node-ID, not {len(node_ids)}")
     return parsed
 
 
@@ -278,13 +274,9 @@ def _alternative_names(extensions: x509.Extensions) -> tuple[tuple[bytes, ...], 
         elif isinstance(name, x509.RFC822Name):
             users.append(name.value)
         else:
-            raise CertificateError(
-                "form", f"{type(name).__name__} in subjectAltName; only URI and rfc822Name may be"
-            )
+            raise CertificateError("form", f"{type(name).__name__} in subjectAltName; only URI and rfc822Name may be")
     if not 1 <= len(node_ids) <= MAXIMUM_NODE_IDS or len(set(node_ids)) != len(node_ids):
-        raise CertificateError(
-            "form", f"1 to {MAXIMUM_NODE_IDS} different Node-IDs expected, got {len(node_ids)}"
-        )
+        raise CertificateError("form", f"1 to {MAXIMUM_NODE_IDS} different Node-IDs expected, got {len(node_ids)}")
     if len(overlays) != 1:
         raise CertificateError("form", "URIs of several overlays in one certificate")
     if len(users) != 1:
@@ -354,9 +346,7 @@ class Trust:
         if self_signed_digest not in (None, "sha1", "sha256"):
             raise CertificateError("form", f"digest {self_signed_digest}; sha1 or sha256 expected")
         if not loaded and self_signed_digest is None:
-            raise CertificateError(
-                "chain", "no root certificate, and self-signed certificates are not permitted"
-            )
+            raise CertificateError("chain", "no root certificate, and self-signed certificates are not permitted")
         self._store = Store(loaded) if loaded else None
         self._self_signed_digest = self_signed_digest
         self.overlay_name = overlay_name.lower()
@@ -378,9 +368,7 @@ class Trust:
             raise CertificateError("overlay", f"a certificate of overlay {certificate.overlay}")
         for node_id in certificate.node_ids:
             if len(node_id) != self.node_id_length:
-                raise CertificateError(
-                    "form", f"Node-ID of {len(node_id)} octets, {self.node_id_length} expected"
-                )
+                raise CertificateError("form", f"Node-ID of {len(node_id)} octets, {self.node_id_length} expected")
             if node_id in self.revoked:
                 raise CertificateError("revoked", f"Node-ID {node_id.hex()} is revoked")
         if not certificate.not_before <= wall <= certificate.not_after:
@@ -395,9 +383,7 @@ class Trust:
         remember(self._valid, der, (certificate, valid_from, valid_until), _TRUST_CACHE_SIZE)
         return certificate
 
-    def _check_chain(
-        self, leaf: x509.Certificate, wall: float, intermediates: Sequence[bytes]
-    ) -> tuple[float, float]:
+    def _check_chain(self, leaf: x509.Certificate, wall: float, intermediates: Sequence[bytes]) -> tuple[float, float]:
         """Verify up to a root; the time within which every certificate of the chain is valid."""
         if self._store is None:
             raise CertificateError("chain", "only self-signed certificates are accepted in this overlay")
@@ -418,9 +404,7 @@ class Trust:
         """Node-ID = high-order bits of the digest of SubjectPublicKeyInfo (RFC 6940 section 11.3.1)."""
         if certificate.role not in (Role.PEER, Role.USER):
             # Anyone may choose a name here, and these names carry rights over other people's records.
-            raise CertificateError(
-                "role", f"a self-signed certificate cannot be a {certificate.role.value}'s"
-            )
+            raise CertificateError("role", f"a self-signed certificate cannot be a {certificate.role.value}'s")
         try:
             loaded.verify_directly_issued_by(loaded)
         except (InvalidSignature, *_PARSE_FAULTS):
@@ -436,9 +420,7 @@ class Trust:
 
 def _verifier(store: Store, wall: float) -> ClientVerifier:
     time = datetime.fromtimestamp(wall, UTC).replace(tzinfo=None)
-    return (
-        PolicyBuilder().store(store).time(time).max_chain_depth(MAXIMUM_INTERMEDIATES).build_client_verifier()
-    )
+    return PolicyBuilder().store(store).time(time).max_chain_depth(MAXIMUM_INTERMEDIATES).build_client_verifier()
 
 
 def remember(cache: dict[_K, _V], key: _K, value: _V, size: int) -> None:
@@ -472,12 +454,13 @@ def self_signed_node_ids(
     info = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if count == 1:
         return (hash_function(info).digest()[:length],)
-    return tuple(
-        hash_function(index.to_bytes(4, "big") + info).digest()[:length] for index in range(1, count + 1)
-    )
+    return tuple(hash_function(index.to_bytes(4, "big") + info).digest()[:length] for index in range(1, count + 1))
 
 
 # ---- what makes certificates ----
+
+# All are signed deterministically (RFC 6979): the same keys and times give the same octets, so that a
+# simulation with real certificates replays from its seed.
 
 DAY: Final = 86_400
 MAXIMUM_LIFETIME: Final = 30 * DAY
@@ -521,9 +504,7 @@ class Authority:
         """
         limit = MAXIMUM_LIFETIME if role_of(user, self.overlay_name) is not Role.SIGNER else float("inf")
         if not 0 < lifetime_seconds <= limit:
-            raise CertificateError(
-                "date", f"lifetime {lifetime_seconds:.0f} s; a node's is 1 s to {limit:.0f} s"
-            )
+            raise CertificateError("date", f"lifetime {lifetime_seconds:.0f} s; a node's is 1 s to {limit:.0f} s")
         check_user_name(user)
         accepted_key(public_key)
         names = [
@@ -555,7 +536,7 @@ class Authority:
                 x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority_key), critical=False
             )
         )
-        return builder.sign(self.private_key, SHA256()).public_bytes(Encoding.DER)
+        return builder.sign(self.private_key, SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
 
 
 def create_authority(
@@ -571,9 +552,7 @@ def create_authority(
     """
     overlay_name = overlay_name.lower()
     if not re.fullmatch(_HOST, overlay_name) or len(overlay_name) > _MAXIMUM_OVERLAY_NAME:
-        raise CertificateError(
-            "form", f"{overlay_name[:80]!r} is not a DNS name, so it cannot name an overlay"
-        )
+        raise CertificateError("form", f"{overlay_name[:80]!r} is not a DNS name, so it cannot name an overlay")
     key = generate_private_key() if private_key is None else private_key
     common_name = f"{overlay_name} authority"[-64:]
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
@@ -588,7 +567,7 @@ def create_authority(
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .sign(key, SHA256())
+        .sign(key, SHA256(), ecdsa_deterministic=True)
     )
     return Authority(certificate.public_bytes(Encoding.DER), key, overlay_name)
 
@@ -621,7 +600,7 @@ def self_signed_certificate(
         .not_valid_after(_date(wall + lifetime_seconds))
         .add_extension(x509.SubjectAlternativeName(names), critical=True)
         .add_extension(_key_usage(digital_signature=True, key_agreement=True), critical=True)
-        .sign(private_key, SHA256())
+        .sign(private_key, SHA256(), ecdsa_deterministic=True)
     )
     return parse_certificate(certificate.public_bytes(Encoding.DER)).der
 
@@ -636,12 +615,8 @@ def create_request(private_key: EllipticCurvePrivateKey, user: str) -> bytes:
     11.3).
     """
     names = x509.SubjectAlternativeName([x509.RFC822Name(check_user_name(user))])
-    builder = (
-        x509.CertificateSigningRequestBuilder()
-        .subject_name(x509.Name([]))
-        .add_extension(names, critical=True)
-    )
-    return builder.sign(private_key, SHA256()).public_bytes(Encoding.DER)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).add_extension(names, critical=True)
+    return builder.sign(private_key, SHA256(), ecdsa_deterministic=True).public_bytes(Encoding.DER)
 
 
 def read_request(der: bytes) -> CertificateRequest:
@@ -669,13 +644,9 @@ def read_request(der: bytes) -> CertificateRequest:
     except _PARSE_FAULTS as fault:
         raise CertificateError("form", f"not a readable request: {fault}") from None
     users = [name.value for name in names if isinstance(name, x509.RFC822Name)]
-    others = [
-        name for name in names if not isinstance(name, x509.RFC822Name | x509.UniformResourceIdentifier)
-    ]
+    others = [name for name in names if not isinstance(name, x509.RFC822Name | x509.UniformResourceIdentifier)]
     if others or len(users) != 1:
-        raise CertificateError(
-            "form", "the request must name exactly one rfc822Name, and nothing but URIs beside it"
-        )
+        raise CertificateError("form", "the request must name exactly one rfc822Name, and nothing but URIs beside it")
     try:
         return CertificateRequest(public_key, check_user_name(users[0]))
     except CertificateError as fault:

@@ -290,6 +290,17 @@ def test_authority_refuses_what_it_must_not_issue() -> None:
     assert AUTHORITY.issue(key, NODE, signer, WALL, 3650 * DAY)
 
 
+def test_the_same_keys_and_times_give_the_same_certificates() -> None:
+    """Authority, certificate and request are signed deterministically, so that a simulation replays from its seed."""
+    made = []
+    for _ in range(2):
+        authority = create_authority(OVERLAY, WALL, KEY)
+        issued = authority.issue(KEY.public_key(), NODE, "alice@overlay.example", WALL)
+        own = self_signed_certificate(KEY, "bob@overlay.example", OVERLAY, WALL)
+        made.append((authority.certificate, issued, own, create_request(KEY, "alice@overlay.example")))
+    assert made[0] == made[1]
+
+
 def test_authority_needs_its_own_key() -> None:
     """An authority whose key is another's is refused at once, not at the first certificate."""
     with pytest.raises(CertificateError):
