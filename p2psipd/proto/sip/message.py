@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from p2psipd.proto.sip.errors import (
     MalformedMessage,
@@ -18,8 +18,8 @@ from p2psipd.proto.sip.errors import (
     SipError,
     UnsupportedVersion,
 )
-from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
-from p2psipd.proto.sip.names import LIST_HEADERS, RAW_NAMES, REASONS, canonical, canonical_raw, written
+from p2psipd.proto.sip.fields import Message
+from p2psipd.proto.sip.names import RAW_NAMES, REASONS, canonical_raw
 from p2psipd.proto.sip.parameters import check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 
@@ -27,7 +27,6 @@ __all__ = ["REASONS", "Message", "Request", "Response", "make_response", "parse_
 
 MAX_LINES = 512
 
-_FOLD = re.compile(r"\r\n[ \t]++")
 _LINE_END = re.compile(rb"\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 _BARE_CR = re.compile(rb"\r(?!\n)")
@@ -35,420 +34,10 @@ _REQUEST_LINE = re.compile(rb"([A-Za-z0-9\-.!%*_+`'~]++) ([!-~]++) ([Ss][Ii][Pp]
 _STATUS_LINE = re.compile(rb"([Ss][Ii][Pp]/[0-9]++\.[0-9]++) ([0-9]{3})(?: (.*+))?", re.DOTALL)
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]++")
 _URI_TEXT = re.compile(r"[!#-;=?-~]++")
-_DIGITS = re.compile(r"[0-9]++")
-_CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
-_HOPS = {str(hops): hops for hops in range(256)}
-_SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
-_REQUIRED = ("via", "from", "to", "call-id", "cseq")
-_ADDRESS_HEADERS = frozenset({"contact", "route", "record-route", "path"})
-_TOKEN_HEADERS = frozenset({"require", "proxy-require", "supported", "allow"})
 _COPIED = frozenset({"via", "from", "to", "call-id", "cseq"})
 _DIALOG_METHODS = frozenset({"INVITE", "SUBSCRIBE", "NOTIFY", "REFER", "UPDATE"})
 
 T = TypeVar("T")
-
-
-class Message:
-    """What requests and responses have in common.  Typed properties raise MalformedMessage when first read.
-
-    After `check()` has passed none of them raises.  `body` is the octets as they came.
-    """
-
-    __slots__ = ("_cache", "_has_length", "_lines", "_names", "body")
-
-    is_request = False
-
-    _cache: dict[str, Any]
-    _has_length: bool
-    _lines: list[bytes]
-    _names: list[str]
-    body: bytes
-
-    def __init__(self, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
-        self._names = []
-        self._lines = []
-        self._cache = {}
-        self._has_length = False
-        self.body = body
-        for name, value in headers:
-            self._names.append(canonical(name))
-            self._lines.append(_line(name, value))
-        self.remove("content-length")
-
-    # -- reading -------------------------------------------------------------------------------------------
-
-    @property
-    def headers(self) -> list[tuple[str, bytes]]:
-        """(canonical name, raw line without its line end), in order.  A copy."""
-        return list(zip(self._names, self._lines, strict=True))
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a header."""
-        return canonical(name) in self._names
-
-    def get(self, name: str) -> str | None:
-        """The value of the first line of this name, unfolded, not split at commas.
-
-        Octets that are not UTF-8 show as U+FFFD; the line itself keeps them.
-        """
-        lower = canonical(name)
-        if lower not in self._names:
-            return None
-        return _value(self._lines[self._names.index(lower)])
-
-    def get_all(self, name: str) -> list[str]:
-        """All values of this name; those of list headers are split at commas (RFC 3261 section 7.3.1)."""
-        lower = canonical(name)
-        if self._names.count(lower) == 1:
-            values = [_value(self._lines[self._names.index(lower)])]
-        else:
-            values = [
-                _value(line) for key, line in zip(self._names, self._lines, strict=True) if key == lower
-            ]
-        if lower not in LIST_HEADERS:
-            return values
-        members: list[str] = []
-        for value in values:
-            # An empty line of a list header (Supported:, Allow:, Accept:) is a list without members.
-            members += split_list(value) if value else ()
-            if len(members) > MAX_MEMBERS:
-                raise MessageTooLarge(f"too many values of {lower}")
-        return members
-
-    def _need(self, lower: str) -> str:
-        names = self._names
-        value = _value(self._lines[names.index(lower)]) if lower in names else ""
-        if not value:
-            raise MalformedMessage(f"missing {written(lower)}")
-        return value
-
-    @property
-    def top_via(self) -> Via:
-        """The first Via value."""
-        found: Via | None = self._cache.get("top_via")
-        if found is None:
-            value = self._need("via")
-            found = Via.parse(split_list(value)[0] if "," in value else value)
-            self._cache["top_via"] = found
-        return found
-
-    @property
-    def vias(self) -> tuple[Via, ...]:
-        """All Via values, top first."""
-        found: tuple[Via, ...] | None = self._cache.get("via")
-        if found is None:
-            if self._names.count("via") == 1 and b"," not in self._lines[self._names.index("via")]:
-                found = (Via.parse(self._need("via")),)
-            else:
-                found = tuple([Via.parse(value) for value in self.get_all("via")])
-            self._cache["via"] = found
-        return found
-
-    @property
-    def cseq(self) -> CSeq:
-        """The CSeq."""
-        found: CSeq | None = self._cache.get("cseq")
-        if found is None:
-            found = self._cache["cseq"] = CSeq.parse(self._need("cseq"))
-        return found
-
-    @property
-    def call_id(self) -> str:
-        """The Call-ID."""
-        found: str | None = self._cache.get("call-id")
-        if found is None:
-            found = self._need("call-id")
-            if not _CALL_ID.fullmatch(found):
-                raise MalformedMessage("bad Call-ID")
-            self._cache["call-id"] = found
-        return found
-
-    @property
-    def from_(self) -> NameAddr:
-        """The From address."""
-        found: NameAddr | None = self._cache.get("from")
-        if found is None:
-            found = self._cache["from"] = NameAddr.parse(self._need("from"))
-        return found
-
-    @property
-    def to(self) -> NameAddr:
-        """The To address."""
-        found: NameAddr | None = self._cache.get("to")
-        if found is None:
-            found = self._cache["to"] = NameAddr.parse(self._need("to"))
-        return found
-
-    @property
-    def from_tag(self) -> str | None:
-        """The From tag; None when absent (RFC 2543 clients)."""
-        return self.from_.tag
-
-    @property
-    def to_tag(self) -> str | None:
-        """The To tag; None outside a dialog."""
-        return self.to.tag
-
-    def _addresses(self, name: str) -> tuple[NameAddr, ...]:
-        found: tuple[NameAddr, ...] | None = self._cache.get(name)
-        if found is None:
-            if name not in self._names:
-                return ()
-            found = self._cache[name] = tuple([NameAddr.parse(value) for value in self.get_all(name)])
-        return found
-
-    @property
-    def contact_star(self) -> bool:
-        """Whether Contact is "*" (RFC 3261 section 10.2.2)."""
-        names = self._names
-        return names.count("contact") == 1 and _value(self._lines[names.index("contact")]) == "*"
-
-    @property
-    def contacts(self) -> tuple[NameAddr, ...]:
-        """The Contact addresses; () for "*" (see `contact_star`), which may not stand among others."""
-        return () if self.contact_star else self._addresses("contact")
-
-    @property
-    def routes(self) -> tuple[NameAddr, ...]:
-        """The Route set, top first."""
-        return self._addresses("route")
-
-    @property
-    def record_routes(self) -> tuple[NameAddr, ...]:
-        """The Record-Route values, top first."""
-        return self._addresses("record-route")
-
-    @property
-    def paths(self) -> tuple[NameAddr, ...]:
-        """The Path values, top first (RFC 3327)."""
-        return self._addresses("path")
-
-    @property
-    def max_forwards(self) -> int | None:
-        """0 to 255, or None when absent."""
-        value = self.get("max-forwards")
-        if value is None:
-            return None
-        hops = _HOPS.get(value)
-        if hops is None:
-            if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
-                raise MalformedMessage("bad Max-Forwards")
-            hops = int(value)
-        return hops
-
-    @property
-    def expires(self) -> int | None:
-        """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section
-        10.2.1.1).
-        """
-        value = self.get("expires")
-        if value is None or not _DIGITS.fullmatch(value):
-            return None
-        return min(int(value), 2**32 - 1) if len(value) < 20 else 2**32 - 1
-
-    @property
-    def content_length(self) -> int:
-        """The length of the body in octets."""
-        return len(self.body)
-
-    @property
-    def content_type(self) -> str | None:
-        """The Content-Type with its parameters, or None."""
-        return self.get("content-type")
-
-    def _tokens(self, name: str) -> tuple[str, ...]:
-        return tuple([value.lower() for value in self.get_all(name)]) if name in self._names else ()
-
-    @property
-    def require(self) -> tuple[str, ...]:
-        """Option tags of Require, lower case."""
-        return self._tokens("require")
-
-    @property
-    def proxy_require(self) -> tuple[str, ...]:
-        """Option tags of Proxy-Require, lower case."""
-        return self._tokens("proxy-require")
-
-    @property
-    def supported(self) -> tuple[str, ...]:
-        """Option tags of Supported, lower case."""
-        return self._tokens("supported")
-
-    @property
-    def allow(self) -> tuple[str, ...]:
-        """Methods of Allow; they are case-sensitive."""
-        return tuple(self.get_all("allow")) if "allow" in self._names else ()
-
-    # -- editing -------------------------------------------------------------------------------------------
-
-    def _changed(self, lower: str) -> None:
-        self._cache.pop(lower, None)
-        if lower == "via":
-            self._cache.pop("top_via", None)
-
-    def push_via(self, via: Via | str) -> None:
-        """Put a Via above all others."""
-        names = self._names
-        at = names.index("via") if "via" in names else 0
-        self._lines.insert(at, f"Via: {check_text(str(via))}".encode("utf-8", "replace"))
-        names.insert(at, "via")
-        self._changed("via")
-        if isinstance(via, Via):
-            self._cache["top_via"] = via
-
-    def pop_via(self) -> Via:
-        """Take the topmost Via off.  Raises MalformedMessage when there is none."""
-        via = self.top_via
-        self.remove_first("via")
-        return via
-
-    def set_via_received(self, host: str, port: int) -> Via:
-        """Write into the top Via where the request came from (RFC 3261 section 18.2.1, RFC 3581).
-
-        Returns the Via as it is then.
-        """
-        via = self.top_via
-        stamped = via.stamped(host, port)
-        if stamped is not via:
-            at = self._names.index("via")
-            value = _value(self._lines[at])
-            rest = split_list(value)[1:] if "," in value else []
-            self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]))
-            self._changed("via")
-            self._cache["top_via"] = stamped
-        return stamped
-
-    def set(self, name: str, value: str) -> None:
-        """Make this the only line of that name: in the place of the first one, else at the end."""
-        lower, line = canonical(name), _line(name, value)
-        self._has_length &= lower != "content-length"
-        if lower not in self._names:
-            self._names.append(lower)
-            self._lines.append(line)
-            return
-        at = self._names.index(lower)
-        self.remove(lower)
-        self._names.insert(at, lower)
-        self._lines.insert(at, line)
-
-    def add(self, name: str, value: str) -> None:
-        """Add a line after the last one of that name, else at the end."""
-        lower, line = canonical(name), _line(name, value)
-        at = len(self._names)
-        if lower in self._names:
-            at -= self._names[::-1].index(lower)
-        self._names.insert(at, lower)
-        self._lines.insert(at, line)
-        self._changed(lower)
-
-    def add_raw(self, name: str, line: bytes) -> None:
-        """Add a line at the end as another message has it (an entry of its `headers`)."""
-        self._names.append(name)
-        self._lines.append(line)
-        self._changed(name)
-
-    def prepend(self, name: str, value: str) -> None:
-        """Add a line before the first one of that name, else after the last Via."""
-        lower, line = canonical(name), _line(name, value)
-        if lower in self._names:
-            at = self._names.index(lower)
-        elif "via" in self._names:
-            at = len(self._names) - self._names[::-1].index("via")
-        else:
-            at = 0
-        self._names.insert(at, lower)
-        self._lines.insert(at, line)
-        self._changed(lower)
-
-    def remove(self, name: str) -> bool:
-        """Drop all lines of this name; whether there were any."""
-        lower = canonical(name)
-        if lower not in self._names:
-            return False
-        kept = [pair for pair in zip(self._names, self._lines, strict=True) if pair[0] != lower]
-        self._names = [pair[0] for pair in kept]
-        self._lines = [pair[1] for pair in kept]
-        self._has_length &= lower != "content-length"
-        self._changed(lower)
-        return True
-
-    def remove_first(self, name: str) -> str | None:
-        """Drop the first value of a header (of a list header: the first member); that value, or None."""
-        lower = canonical(name)
-        if lower not in self._names:
-            return None
-        at = self._names.index(lower)
-        value = _value(self._lines[at])
-        members = split_list(value) if lower in LIST_HEADERS and "," in value else [value]
-        if len(members) > 1:
-            self._lines[at] = _line(name, ", ".join(members[1:]))
-        else:
-            del self._names[at], self._lines[at]
-        self._changed(lower)
-        return members[0]
-
-    def set_body(self, data: bytes, content_type: str | None = None) -> None:
-        """Replace the body; Content-Length follows.  None or b"" as type and data drops Content-Type."""
-        self.body = data
-        self.remove("content-length")
-        if content_type is not None:
-            self.set("Content-Type", content_type)
-        elif not data:
-            self.remove("content-type")
-
-    # -- checking and writing ------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Decode all that a proxy or user agent must understand.
-
-        Raises MalformedMessage whose `request` is this message if it is a request that may be answered (no
-        ACK).
-        """
-        try:
-            self._check()
-        except SipError as error:
-            error.request = self if isinstance(self, Request) and self.method != "ACK" else None
-            raise
-
-    def _check(self) -> None:
-        names = self._names
-        present = set(names)
-        if not present.issuperset(_REQUIRED):
-            raise MalformedMessage(
-                f"missing {written(next(name for name in _REQUIRED if name not in present))}"
-            )
-        if len(present) != len(names):
-            for name in _SINGLE:
-                if names.count(name) > 1:
-                    raise MalformedMessage(f"more than one {written(name)}")
-        vias = self.vias
-        if not vias:
-            raise MalformedMessage("missing Via")
-        self._cache["top_via"] = vias[0]
-        _ = (self.call_id, self.cseq, self.from_.uri, self.to.uri, self.max_forwards)
-        for name in _ADDRESS_HEADERS & present:
-            for address in self.contacts if name == "contact" else self._addresses(name):
-                _ = (address.uri, address.q) if name == "contact" else address.uri
-        for name in _TOKEN_HEADERS & present:
-            self.get_all(name)
-
-    def _encoded(self, start: str) -> bytes:
-        """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
-        first = start.encode("utf-8", "replace")
-        if self._has_length:
-            return b"\r\n".join((first, *self._lines, b"", self.body))
-        length = b"Content-Length: %d" % len(self.body)
-        return b"\r\n".join((first, *self._lines, length, b"", self.body))
-
-    def _copied(self) -> Self:
-        """A copy of all but the start line; values and body are shared, being immutable."""
-        made = self.__class__.__new__(self.__class__)
-        made._names = self._names.copy()
-        made._lines = self._lines.copy()
-        made._cache = self._cache.copy()
-        made._has_length = self._has_length
-        made.body = self.body
-        return made
 
 
 class Request(Message):
@@ -490,8 +79,19 @@ class Request(Message):
         self._uri_text = text
         self._cache.pop("uri", None)
 
-    def _check(self) -> None:
-        super()._check()
+    def check(self) -> None:
+        """Decode all that a proxy or user agent must understand, the Request-URI included.
+
+        Raises SipError; its `request` is this one unless it is an ACK, which is never answered.
+        """
+        try:
+            super().check()
+            self._check_start()
+        except SipError as error:
+            error.request = self if self.method != "ACK" else None
+            raise
+
+    def _check_start(self) -> None:
         if self.cseq.method != self.method:
             raise MalformedMessage("CSeq does not fit the method")
         uri = self.uri
@@ -556,17 +156,6 @@ class Response(Message):
         return f"Response({self.status} {self.reason})"
 
 
-def _line(name: str, value: str) -> bytes:
-    return f"{written(name)}: {check_text(value)}".encode("utf-8", "replace")
-
-
-def _value(line: bytes) -> str:
-    text = line[line.index(b":") + 1 :].decode("utf-8", "replace")
-    if "\n" in text:
-        text = _FOLD.sub(" ", text)
-    return text.strip(" \t\r\n")
-
-
 def parse_message(datagram: bytes) -> Request | Response:
     """One datagram (or one WebSocket frame) as a message; octets beyond Content-Length are ignored.
 
@@ -614,13 +203,13 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     for line in lines:
         name = line.partition(b":")[0]
         key = known.get(name)
-        if key is None:
+        if key is None or len(name) == len(line):
             if line[:1] in b" \t":
                 folded = True
                 key = ""
             else:
                 try:
-                    if name is line or len(name) == len(line):
+                    if len(name) == len(line):
                         raise MalformedMessage("header line without a colon")
                     key = canonical_raw(name)
                 except MalformedMessage as error:

@@ -77,6 +77,16 @@ def test_proxy_edits() -> None:
     ]
 
 
+def test_option_tags() -> None:
+    """Stray commas between option tags, which phones do send, are passed over; tags compare in lower case."""
+    message = invite()
+    message.set("Supported", "100rel,, Path ,")
+    message.add("k", "outbound")
+    message.set("Allow", "INVITE, ack,")
+    message.check()
+    assert message.supported == ("100rel", "path", "outbound") and message.allow == ("INVITE", "ack")
+
+
 def test_pop_via() -> None:
     """The top Via goes, also out of a line that it shares; the last one leaves none."""
     message = invite()
@@ -121,6 +131,9 @@ def test_content_length_follows_the_body() -> None:
     message = invite()
     message.set_body(b"x", "text/plain")
     assert b"l: " not in message.encode() and message.encode().endswith(b"Content-Length: 1\r\n\r\nx")
+    for edit in (message.set, message.add, message.prepend):
+        edit("l", "7")
+    assert message.encode().count(b"Content-Length") == 1
     message.set_body(b"")
     assert message.content_type is None and message.encode().endswith(b"Content-Length: 0\r\n\r\n")
 
@@ -153,6 +166,7 @@ def test_liberal_line_ends() -> None:
         (b"CSeq: 2 INVITE", b"CSeq: 2 BYE", 400),
         (b"X-Un", b"X Un", 400),
         (b"X-Unknown:", b"X-Unknown", 400),
+        (b"Max-Forwards:70", b"Max-Forwards", 400),
         (b"To: Bob", b"From: Bob", 400),
         (b"l: ", b"l: -", 400),
         (b"kept", b"ke\rpt", 400),

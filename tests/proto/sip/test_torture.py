@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
 import pytest
 
 from p2psipd.proto.sip.errors import MalformedMessage, SipError
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.message import Request, Response, parse_message
+from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
+from p2psipd.proto.sip.stream import StreamParser
 from p2psipd.proto.sip.transaction import (
+    Limits,
     MessageReceived,
     MessageRejected,
     RequestReceived,
     SendMessage,
+    SendRequest,
+    SendResponse,
+    Timers,
     TransactionLayer,
 )
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri
@@ -283,3 +290,58 @@ def test_ipv6_mixed_vias() -> None:
     """5118 4.7: IPv4 and IPv6 stand side by side in the Via stack."""
     vias = request("mult-ip-in-header", "rfc5118").vias
     assert [via.sent_by for via in vias] == [("2001:db8::9:1", 6050), ("192.0.2.1", 5060), ("2001:db8::9:255", 5060)]
+
+
+FRAGMENTS = [
+    b"\r\n", b" ", b"\t", b";", b",", b"<", b">", b'"', b"\\", b":", b"=", b"%", b"\0", b"\xff", b"@", b"?", b"Via: ",
+    b"z9hG4bK", b"0", b"99999999999", b"*", b"[", b"]", b"\r", b"\n",
+]
+
+
+def mutated(source: random.Random, seeds: list[bytes]) -> bytes:
+    """A torture message with a few pieces inserted, dropped, or taken from another one."""
+    data = bytearray(source.choice(seeds))
+    for _ in range(source.choice((1, 1, 2, 3, 8))):
+        at, kind = source.randrange(len(data) + 1), source.random()
+        if kind < 0.4:
+            data[at:at] = source.choice(FRAGMENTS) * source.choice((1, 1, 2, 50))
+        elif kind < 0.6:
+            del data[at : at + source.randrange(1, 20)]
+        elif kind < 0.8:
+            data[at : at + 1] = bytes([source.randrange(256)])
+        else:
+            other = source.choice(seeds)
+            begin = source.randrange(len(other))
+            data[at:at] = other[begin : begin + source.randrange(1, 80)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_torture_messages(seed: int) -> None:
+    """Whatever 2,000 damaged messages hold, only SipError is raised, and all that we send ourselves is well formed."""
+    source = random.Random(seed)
+    seeds = [path.read_bytes() for path in sorted(VECTORS.glob("*/*.dat"))]
+    layer = TransactionLayer(source, Timers(), Limits(100, 100))
+    for number in range(2000):
+        data, now, sent = mutated(source, seeds), number * 0.1, list[SendMessage]()
+        try:
+            for output in layer.receive(MessageReceived(UDP, parse_message(data)), now):
+                sent += [output] if isinstance(output, SendMessage) else []
+                if isinstance(output, RequestReceived) and output.transaction is not None:
+                    answer = make_response(output.request, source.choice((100, 180, 200, 404)), to_tag="t")
+                    onward = layer.receive(SendResponse(output.transaction, answer), now)
+                    if output.request.method != "ACK":
+                        onward += layer.receive(SendRequest(UDP, output.request, number), now)
+                    sent += [item for item in onward if isinstance(item, SendMessage)]
+        except SipError as error:
+            if error.request is not None:
+                parse_message(make_response(error.request, error.status, error.reason, "t").encode())
+        for item in sent:
+            message = parse_message(item.data)
+            if not item.data.startswith(b"SIP/2.0 400"):
+                message.check()
+        sent += [item for item in layer.handle_timer(now) if isinstance(item, SendMessage)]
+        with contextlib.suppress(SipError):
+            parser = StreamParser()
+            for piece in (data[:50], data[50:], b""):
+                parser.feed(piece)
