@@ -253,6 +253,7 @@ class LinkLayer(ABC):
         if link.framed.oldest_unacked_at is None:
             self._busy.discard(link.id)
             link.suspect = False
+            link.all_acknowledged()
         if acks:
             self.emit(peer_io.SendToLink(link.id, acks))
         if not link.confirmed:

@@ -74,6 +74,11 @@ class Link:
         ):
             self.kept_octets -= len(self.kept.popleft()[1])
 
+    def all_acknowledged(self) -> None:
+        """Nothing is on its way any more, so nothing need be kept."""
+        self.kept.clear()
+        self.kept_octets = 0
+
     def unacknowledged(self) -> list[bytes]:
         """The messages that may be lost with this link (a bounded number), oldest first; forgets them."""
         self._prune(0.0)

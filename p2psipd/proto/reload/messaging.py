@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
@@ -17,7 +18,7 @@ from p2psipd.proto.reload.errors import (
     ResponseTooLarge,
     TtlExceeded,
 )
-from p2psipd.proto.reload.ids import NodeId, ResourceId
+from p2psipd.proto.reload.ids import WILDCARD, NodeId, ResourceId
 from p2psipd.proto.reload.incoming import IncomingRequest
 from p2psipd.proto.reload.link_layer import LinkLayer
 from p2psipd.proto.reload.link_table import Link
@@ -100,6 +101,10 @@ class Messaging(LinkLayer):
         if header.overlay != self.overlay_hash:
             self.misbehaved(previous, "overlay", f"message for overlay {header.overlay:08x}")
             return
+        if len(header.via) > self.configuration.initial_ttl:
+            # Each hop adds at most one entry and takes one from the TTL; longer lists only fill memories.
+            self.misbehaved(previous, "malformed", f"a Via List of {len(header.via)} entries")
+            return
         # A later fragment has no message code; the Via List of an answer does no harm if it grows.
         request = header.fragment_offset > 0 or is_request(int.from_bytes(data[offset : offset + 2], "big"))
         try:
@@ -108,25 +113,26 @@ class Messaging(LinkLayer):
             if len(data) > self.configuration.max_message_size:
                 raise MessageTooLarge(f"{len(data)} bytes, at most {self.configuration.max_message_size}")
             decision = self._router.route(header, previous, request, self.now)
+            if isinstance(decision, Forward):
+                self._pass_on(data, header, offset, decision)
         except ReloadError as error:
             self.misbehaved(previous, "routing", str(error))
             if request:
                 self._reply(header, previous, None, error, ())
             return
-        if isinstance(decision, Forward):
-            link = self.links.to(decision.node)
-            if link is not None:
-                self.count("forwarded")
-                self._write(
-                    link,
-                    transit(
-                        data, header, offset, via=decision.via, destinations=decision.destinations, ttl=header.ttl - 1
-                    ),
-                )
-        elif isinstance(decision, Drop):
+        if isinstance(decision, Drop):
             self.count(f"dropped-{decision.reason}")
-        else:
+        elif isinstance(decision, Deliver):
             self._deliver(previous, header, data, offset, decision)
+
+    def _pass_on(self, data: bytes, header: ForwardingHeader, offset: int, decision: Forward) -> None:
+        link = self.links.to(decision.node)
+        if link is not None:
+            message = transit(
+                data, header, offset, via=decision.via, destinations=decision.destinations, ttl=header.ttl - 1
+            )
+            self.count("forwarded")
+            self._write(link, message)
 
     def _deliver(self, previous: NodeId, header: ForwardingHeader, data: bytes, offset: int, decision: Deliver) -> None:
         if not header.is_whole:
@@ -151,7 +157,7 @@ class Messaging(LinkLayer):
             seen, answer = self._answers.find(key, self.now)
             if seen:
                 if answer is not None:
-                    self._route_own(answer, previous)
+                    self._route_own(self._readdressed(answer, header, previous), previous)
                 return
             try:
                 self._check_request(header, contents.code, previous, signer)
@@ -210,6 +216,13 @@ class Messaging(LinkLayer):
         if key is not None:
             self._answers.put(key, message, self.now)
         self._route_own(message, previous)
+
+    def _readdressed(self, answer: bytes, header: ForwardingHeader, previous: NodeId) -> bytes:
+        """An answer given before, for a repeat of its request that may have come another way: the signature does
+        not cover the Destination List, which leads back along the path of this repeat."""
+        old, offset = decode_header(answer)
+        back = answer_destinations(header.via, previous)
+        return transit(answer, old, offset, via=(), destinations=back, ttl=old.ttl)
 
     def _route_own(self, message: bytes, previous: NodeId) -> None:
         link = self.links.to(previous)
@@ -277,7 +290,8 @@ class Messaging(LinkLayer):
         `via` pins the first node, `on` the very link of the first transmission.  A request to
         ourselves is answered at once.
         """
-        node = target.node if isinstance(target, NodeDestination) else None
+        # Whoever is at the other end may answer for the wildcard (RFC 6940 section 6.3.4).
+        node = target.node if isinstance(target, NodeDestination) and target.node != WILDCARD else None
         resource = target.resource if isinstance(target, ResourceDestination) else None
         transaction_id = self._random.getrandbits(64)
         if (
@@ -299,6 +313,11 @@ class Messaging(LinkLayer):
             (*through, target),
         )
         message = (sealer or self._sealer).seal(header, body.code, body.encode(), certificates)
+        if len(message) > self.configuration.max_message_size:
+            # The neighbour would close the link, and with it lose what others have on the way.
+            error = MessageTooLarge(f"{len(message)} bytes, at most {self.configuration.max_message_size}")
+            on_answer(Answer(None, error, None, {}, 0.0, 0))
+            return transaction_id
         waiting = Outstanding(
             transaction_id,
             body.code + 1,
@@ -319,10 +338,10 @@ class Messaging(LinkLayer):
         self, body: Body, on_answer: OnAnswer, certificates: Iterable[bytes], to_own_id: bool, sealer: Sealer
     ) -> None:
         signer = sealer.credential.certificate
-        bucket = {self.opener.trust.check(der, self.wall).hash: der for der in (*certificates, signer.der)}
+        bucket = {sha256(der).digest(): der for der in (*certificates, signer.der)}
 
         def reply(result: Body | ReloadError, extra: Iterable[bytes]) -> None:
-            found = {self.opener.trust.check(der, self.wall).hash: der for der in extra}
+            found = {sha256(der).digest(): der for der in extra}
             if isinstance(result, ReloadError):
                 on_answer(Answer(None, result, self.node_id, found, 0.0, 0))
             else:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from p2psipd.proto.reload.storage_results import Replica
 
 _PUSH_WINDOW = 16
+_CHECK_LINKS_FOR = 60.0
 
 ReadDocument = Callable[[bytes, OverlayConfiguration, float], OverlayConfiguration]
 """Parses and verifies a newer document against the present one at a wall time; raises Forbidden."""
@@ -112,6 +113,7 @@ class Peer(Messaging):
 
     def _start(self) -> None:
         self.arm_expiry()
+        self.call_at(self.now + _CHECK_LINKS_FOR, self._check_links)
         self.topology.start()
 
     def _handle(self, request: IncomingRequest) -> None:
@@ -237,11 +239,19 @@ class Peer(Messaging):
         if self._make_trust is not None:
             self.opener.trust = self._make_trust(configuration)
         self.write(self.storage.reconfigure(configuration, self.opener.trust, self.wall))
+        self._cut_untrusted("certificate revoked")
+        self.emit(peer_io.ConfigurationChanged(configuration))
+
+    def _cut_untrusted(self, reason: str) -> None:
         for link in self.links:
             if self.check_certificate(link.certificate.der) is None:
-                self.emit(peer_io.CloseLink(link.id, "certificate revoked"))
-                self._link_gone(link, "certificate revoked")
-        self.emit(peer_io.ConfigurationChanged(configuration))
+                self.emit(peer_io.CloseLink(link.id, reason))
+                self._link_gone(link, reason)
+
+    def _check_links(self) -> None:
+        """A link does not outlive the certificate that it was opened with: who has a new one dials anew."""
+        self.call_at(self.now + _CHECK_LINKS_FOR, self._check_links)
+        self._cut_untrusted("certificate expired")
 
     def _new_credential(self, item: peer_io.NewCredential) -> None:
         if item.credential.certificate.node_id != self.node_id:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_SENDS = 5
 REQUEST_LIFETIME = 15.0
+_CACHED_OCTETS = 16_000_000
 
 
 class Outstanding:
@@ -72,10 +73,13 @@ class AnswerCache:
     """Answers by (requester, transaction id) for the lifetime of a request, so that a repeat gets the same one.
 
     A request that is still being answered stands here with None, so that its repeat is not started again.
+    Bounded in number and in octets.
     """
 
-    def __init__(self, limit: int = 20_000) -> None:
+    def __init__(self, limit: int = 20_000, max_octets: int = _CACHED_OCTETS) -> None:
         self._limit = limit
+        self._max_octets = max_octets
+        self._octets = 0
         self._answers: OrderedDict[tuple[NodeId, int], tuple[float, bytes | None]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -90,10 +94,14 @@ class AnswerCache:
 
     def put(self, key: tuple[NodeId, int], answer: bytes | None, now: float) -> None:
         """Remember; what is too old or too much is forgotten, oldest first."""
+        old = self._answers.pop(key, None)
+        self._octets += len(answer or b"") - len((old and old[1]) or b"")
         self._answers[key] = (now, answer)
-        self._answers.move_to_end(key)
         while self._answers:
             first = next(iter(self._answers))
-            if len(self._answers) <= self._limit and now - self._answers[first][0] <= REQUEST_LIFETIME:
+            at, kept = self._answers[first]
+            room = len(self._answers) <= self._limit and self._octets <= self._max_octets
+            if room and now - at <= REQUEST_LIFETIME:
                 break
             del self._answers[first]
+            self._octets -= len(kept or b"")

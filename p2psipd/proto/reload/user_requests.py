@@ -11,7 +11,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.reload import peer_io
-from p2psipd.proto.reload.errors import Forbidden, InvalidMessage, NotFound, ReloadError, RequestTimeout
+from p2psipd.proto.reload.errors import (
+    Forbidden,
+    InvalidMessage,
+    NotFound,
+    ReloadError,
+    RequestTimeout,
+    UnknownKind,
+)
 from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
 from p2psipd.proto.reload.messages import (
     APPEND,
@@ -208,6 +215,10 @@ class UserRequests:
 
     def _fetch(self, item: peer_io.Fetch) -> None:
         self._begin(item.ref)
+        unknown = [s.kind for s in item.specifiers if s.kind not in self._peer.configuration.kinds]
+        if unknown:
+            self.fail(item.ref, UnknownKind(f"kind {unknown[0]:#x} is not in the configuration document"))
+            return
         _FetchJob(self._peer, self, item).start()
 
     # -- trace ---------------------------------------------------------------------------------------------
