@@ -164,9 +164,9 @@ async def place_call(lab: Lab, quiet: bool = True) -> dict[str, Any]:
             report["heard"] = {"alice": heard(call, BOB_TONE), "bob": heard(answered, ALICE_TONE)}
             report["cause"] = await call.hang_up()
             await answered.ended()
+            report["ladder"] = [arrow._asdict() for arrow in ladder(alice, bob, started)]
             await alice.unregister()
             await bob.unregister()
-        report["ladder"] = [arrow._asdict() for arrow in ladder(alice, bob, started)]
         report["ok"] = report["record"]["verified"] and all(side["ok"] for side in report["heard"].values())
     except UserAgentError as error:
         report["error"] = str(error)

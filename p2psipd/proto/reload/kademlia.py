@@ -98,6 +98,8 @@ class Kademlia(MemberList):
         self._admitting: NodeId | None = None
         self._admitted_at = 0.0
         self._not_pushed: set[NodeId] = set()
+        # A neighbour that joins at the same time says `Pushed` before it counts as a sibling.
+        self._has_pushed: set[NodeId] = set()
         self._attach_at = 0.0
         self._set_cache: dict[ResourceId, tuple[int, list[NodeId]]] = {}
         self._repair = RecordRepair(host, self, parameters.repair_for)
@@ -262,12 +264,16 @@ class Kademlia(MemberList):
 
     def _become_ready(self) -> None:
         self._state = State.READY
+        self._has_pushed.clear()
         self._entry = self._make_entry(MemberState.READY, self._entry.incarnation + 1)
         self._version += 1
         for node in list(self._host.linked()):
             self._send(node, Delta((self._entry,)))
         self._host.joined()
         self._repair.soon(1.0)
+        for soon in (1.0, 3.0):
+            # Those who joined at the same moment may have missed each other's news.
+            self._host.call_at(self._host.now + soon, self._compare_members)
 
     def on_join(self, request: IncomingRequest) -> Body | None:
         """Admit a node that we could dial ourselves: one that cannot be dialled is no peer."""
@@ -325,6 +331,7 @@ class Kademlia(MemberList):
         self._certificates_sent.pop(node, None)
         self._dialled_back.discard(node)
         self._not_pushed.discard(node)
+        self._has_pushed.discard(node)
         self._routable.discard(number_of(node))
         member = self._members.get(node)
         if member is None or member.standing is Standing.DEAD:
@@ -452,6 +459,8 @@ class Kademlia(MemberList):
                 self._repair.on_summary(node, update)
             case Pushed():
                 self._not_pushed.discard(node)
+                if self._state is State.JOINING:
+                    self._has_pushed.add(node)
         return UpdateAns(b"")
 
     def _is_dialling(self, node: NodeId) -> bool:
@@ -481,7 +490,8 @@ class Kademlia(MemberList):
     def _meet_sibling(self, node: NodeId) -> None:
         siblings = self.siblings()
         if node in siblings:
-            self._not_pushed.add(node)
+            if node not in self._has_pushed:
+                self._not_pushed.add(node)
             member = self._members[node]
             self._dial(node, member.entry.addresses)
         self._not_pushed &= set(siblings)
