@@ -347,9 +347,7 @@ def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorit
 
 
 class NonceState(Enum):
-    """What a nonce is: ours and fresh; genuine but too old or made by another registrar (stale=true); or
-    none of ours.
-    """
+    """A nonce is ours and fresh; or genuine, but old or another registrar's (stale=true); or none of ours."""
 
     VALID = "valid"
     STALE = "stale"

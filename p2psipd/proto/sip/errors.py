@@ -40,9 +40,7 @@ class SipError(Exception):
 
 
 class MalformedMessage(SipError):
-    """The bytes are no SIP message, or a header that must be understood is malformed: 400 (RFC 3261 section
-    21.4.1).
-    """
+    """The bytes are no SIP message, or a header that must be understood is malformed: 400 (RFC 3261 21.4.1)."""
 
 
 class MalformedUri(MalformedMessage):

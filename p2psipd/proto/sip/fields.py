@@ -215,9 +215,7 @@ class Message:
 
     @property
     def expires(self) -> int | None:
-        """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section
-        10.2.1.1).
-        """
+        """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section 10.2.1.1)."""
         value = self.get("expires")
         if value is None or not _DIGITS.fullmatch(value):
             return None

@@ -153,9 +153,7 @@ class NameAddr:
 
     @property
     def expires(self) -> int | None:
-        """The lifetime asked for in seconds, at most 2^32-1; None when absent or no number (RFC 3261
-        section 10.2.1.1).
-        """
+        """The lifetime asked for in seconds, at most 2^32-1; None when absent or no number (RFC 3261 10.2.1.1)."""
         text = self.params.get("expires")
         if not text or not (text.isascii() and text.isdigit()):
             return None
@@ -250,9 +248,7 @@ class Via:
 
     @property
     def rport(self) -> int | None:
-        """The port that the request came from; 0 when asked for but not filled in, None when absent (RFC
-        3581).
-        """
+        """The port that the request came from; 0 when asked for but not filled in, None when absent (RFC 3581)."""
         value = self.params.get("rport")
         if value is None:
             return None

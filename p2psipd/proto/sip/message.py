@@ -292,9 +292,7 @@ def _parse_start(
 
 
 def _salvage(start: bytes, names: list[str], lines: list[bytes]) -> Request | None:
-    """A request to answer to, if the start line at least begins like one and there is a Via to send the
-    answer along.
-    """
+    """A request to answer to, if the start line begins like one and there is a Via to answer along."""
     method = start.partition(b" ")[0].decode("ascii", "replace")
     if (
         not _METHOD.fullmatch(method)

@@ -1,6 +1,4 @@
-"""Names of SIP: headers, their compact forms, which of them are lists, and reason phrases (IANA SIP
-parameters).
-"""
+"""Names of SIP: headers, their compact forms, which of them are lists, and reason phrases (IANA SIP parameters)."""
 
 from __future__ import annotations
 

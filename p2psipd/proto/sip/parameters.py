@@ -1,6 +1,4 @@
-"""The ``;name=value`` lists of URIs and header values, kept as they came (RFC 3261 sections 7.3.1, 19.1.1,
-25.1).
-"""
+"""The ``;name=value`` lists of URIs and header values, kept as they came (RFC 3261 sections 7.3.1, 19.1.1, 25.1)."""
 
 from __future__ import annotations
 

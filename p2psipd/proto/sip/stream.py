@@ -115,9 +115,7 @@ class StreamParser:
         self._missing = length
 
     def _line_ends(self, found: list[Request | Response | KeepAlive]) -> bool:
-        """A lone CRLF at the end of what has come is a pong at once; when its second half follows, it was a
-        ping.
-        """
+        """A lone CRLF at the end of what has come is a pong at once; when its second half follows, it was a ping."""
         buffer = self._buffer
         count = len(buffer) - len(buffer.lstrip(b"\r\n"))
         # A CR at the very end may be the first half of a line end.

@@ -31,9 +31,7 @@ class Timers(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Bounds of memory: how many transactions may be open, and how many answered ones may linger for
-    retransmissions.
-    """
+    """How many transactions may be open, and how many answered ones may linger for retransmissions."""
 
     open: int = 20_000
     lingering: int = 20_000
@@ -144,9 +142,7 @@ class TransactionTimedOut(NamedTuple):
 
 
 class TransactionFailed(NamedTuple):
-    """The transport failed: on the client side as 503; on the server side the answer could not be
-    delivered.
-    """
+    """The transport failed: on the client side as 503; on the server side the answer could not be delivered."""
 
     transaction: Hashable
     reason: str

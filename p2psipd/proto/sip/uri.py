@@ -54,9 +54,7 @@ def unescape(text: str) -> str:
 
 
 def escape_user(text: str) -> str:
-    """A user part from plain text: what the grammar does not let stand is percent-escaped (RFC 3261 section
-    19.1.2).
-    """
+    """A user part from plain text: what the grammar does not let stand is percent-escaped (RFC 3261 19.1.2)."""
     return "".join(
         [
             char
