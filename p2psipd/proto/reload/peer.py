@@ -17,6 +17,7 @@ from p2psipd.proto.reload.errors import Forbidden
 from p2psipd.proto.reload.ids import NodeId, ResourceId
 from p2psipd.proto.reload.incoming import IncomingRequest
 from p2psipd.proto.reload.kademlia import Kademlia
+from p2psipd.proto.reload.link_table import Link
 from p2psipd.proto.reload.messages import CANDIDATE_HOST, TLS_TCP_FH_NO_ICE, AttachReq, IceCandidate, StoreAns, StoreReq
 from p2psipd.proto.reload.messaging import Messaging
 from p2psipd.proto.reload.methods import Methods
@@ -239,19 +240,21 @@ class Peer(Messaging):
         if self._make_trust is not None:
             self.opener.trust = self._make_trust(configuration)
         self.write(self.storage.reconfigure(configuration, self.opener.trust, self.wall))
-        self._cut_untrusted("certificate revoked")
-        self.emit(peer_io.ConfigurationChanged(configuration))
-
-    def _cut_untrusted(self, reason: str) -> None:
         for link in self.links:
             if self.check_certificate(link.certificate.der) is None:
-                self.emit(peer_io.CloseLink(link.id, reason))
-                self._link_gone(link, reason)
+                self._cut(link, "certificate revoked")
+        self.emit(peer_io.ConfigurationChanged(configuration))
+
+    def _cut(self, link: Link, reason: str) -> None:
+        self.emit(peer_io.CloseLink(link.id, reason))
+        self._link_gone(link, reason)
 
     def _check_links(self) -> None:
         """A link does not outlive the certificate that it was opened with: who has a new one dials anew."""
         self.call_at(self.now + _CHECK_LINKS_FOR, self._check_links)
-        self._cut_untrusted("certificate expired")
+        for link in self.links:
+            if link.certificate.not_after < self.wall:
+                self._cut(link, "certificate expired")
 
     def _new_credential(self, item: peer_io.NewCredential) -> None:
         if item.credential.certificate.node_id != self.node_id:
