@@ -111,6 +111,22 @@ class Interconnect:
                 return flow
         return None
 
+    def recheck(self) -> int:
+        """Judge every open connection's certificate again (a newer configuration may have revoked it).
+
+        Those refused are closed; how many that were.
+        """
+        closed = 0
+        for flows in list(self._pool.values()):
+            for flow in list(flows):
+                try:
+                    self._identify(flow.protocol.transport)
+                except ValueError as error:
+                    self._log.info("connection closed: {error}", error=str(error))
+                    flow.protocol.drop("revoked")
+                    closed += 1
+        return closed
+
     async def connect(self, node_id: bytes) -> Flow:
         """A live flow to `node_id`: a pooled one, else AppAttach and what it brings. Raises Unreachable."""
         flow = self.pooled(node_id)

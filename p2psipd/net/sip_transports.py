@@ -118,7 +118,12 @@ class SipStreamProtocol(Protocol):
         if self._name == "TCP":
             self._up()
         else:
-            self._deadline = self._owner.clock.callLater(self._owner.limits.handshake, self.drop, "handshake")
+            self._deadline = self._owner.clock.callLater(self._owner.limits.handshake, self._late)
+
+    def _late(self) -> None:
+        """The handshake took too long."""
+        self._deadline = None
+        self.drop("handshake")
 
     def handshakeCompleted(self) -> None:
         """TLS is up."""
@@ -205,9 +210,10 @@ class SipStreamProtocol(Protocol):
         transport.write(data)
 
     def pauseProducing(self) -> None:
-        """The peer does not read as fast as we write."""
-        self.stalled_since = self._owner.clock.seconds()
-        self._unread = 0
+        """The peer does not read as fast as we write; told again at each write while that lasts."""
+        if self.stalled_since is None:
+            self.stalled_since = self._owner.clock.seconds()
+            self._unread = 0
 
     def resumeProducing(self) -> None:
         """The peer has caught up."""

@@ -1,0 +1,395 @@
+"""SIP over real loopback sockets: datagrams, connections and their limits, and connections between nodes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.protocol import ClientFactory, DatagramProtocol, Protocol
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+from p2psipd.net.datagrams import RECEIVE_BUFFER
+from p2psipd.net.interconnect import Interconnect
+from p2psipd.net.sip_transports import Limits, Message, SipTransports
+from p2psipd.net.tls import ServerTls
+from p2psipd.proto.identity.certificate import Role, Trust
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import Unreachable
+from p2psipd.proto.sip.message import Request, make_response
+from tests.net.identities import Identity, node
+
+HOST = "127.0.250.1"
+OPTIONS = (
+    b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.250.9:5060;branch=z9hG4bK1;rport\r\nFrom: <sip:a@b>;tag=1\r\n"
+    b"To: <sip:x>\r\nCall-ID: 1\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Let the reactor run until `condition` holds."""
+    end = reactor.seconds() + seconds
+    while not condition():
+        if reactor.seconds() > end:
+            raise AssertionError("it did not happen in time")
+        await deferLater(reactor, 0.005)
+
+
+class Remote(Protocol):
+    """A plain TCP client that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.closed = False
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+
+    def connectionLost(self, reason: object = None) -> None:
+        self.closed = True
+
+
+class RemoteUdp(DatagramProtocol):
+    """A UDP client that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.data: list[bytes] = []
+
+    def datagramReceived(self, datagram: bytes, addr: object) -> None:
+        self.data.append(datagram)
+
+
+class Recorder:
+    """What the transports told."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Any, Message]] = []
+        self.malformed: list[SipError] = []
+        self.lost: list[Flow] = []
+
+    def receive(self, flow: Flow, message: Message) -> None:
+        self.messages.append((flow, message))
+
+    def on_malformed(self, flow: Flow, error: SipError) -> None:
+        self.malformed.append(error)
+
+    def on_lost(self, flow: Flow) -> None:
+        self.lost.append(flow)
+
+
+class SipTransportsTests(TestCase):
+    """Listeners for phones."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        self.heard = Recorder()
+        self.remotes: list[Remote] = []
+
+    def make(self, **limits: Any) -> SipTransports:
+        transports = SipTransports(
+            reactor, self.heard.receive, self.heard.on_malformed, self.heard.on_lost, limits=Limits(**limits)
+        )
+
+        def stop() -> Deferred[Any]:
+            waiting = transports.stop()
+            for remote in self.remotes:
+                if remote.transport is not None:
+                    remote.transport.loseConnection()
+            done = Deferred.fromCoroutine(until(lambda: not len(transports) and all(r.closed for r in self.remotes)))
+            return gatherResults([done, *[d for d in waiting if d is not None]])
+
+        self.addCleanup(stop)
+        return transports
+
+    async def dial(self, address: tuple[str, int]) -> Remote:
+        remote = Remote()
+        factory: ClientFactory[Protocol] = ClientFactory()
+        factory.noisy = False
+        factory.buildProtocol = lambda addr: remote  # type: ignore[method-assign, assignment]
+        reactor.connectTCP(*address, factory)
+        await until(lambda: remote.transport is not None or remote.closed)
+        self.remotes.append(remote)
+        return remote
+
+    def test_datagram_and_answer(self) -> Deferred[None]:
+        """A UDP request arrives on a flow whose write reaches the sender; the socket's buffer is as large as
+        it may be.
+        """
+
+        async def scenario() -> None:
+            transports = self.make()
+            address = transports.listen_udp((HOST, 0))
+            remote = RemoteUdp()
+            port: Any = reactor.listenUDP(0, remote, interface="127.0.250.9")
+            remote.transport.write(OPTIONS, address)
+            remote.transport.write(b"\r\n\r\n", address)
+            remote.transport.write(b"\0\1" * 20, address)
+            remote.transport.write(b"\xff" * 100, address)
+            await until(lambda: self.heard.malformed)
+            ((flow, message),) = self.heard.messages
+            assert isinstance(message, Request)
+            flow.write(make_response(message, 200).encode())
+            await until(lambda: remote.data)
+            self.assertTrue(remote.data[0].startswith(b"SIP/2.0 200"))
+            listener = transports.udp[0]
+            self.assertEqual((listener.keep_alives, listener.other), (1, 1))
+            size = listener.transport.getHandle().getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            self.assertGreaterEqual(size, min(RECEIVE_BUFFER, _most_that_the_kernel_gives()))
+            await port.stopListening()
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_connection_is_used_both_ways(self) -> Deferred[None]:
+        """RFC 3261 18.2.2: a request to the address of an open connection goes over that connection."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            remote = await self.dial(transports.listen_tcp((HOST, 0)))
+            remote.transport.write(OPTIONS[:40])
+            await deferLater(reactor, 0.01)
+            remote.transport.write(OPTIONS[40:] + OPTIONS)
+            await until(lambda: len(self.heard.messages) == 2)
+            flow = self.heard.messages[0][0]
+            self.assertIs(await transports.reach("TCP", *flow.remote), flow)
+            self.assertIs(transports.connection(flow.connection), flow)
+            flow.write(b"hello")
+            await until(lambda: remote.data == b"hello")
+            remote.transport.loseConnection()
+            await until(lambda: self.heard.lost)
+            self.assertFalse(flow.alive)
+            self.assertIsNone(transports.connection(flow.connection))
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_ping_gets_pong(self) -> Deferred[None]:
+        """RFC 5626 3.5.1: CRLF CRLF is answered with CRLF, also between messages."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            remote = await self.dial(transports.listen_tcp((HOST, 0)))
+            remote.transport.write(b"\r\n\r\n" + OPTIONS + b"\r\n\r\n")
+            await until(lambda: remote.data == b"\r\n\r\n")
+            self.assertEqual(len(self.heard.messages), 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_dialled_once_for_all_who_wait(self) -> Deferred[None]:
+        """Two who want the same address at once share one new connection."""
+
+        async def scenario() -> None:
+            transports, other = self.make(), self.make()
+            address = other.listen_tcp((HOST, 0))
+            both = await gatherResults([Deferred.fromCoroutine(transports.reach("TCP", *address)) for _ in range(2)])
+            self.assertIs(both[0], both[1])
+            both[0].write(OPTIONS)
+            await until(lambda: self.heard.messages)
+            self.assertEqual(len(transports), 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_nobody_there_is_unreachable(self) -> Deferred[None]:
+        """An address that refuses is Unreachable, and leaves nothing in the table."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            with socket.socket() as unused:
+                unused.bind((HOST, 0))
+                port = unused.getsockname()[1]
+            await self.assertFailure(Deferred.fromCoroutine(transports.reach("TCP", HOST, port)), Unreachable)
+            await self.assertFailure(Deferred.fromCoroutine(transports.reach("SCTP", HOST, port)), Unreachable)
+            self.assertEqual(len(transports), 0)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_caps(self) -> Deferred[None]:
+        """Connections beyond the cap of one address, or of all, are closed at once and counted."""
+
+        async def scenario() -> None:
+            transports = self.make(per_address=2)
+            address = transports.listen_tcp((HOST, 0))
+            remotes = [await self.dial(address) for _ in range(3)]
+            await until(lambda: remotes[2].closed)
+            self.assertEqual([remote.closed for remote in remotes[:2]], [False, False])
+            self.assertEqual(transports.counters["refused_per_address"], 1)
+            remotes[0].transport.loseConnection()
+            await until(lambda: len(transports) == 1)
+            again = await self.dial(address)
+            again.transport.write(OPTIONS)
+            await until(lambda: self.heard.messages)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_garbage_closes_the_connection(self) -> Deferred[None]:
+        """A stream whose framing is lost is closed; what came before it still counts."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            remote = await self.dial(transports.listen_tcp((HOST, 0)))
+            remote.transport.write(OPTIONS + OPTIONS.replace(b"Content-Length: 0", b"Content-Length: -7"))
+            await until(lambda: remote.closed)
+            self.assertEqual(len(self.heard.messages), 1)
+            self.assertEqual(transports.counters["closed_malformed"], 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_tls_handshake_deadline(self) -> Deferred[None]:
+        """A connection that completes no TLS handshake is closed after the deadline."""
+
+        async def scenario() -> None:
+            transports = self.make(handshake=0.1)
+            certificate, key = node(1).write(Path(self.mktemp_directory()))
+            remote = await self.dial(transports.listen_tls((HOST, 0), ServerTls(str(certificate), str(key))))
+            await until(lambda: remote.closed)
+            self.assertEqual(transports.counters["closed_handshake"], 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def mktemp_directory(self) -> str:
+        path = self.mktemp()
+        os.makedirs(path)
+        return path
+
+    def test_peer_that_does_not_read_is_dropped(self) -> Deferred[None]:
+        """What a peer leaves unread is bounded: beyond it the connection is dropped."""
+
+        async def scenario() -> None:
+            transports = self.make(unread=200_000)
+            remote = await self.dial(transports.listen_tcp((HOST, 0)))
+            remote.transport.write(OPTIONS)
+            await until(lambda: self.heard.messages)
+            remote.transport.pauseProducing()
+            flow = self.heard.messages[0][0]
+            for _ in range(2000):
+                flow.write(b"x" * 10_000)
+                if transports.counters["closed_slow"]:
+                    break
+                await deferLater(reactor, 0)
+            await until(lambda: self.heard.lost)
+            self.assertEqual(transports.counters["closed_slow"], 1)
+            remote.transport.resumeProducing()
+
+        return Deferred.fromCoroutine(scenario())
+
+
+def _most_that_the_kernel_gives() -> int:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+class InterconnectTests(TestCase):
+    """Mutual TLS between nodes."""
+
+    timeout = 30
+
+    def setUp(self) -> None:
+        self.nodes: dict[bytes, Interconnect] = {}
+        self.heard: dict[bytes, Recorder] = {}
+        self.attached: list[tuple[bytes, bytes]] = []
+
+    def make(self, identity: Identity, **options: Any) -> Interconnect:
+        trust = Trust([identity.root], identity.overlay)
+
+        async def app_attach(wanted: bytes) -> None:
+            self.attached.append((identity.node_id, wanted))
+            if wanted not in self.nodes:
+                raise LookupError("no such node in the overlay")
+            self.nodes[wanted].dial(identity.node_id, [made.address])
+
+        import time
+
+        made = Interconnect(
+            reactor, identity.tls(), lambda der: trust.check(der, time.time()), listen=(HOST, 0),
+            app_attach=app_attach, timeout=options.pop("timeout", 3.0), limits=Limits(**options),
+        )
+        recorder = self.heard[identity.node_id] = Recorder()
+        made.start(recorder.receive, recorder.on_lost)
+        self.nodes[identity.node_id] = made
+        self.addCleanup(lambda: Deferred.fromCoroutine(self._stop(made)))
+        return made
+
+    async def _stop(self, made: Interconnect) -> None:
+        waiting = made.stop()
+        if waiting is not None:
+            await waiting
+        await until(lambda: not len(made))
+
+    def test_attach_connects_once_and_both_ways(self) -> Deferred[None]:
+        """AppAttach brings one inbound connection, whose certificate has the wanted Node-ID; both sides use
+        it.
+        """
+
+        async def scenario() -> None:
+            one, two = node(1, role=Role.REGISTRAR), node(2)
+            first, second = self.make(one), self.make(two)
+            flows = await gatherResults([Deferred.fromCoroutine(first.connect(two.node_id)) for _ in range(3)])
+            self.assertEqual(len(set(flows)), 1)
+            self.assertEqual(flows[0].peer.node_id, two.node_id)
+            self.assertFalse(flows[0].peer.registrar)
+            await until(lambda: second.pooled(one.node_id))
+            back: Any = await second.connect(one.node_id)
+            self.assertTrue(back.peer.registrar)
+            self.assertEqual(self.attached, [(one.node_id, two.node_id)])
+            back.write(OPTIONS)
+            flows[0].write(OPTIONS)
+            await until(lambda: self.heard[one.node_id].messages and self.heard[two.node_id].messages)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_unknown_node_is_unreachable(self) -> Deferred[None]:
+        """What goes wrong in the overlay is Unreachable to the caller."""
+
+        async def scenario() -> None:
+            first = self.make(node(1))
+            await self.assertFailure(Deferred.fromCoroutine(first.connect(bytes(16))), Unreachable)
+            self.assertEqual(first.counters["unreachable"], 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_node_that_does_not_dial_is_unreachable(self) -> Deferred[None]:
+        """A node that answers AppAttach and then does not connect is given up after the timeout."""
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, second = self.make(one, timeout=0.2), self.make(two)
+            second.dial = lambda node_id, addresses: None  # type: ignore[method-assign]
+            await self.assertFailure(Deferred.fromCoroutine(first.connect(two.node_id)), Unreachable)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_stranger_is_refused(self) -> Deferred[None]:
+        """A certificate of another overlay never becomes a connection, and the dialler does not count it as
+        one.
+        """
+
+        async def scenario() -> None:
+            one, stranger = node(1), node(3, "other.example")
+            first, other = self.make(one, timeout=0.5), self.make(stranger)
+            other.dial(one.node_id, [first.address])
+            await until(lambda: other.counters["dial_failed"])
+            self.assertIsNone(first.pooled(stranger.node_id))
+            self.assertIsNone(other.pooled(one.node_id))
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_lost_connection_is_told_and_replaced(self) -> Deferred[None]:
+        """When a pooled connection ends, its user is told, and the next request gets a new one."""
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, _ = self.make(one), self.make(two)
+            flow: Any = await first.connect(two.node_id)
+            flow.protocol.drop("test")
+            await until(lambda: self.heard[one.node_id].lost == [flow])
+            again: Any = await first.connect(two.node_id)
+            self.assertIsNot(again, flow)
+            self.assertTrue(again.alive)
+
+        return Deferred.fromCoroutine(scenario())
