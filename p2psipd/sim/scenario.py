@@ -5,8 +5,8 @@ with `cold`); every record is stored once; then, while it is measured, peers die
 looked up by random members and stored anew. At the end the surviving copies of each record are counted.
 
 A look-up is a success if it gives the newest version that was acknowledged before it began, or a newer one;
-older versions are counted as `stale`, none as `missing`, an error as `failed`. A look-up whose asker died is
-not counted.
+older versions are counted as `stale`, none as `missing` (`lost` if a strike took its last holder), an error
+as `failed`. A look-up whose asker died is not counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import comb
 from typing import Any, Final, NamedTuple
 
 from p2psipd.proto.reload import peer_io
@@ -33,6 +34,7 @@ _DRAIN: Final = 12.0
 _JOIN_PATIENCE: Final = 60.0
 _REPLACED_AFTER: Final = 10.0
 _LIFETIME: Final = 86_400
+_COPIES: Final = 8
 
 
 class ScenarioParameters(NamedTuple):
@@ -54,6 +56,7 @@ class ScenarioParameters(NamedTuple):
     gets: float = 20.0
     puts: float = 2.0
     silent: float = 0.0
+    strike: float = 0.0
     loss: float = 0.0
     latency: str = "king"
     warm_up: float = _SETTLE
@@ -63,13 +66,14 @@ class ScenarioParameters(NamedTuple):
 class _Record:
     """One binding: its newest acknowledged version."""
 
-    __slots__ = ("aor", "resource", "sent", "version")
+    __slots__ = ("aor", "lost", "resource", "sent", "version")
 
     def __init__(self, number: int) -> None:
         self.aor = f"user{number}@{OVERLAY_NAME}"
         self.resource: ResourceId = resource_id(self.aor)
         self.sent = 0
         self.version = 0
+        self.lost = False
 
     def value(self, version: int, owner: SimPeer) -> peer_io.StoreValue:
         """The binding as the registrar `owner` stores it; the version stands in its CSeq."""
@@ -104,8 +108,8 @@ class _Tally:
         self.hops: Counter[int] = Counter()
 
     def summary(self) -> dict[str, Any]:
-        """Counts, the share of successes, and seconds and hops of the successes."""
-        asked = sum(self.outcomes.values())
+        """Counts, the share of successes among what could succeed, and seconds and hops of the successes."""
+        asked = sum(self.outcomes.values()) - self.outcomes["lost"]
         found = self.outcomes["ok"]
         result: dict[str, Any] = {
             "asked": asked,
@@ -177,6 +181,7 @@ class Scenario:
         self._died = 0
         self._born = 0
         self._misbehaved: Counter[str] = Counter()
+        self._expected_lost = 0.0
         self._measuring = False
 
     def run(self) -> dict[str, Any]:
@@ -193,6 +198,7 @@ class Scenario:
         self._pass(parameters.warm_up, "warming up")
         before = self._traffic()
         self._measuring = True
+        self._strike()
         self._arm_churn()
         self._every(parameters.gets, self._get)
         self._every(parameters.puts, self._put)
@@ -314,7 +320,7 @@ class Scenario:
         bindings = (decode_proxy_registration(value.value) for value in outcome.values if value.exists)
         versions = [binding.cseq for binding in bindings if isinstance(binding, ProxyRegistration)]
         if not versions:
-            self._gets.outcomes["missing"] += 1
+            self._gets.outcomes["lost" if asked.record.lost else "missing"] += 1
         elif max(versions) < asked.version:
             self._gets.outcomes["stale"] += 1
         else:
@@ -323,6 +329,20 @@ class Scenario:
             self._gets.hops[outcome.hops] += 1
 
     # ---- churn
+
+    def _strike(self) -> None:
+        """The share of peers that dies at once; records whose every holder was among them are lost."""
+        peers = self.overlay.peers
+        victims = self._random.sample(peers, round(self.parameters.strike * len(peers)))
+        for peer in victims:
+            self._kill(peer)
+        if victims:
+            holders = self._holders()
+            count, dead = len(peers) + len(victims), len(victims)
+            for record in self.records:
+                record.lost = not holders[record.resource]
+            if dead >= _COPIES and count >= _COPIES:
+                self._expected_lost = len(self.records) * comb(count - _COPIES, dead - _COPIES) / comb(count, dead)
 
     def _arm_churn(self) -> None:
         if self.parameters.churn is not None:
@@ -335,13 +355,16 @@ class Scenario:
         self.world.at(self.world.now + session, self._die, peer)
 
     def _die(self, peer: SimPeer) -> None:
-        if not self._measuring or len(self.overlay.peers) < 2:
+        if not self._measuring or len(self.overlay.peers) < 2 or peer not in self.overlay.peers:
             return
+        self._kill(peer)
+        self.world.at(self.world.now + self._random.expovariate(1 / _REPLACED_AFTER), self._birth)
+
+    def _kill(self, peer: SimPeer) -> None:
         self._died += 1
         self.overlay.remove(peer, silent=self._random.random() < self.parameters.silent)
         for ref in [ref for ref, asked in self._asked.items() if asked.peer is peer]:
             del self._asked[ref]
-        self.world.at(self.world.now + self._random.expovariate(1 / _REPLACED_AFTER), self._birth)
 
     def _birth(self) -> None:
         if self._measuring:
@@ -353,11 +376,16 @@ class Scenario:
     def _traffic(self) -> tuple[int, int]:
         return sum(node.messages for node in self.world.nodes), sum(node.octets for node in self.world.nodes)
 
-    def _copies(self) -> dict[str, Any]:
-        """How many live peers hold each record."""
+    def _holders(self) -> Counter[bytes]:
+        """How many live peers hold each resource."""
         holders: Counter[bytes] = Counter()
         for peer in self.overlay.peers:
             holders.update(peer.storage.resources())
+        return holders
+
+    def _copies(self) -> dict[str, Any]:
+        """How many live peers hold each record, and how many records chance would have lost in the strike."""
+        holders = self._holders()
         stored = [record for record in self.records if record.version]
         counts = Counter(holders[record.resource] for record in stored)
         total = sum(copies * number for copies, number in counts.items())
@@ -366,6 +394,7 @@ class Scenario:
             "mean": _rounded(total / len(stored)) if stored else None,
             "least": min(counts, default=None),
             "lost": counts[0],
+            "expected_lost": _rounded(self._expected_lost),
             "counts": {str(copies): counts[copies] for copies in sorted(counts) if counts[copies]},
         }
 
