@@ -306,8 +306,13 @@ class InterconnectTests(TestCase):
         import time
 
         made = Interconnect(
-            reactor, identity.tls(), lambda der: trust.check(der, time.time()), listen=(HOST, 0),
-            app_attach=app_attach, timeout=options.pop("timeout", 3.0), limits=Limits(**options),
+            reactor,
+            identity.tls(),
+            lambda der: trust.check(der, time.time()),
+            listen=(HOST, 0),
+            app_attach=app_attach,
+            timeout=options.pop("timeout", 3.0),
+            limits=Limits(**options),
         )
         recorder = self.heard[identity.node_id] = Recorder()
         made.start(recorder.receive, recorder.on_lost)

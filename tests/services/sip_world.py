@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.task import Clock
@@ -191,11 +191,18 @@ class MemoryConnector:
     def _flow_to(self, other: MemoryConnector) -> MemoryFlow:
         def deliver(flow: MemoryFlow, data: bytes) -> None:
             self.world.queue.append(lambda: other.receive(other.pool[self.identity.node_id], parse_message(data)))
-            self.world.trace.append((f"node {self.identity.node_id[:1].hex()}", f"node {other.identity.node_id[:1].hex()}",
-                                     data.split(b"\r\n")[0].decode()))
+            self.world.trace.append(
+                (
+                    f"node {self.identity.node_id[:1].hex()}",
+                    f"node {other.identity.node_id[:1].hex()}",
+                    data.split(b"\r\n")[0].decode(),
+                )
+            )
 
         number = other.identity.node_id[0]
-        flow = MemoryFlow("TLS", ("198.51.100.1", 40000 + number), (f"10.9.0.{self.identity.node_id[0]}", 5062), number, deliver)
+        flow = MemoryFlow(
+            "TLS", ("198.51.100.1", 40000 + number), (f"10.9.0.{self.identity.node_id[0]}", 5062), number, deliver
+        )
         flow.peer = other.identity
         return flow
 
@@ -203,26 +210,42 @@ class MemoryConnector:
 class Node:
     """One SipService with its fakes."""
 
-    def __init__(self, world: World, index: int, host: str, *, bounds: Bounds | None = None, registrar: bool = True) -> None:
+    def __init__(
+        self, world: World, index: int, host: str, *, bounds: Bounds | None = None, registrar: bool = True
+    ) -> None:
         self.node_id = bytes([index]) * 16
         self.transports = MemoryTransports(world)
         role = "registrar" if registrar else "peer"
         self.identity = NodeIdentity(self.node_id, f"{self.node_id.hex()}@{role}.{DOMAIN}", registrar)
         self.connector = MemoryConnector(world, self.identity)
         self.table = BindingTable()
-        locator = Locator((
-            OwnBindings(self.table, self.node_id, (DOMAIN,)),
-            OverlayBindings(world.location, self.table, self.node_id, (DOMAIN,)),
-        ))
+        locator = Locator(
+            (
+                OwnBindings(self.table, self.node_id, (DOMAIN,)),
+                OverlayBindings(world.location, self.table, self.node_id, (DOMAIN,)),
+            )
+        )
         self.address = (host, 5060)
         self.service = SipService(
             SipSettings(
-                domains=(DOMAIN,), overlay=DOMAIN, node_id=self.node_id, udp=(self.address,), tcp=(self.address,),
-                bounds=bounds or Bounds(), limits=Limits(),
+                domains=(DOMAIN,),
+                overlay=DOMAIN,
+                node_id=self.node_id,
+                udp=(self.address,),
+                tcp=(self.address,),
+                bounds=bounds or Bounds(),
+                limits=Limits(),
             ),
-            location=world.location, credentials=world.credentials, locate=locator.locate, connector=self.connector,
-            table=self.table, reactor=world.clock, random=random.Random(index), wall=world.wall,
-            transports=self.transports, resolver=world.resolve,
+            location=world.location,
+            credentials=world.credentials,
+            locate=locator.locate,
+            connector=self.connector,
+            table=self.table,
+            reactor=world.clock,
+            random=random.Random(index),
+            wall=world.wall,
+            transports=self.transports,
+            resolver=world.resolve,
         )
         self.service.startService()
 
@@ -248,7 +271,9 @@ class World:
         raise OSError(f"unknown host {host}")
 
     def send(self, transport: str, source: Address, destination: Address, data: bytes) -> None:
-        self.trace.append((f"{source[0]}:{source[1]}", f"{destination[0]}:{destination[1]}", data.split(b"\r\n")[0].decode()))
+        self.trace.append(
+            (f"{source[0]}:{source[1]}", f"{destination[0]}:{destination[1]}", data.split(b"\r\n")[0].decode())
+        )
         if self.lose(data):
             return
         node, phone = self.nodes.get(destination), self.phones.get(destination)
@@ -308,17 +333,25 @@ class Phone:
             self.world.send("UDP", self.address, self.node.address, data)
 
     def request(
-        self, method: str, uri: str | None = None, headers: Sequence[tuple[str, str]] = (), *, body: bytes = b"",
-        to: str = "", call_id: str = "", from_: str = "", cseq: int = 0,
+        self,
+        method: str,
+        uri: str | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        body: bytes = b"",
+        to: str = "",
+        call_id: str = "",
+        from_: str = "",
+        cseq: int = 0,
     ) -> Request:
         """A request of this phone; ACK and CANCEL reuse `cseq`."""
         self.calls += 1
         if not cseq:
             self.cseq += 1
             cseq = self.cseq
-        transport = "TCP" if self.flow is not None else "UDP"
+        sent_by = f"{'TCP' if self.flow is not None else 'UDP'} {self.address[0]}:{self.address[1]}"
         lines = [
-            ("Via", f"SIP/2.0/{transport} {self.address[0]}:{self.address[1]};branch=z9hG4bK-{self.user}-{self.calls};rport"),
+            ("Via", f"SIP/2.0/{sent_by};branch=z9hG4bK-{self.user}-{self.calls};rport"),
             ("Max-Forwards", "70"),
             ("From", from_ or f"<{self.aor}>;tag=tag-{self.user}"),
             ("To", to or f"<{uri}>"),
@@ -367,7 +400,15 @@ class Phone:
         again.set("CSeq", f"{self.cseq} {request.method}")
         via = request.get("via") or ""
         again.set("Via", f"{via.split(';branch=')[0]};branch=z9hG4bK-{self.user}-{self.calls};rport")
-        value = answer(challenge, self.user, password or self.password, request.method, request.uri_text, "c0ffee", body=request.body)
+        value = answer(
+            challenge,
+            self.user,
+            password or self.password,
+            request.method,
+            request.uri_text,
+            "c0ffee",
+            body=request.body,
+        )
         again.set("Proxy-Authorization" if proxy else "Authorization", value)
         return again
 
@@ -389,7 +430,9 @@ class Phone:
         lines = [("Contact", each) for each in contacts or (f"<{self.contact}>",)]
         if expires is not None:
             lines.append(("Expires", str(expires)))
-        request = self.request("REGISTER", f"sip:{DOMAIN}", [*lines, *headers], to=f"<{self.aor}>", call_id=f"reg-{self.user}")
+        request = self.request(
+            "REGISTER", f"sip:{DOMAIN}", [*lines, *headers], to=f"<{self.aor}>", call_id=f"reg-{self.user}"
+        )
         response = self.ask(request)
         assert isinstance(response, Response)
         return response
@@ -407,8 +450,12 @@ class Phone:
 def ack_for(request: Request, response: Response) -> Request:
     """The ACK of a final response that is no 2xx (RFC 3261 section 17.1.1.3)."""
     lines = [
-        ("Via", request.get("via") or ""), ("Max-Forwards", "70"), ("From", request.get("from") or ""),
-        ("To", response.get("to") or ""), ("Call-ID", request.call_id), ("CSeq", f"{request.cseq.number} ACK"),
+        ("Via", request.get("via") or ""),
+        ("Max-Forwards", "70"),
+        ("From", request.get("from") or ""),
+        ("To", response.get("to") or ""),
+        ("Call-ID", request.call_id),
+        ("CSeq", f"{request.cseq.number} ACK"),
     ]
     return Request("ACK", request.uri_text, lines)
 
@@ -418,7 +465,13 @@ def in_dialog(phone: Phone, method: str, response: Response, cseq: int = 0) -> R
     routes = [("Route", value) for value in reversed(response.get_all("record-route"))]
     target = response.contacts[0].uri_text
     return phone.request(
-        method, target, routes, to=response.get("to") or "", from_=response.get("from") or "", call_id=response.call_id, cseq=cseq,
+        method,
+        target,
+        routes,
+        to=response.get("to") or "",
+        from_=response.get("from") or "",
+        call_id=response.call_id,
+        cseq=cseq,
     )
 
 
@@ -426,9 +479,12 @@ def in_dialog_of_callee(phone: Phone, method: str, invite: Request, cseq: int = 
     """A request of the callee inside the dialog that `invite` made."""
     routes = [("Route", value) for value in invite.get_all("record-route")]
     return phone.request(
-        method, invite.contacts[0].uri_text, routes, to=invite.get("from") or "",
-        from_=f"{invite.get('to')};tag=tag-{phone.user}", call_id=invite.call_id, cseq=cseq,
+        method,
+        invite.contacts[0].uri_text,
+        routes,
+        to=invite.get("from") or "",
+        from_=f"{invite.get('to')};tag=tag-{phone.user}",
+        call_id=invite.call_id,
+        cseq=cseq,
     )
 
-
-Later = Awaitable[None]

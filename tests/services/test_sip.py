@@ -73,7 +73,9 @@ def test_wrong_password_is_challenged_again(node: Node, bob: Phone) -> None:
 
 
 def test_unknown_user_looks_like_a_wrong_password(world: World, node: Node, bob: Phone) -> None:
-    """Nobody learns which users exist: an unknown user gets the same 401s, and no look-up before the first."""
+    """Nobody learns which users exist: an unknown user gets the same 401s, and no look-up before the
+    first.
+    """
     ghost = Phone(world, "ghost", ("10.1.0.9", 5070), node, password="x")
     request = ghost.request("REGISTER", f"sip:{DOMAIN}", [("Contact", f"<{ghost.contact}>")], to=f"<{ghost.aor}>")
     ghost.send(request)
@@ -88,16 +90,16 @@ def test_unknown_user_looks_like_a_wrong_password(world: World, node: Node, bob:
 
 def test_nobody_registers_for_another(node: Node, alice: Phone) -> None:
     """RFC 3261 10.3 step 4: an authenticated user may change only its own bindings: 403."""
-    request = alice.request(
-        "REGISTER", f"sip:{DOMAIN}", [("Contact", f"<{alice.contact}>")], to=f"<sip:bob@{DOMAIN}>"
-    )
+    request = alice.request("REGISTER", f"sip:{DOMAIN}", [("Contact", f"<{alice.contact}>")], to=f"<sip:bob@{DOMAIN}>")
     answered = alice.ask(request)
     assert isinstance(answered, Response) and answered.status == 403
     assert node.service.registrations() == []
 
 
 def test_failed_write_is_503_with_retry_after(world: World, node: Node, bob: Phone) -> None:
-    """A binding that could not be stored is not acknowledged: 503 with Retry-After, and nothing is left behind."""
+    """A binding that could not be stored is not acknowledged: 503 with Retry-After, and nothing is left
+    behind.
+    """
     world.location.broken = True
     answered = bob.register()
     assert answered.status == 503 and answered.get("retry-after") is not None
@@ -134,7 +136,9 @@ def test_callee_hangs_up(alice: Phone, bob: Phone) -> None:
 
 
 def test_call_between_two_nodes(world: World, node: Node, alice: Phone, far_bob: Phone) -> None:
-    """A call to a phone of another node goes over one pooled connection, both ways, and its BYE either way."""
+    """A call to a phone of another node goes over one pooled connection, both ways, and its BYE either
+    way.
+    """
     far_bob.register()
     invite, answered = call(alice, far_bob)
     assert invite.uri_text == far_bob.contact
@@ -320,14 +324,24 @@ def test_forged_route_token_is_refused(alice: Phone, bob: Phone) -> None:
 
 
 def test_node_may_not_assert_foreign_users(world: World, node: Node, far_bob: Phone) -> None:
-    """Profile section 7: over a peer's connection a From needs a registrar's certificate, or the user's own."""
+    """Profile section 7: over a peer's connection a From needs a registrar's certificate, or the user's
+    own.
+    """
     far_bob.register()
     target = far_bob.node
     assert node.connector is not None
-    request = Request("MESSAGE", far_bob.aor, [
-        ("Via", "SIP/2.0/TLS 10.9.0.1:5062;branch=z9hG4bK-x"), ("Max-Forwards", "69"),
-        ("From", f"<sip:alice@{DOMAIN}>;tag=1"), ("To", f"<{far_bob.aor}>"), ("Call-ID", "x"), ("CSeq", "1 MESSAGE"),
-    ])
+    request = Request(
+        "MESSAGE",
+        far_bob.aor,
+        [
+            ("Via", "SIP/2.0/TLS 10.9.0.1:5062;branch=z9hG4bK-x"),
+            ("Max-Forwards", "69"),
+            ("From", f"<sip:alice@{DOMAIN}>;tag=1"),
+            ("To", f"<{far_bob.aor}>"),
+            ("Call-ID", "x"),
+            ("CSeq", "1 MESSAGE"),
+        ],
+    )
     for identity, passes in (
         (NodeIdentity(b"\1" * 16, f"x@peer.{DOMAIN}", False), False),
         (NodeIdentity(b"\1" * 16, f"carol@{DOMAIN}", False), False),
@@ -356,7 +370,9 @@ def _connected(node: Node, node_id: bytes) -> object:
 
 
 def test_node_asks_in_vain_for_an_unknown_user(world: World, alice: Phone, far_bob: Phone) -> None:
-    """Profile section 7: what a node sends is resolved in own bindings only; stale records are looked up afresh once."""
+    """Profile section 7: what a node sends is resolved in own bindings only; stale records are looked up
+    afresh once.
+    """
     far_bob.register()
     far_bob.node.table.drop(far_bob.aor, next(iter(world.location.entries[far_bob.aor])))
     request = alice.request("MESSAGE", far_bob.aor)
@@ -386,7 +402,9 @@ def test_unreachable_node_is_a_server_error(alice: Phone, far_bob: Phone) -> Non
 
 
 def test_phone_over_tcp_is_called_over_its_connection(alice: Phone, bob: Phone) -> None:
-    """RFC 3261 18.2.2, RFC 5923: a phone that registered over TCP gets calls and BYE over the same connection."""
+    """RFC 3261 18.2.2, RFC 5923: a phone that registered over TCP gets calls and BYE over the same
+    connection.
+    """
     bob.connect()
     bob.register()
     invite, answered = call(alice, bob)

@@ -69,7 +69,7 @@ def run(*command: str, seconds: float = 30.0, cwd: Path | None = None) -> subpro
     )
 
 
-# ---- sipsak ------------------------------------------------------------------------------------------------------
+# ---- sipsak ------------------------------------------------------------------------------------------------
 
 
 def sipsak_options(host: str, port: int = 5060) -> subprocess.CompletedProcess[str]:
@@ -82,27 +82,73 @@ def sipsak_register(
 ) -> subprocess.CompletedProcess[str]:
     """A whole registration with digest; the user's domain is written as the node's address."""
     return run(
-        "sipsak", "-U", "-v", "-C", contact, "-x", "600", "-u", user, "-a", password,
-        "-s", f"sip:{user}@{host}:{port}", seconds=15,
+        "sipsak",
+        "-U",
+        "-v",
+        "-C",
+        contact,
+        "-x",
+        "600",
+        "-u",
+        user,
+        "-a",
+        password,
+        "-s",
+        f"sip:{user}@{host}:{port}",
+        seconds=15,
     )
 
 
-# ---- SIPp ----------------------------------------------------------------------------------------------------------
+# ---- SIPp --------------------------------------------------------------------------------------------------
 
 
 class Sipp:
     """One SIPp at `host` in a scenario of ours; a context manager that ends with it."""
 
     def __init__(
-        self, directory: Path, scenario: str, host: str, port: int, target: str = "", *, service: str = "service",
-        keys: Sequence[tuple[str, str]] = (), user: str = "", password: str = "", calls: int = 1, rate: float = 10.0,
-        hold_ms: int = 100, transport: str = "udp", seconds: int = 30,
+        self,
+        directory: Path,
+        scenario: str,
+        host: str,
+        port: int,
+        target: str = "",
+        *,
+        service: str = "service",
+        keys: Sequence[tuple[str, str]] = (),
+        user: str = "",
+        password: str = "",
+        calls: int = 1,
+        rate: float = 10.0,
+        hold_ms: int = 100,
+        transport: str = "udp",
+        seconds: int = 30,
     ) -> None:
         mode = {"udp": "u1", "tcp": "t1"}[transport]
         command = [
-            "sipp", "-sf", str(SCENARIOS / f"{scenario}.xml"), "-i", host, "-p", str(port), "-t", mode, "-s", service,
-            "-m", str(calls), "-r", str(rate), "-d", str(hold_ms), "-timeout", str(seconds), "-timeout_error",
-            "-nostdin", "-trace_err", "-error_file", str(directory / f"{scenario}-{port}.err"),
+            "sipp",
+            "-sf",
+            str(SCENARIOS / f"{scenario}.xml"),
+            "-i",
+            host,
+            "-p",
+            str(port),
+            "-t",
+            mode,
+            "-s",
+            service,
+            "-m",
+            str(calls),
+            "-r",
+            str(rate),
+            "-d",
+            str(hold_ms),
+            "-timeout",
+            str(seconds),
+            "-timeout_error",
+            "-nostdin",
+            "-trace_err",
+            "-error_file",
+            str(directory / f"{scenario}-{port}.err"),
         ]
         for name, value in keys:
             command += ["-key", name, value]
@@ -121,7 +167,9 @@ class Sipp:
         output, _ = self._process.communicate(timeout=self._seconds + 10)
         if self._process.returncode != 0:
             errors = self._errors.read_text(errors="replace")[-3000:] if self._errors.exists() else ""
-            raise AssertionError(f"SIPp: {self._process.returncode}\n{errors}\n{output.decode(errors='replace')[-2500:]}")
+            raise AssertionError(
+                f"SIPp: {self._process.returncode}\n{errors}\n{output.decode(errors='replace')[-2500:]}"
+            )
 
     def __enter__(self) -> Sipp:
         return self
@@ -133,27 +181,53 @@ class Sipp:
 
 
 def sipp_register(
-    directory: Path, user: str, password: str, domain: str, host: str, port: int, node: str, *, contact_port: int,
+    directory: Path,
+    user: str,
+    password: str,
+    domain: str,
+    host: str,
+    port: int,
+    node: str,
+    *,
+    contact_port: int,
     transport: str = "udp",
 ) -> None:
     """Register `user` at `node` ("host:port") with digest, for the phone at host:contact_port."""
     keys = (("domain", domain), ("contact_port", str(contact_port)))
     with Sipp(
-        directory, "register", host, port, node, service=user, keys=keys, user=user, password=password,
+        directory,
+        "register",
+        host,
+        port,
+        node,
+        service=user,
+        keys=keys,
+        user=user,
+        password=password,
         transport=transport,
     ) as sipp:
         sipp.wait()
 
 
-# ---- baresip -------------------------------------------------------------------------------------------------------
+# ---- baresip -----------------------------------------------------------------------------------------------
 
 
 class Baresip:
     """A baresip registered as `user`, which sends a tone and records what it hears; a context manager."""
 
     def __init__(
-        self, directory: Path, user: str, password: str, domain: str, host: str, node: str, *, tone: int,
-        transport: str = "udp", answers: bool = False, ca_file: Path | None = None,
+        self,
+        directory: Path,
+        user: str,
+        password: str,
+        domain: str,
+        host: str,
+        node: str,
+        *,
+        tone: int,
+        transport: str = "udp",
+        answers: bool = False,
+        ca_file: Path | None = None,
     ) -> None:
         self.user, self.domain = user, domain
         self.directory = directory / f"baresip-{user}"
@@ -161,7 +235,12 @@ class Baresip:
         self.host = host
         self.port, self._control_port = free_ports(host, 2)
         config = CONFIG.format(
-            host=host, port=self.port, tone=tone, user=user, control=self._control_port, directory=self.directory,
+            host=host,
+            port=self.port,
+            tone=tone,
+            user=user,
+            control=self._control_port,
+            directory=self.directory,
             modules=BARESIP_MODULES,
         )
         if ca_file is not None:
@@ -170,7 +249,7 @@ class Baresip:
         (self.directory / "contacts").write_text("")
         mode = "auto" if answers else "manual"
         (self.directory / "accounts").write_text(
-            f'<sip:{user}@{domain};transport={transport}>;auth_user={user};auth_pass={password};'
+            f"<sip:{user}@{domain};transport={transport}>;auth_user={user};auth_pass={password};"
             f'outbound="sip:{node};transport={transport}";regint=600;answermode={mode};audio_codecs=pcmu/8000/1\n'
         )
         self.events: list[dict[str, Any]] = []
@@ -178,7 +257,9 @@ class Baresip:
         self._socket: socket.socket | None = None
         self._log = open(self.directory / "log", "wb")
         self._process = subprocess.Popen(
-            ["baresip", "-f", str(self.directory), "-n", host], stdin=subprocess.DEVNULL, stdout=self._log,
+            ["baresip", "-f", str(self.directory), "-n", host],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
             stderr=subprocess.STDOUT,
         )
 
@@ -275,10 +356,15 @@ class Baresip:
 
 @contextlib.contextmanager
 def baresip_pair(
-    directory: Path, domain: str, caller: tuple[str, str, str, str], callee: tuple[str, str, str, str],
+    directory: Path,
+    domain: str,
+    caller: tuple[str, str, str, str],
+    callee: tuple[str, str, str, str],
     transports: tuple[str, str] = ("udp", "udp"),
 ) -> Iterator[tuple[Baresip, Baresip]]:
-    """Two registered phones; each is (user, password, own host, node "host:port"). They send 440 and 880 Hz."""
+    """Two registered phones; each is (user, password, own host, node "host:port"). They send 440 and 880
+    Hz.
+    """
     with (
         Baresip(directory, *caller[:2], domain, *caller[2:], tone=440, transport=transports[0]) as first,
         Baresip(directory, *callee[:2], domain, *callee[2:], tone=880, transport=transports[1], answers=True) as second,

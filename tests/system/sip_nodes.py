@@ -1,7 +1,8 @@
-"""A process with two SIP nodes over real sockets, their location and passwords in memory; run by the tests beside it.
+"""A process with two SIP nodes over real sockets, their location and passwords in memory; run by the tests
+beside it.
 
-Usage: sip_nodes.py HOST-A HOST-B DOMAIN USER:PASSWORD... Prints "ready", runs until its stdin is closed, and then
-prints its statistics as one line of JSON.
+Usage: sip_nodes.py HOST-A HOST-B DOMAIN USER:PASSWORD... Prints "ready", runs until its stdin is closed, and
+then prints its statistics as one line of JSON.
 """
 
 from __future__ import annotations
@@ -75,8 +76,13 @@ def server_tls(host: str) -> ServerTls:
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, host)])
     now = datetime.now(UTC)
     certificate = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=False)
         .sign(key, SHA256())
     )
@@ -116,27 +122,46 @@ def main(hosts: Sequence[str], domain: str, users: Sequence[str]) -> None:
         tls = NodeTls(certificate, key, [authority.certificate], judge)
         links[node_id] = Interconnect(reactor, tls, judge, listen=(host, NODE), app_attach=app_attach)
         table = BindingTable()
-        locator = Locator((
-            OwnBindings(table, node_id, (domain,)), OverlayBindings(location, table, node_id, (domain,)),
-        ))
+        locator = Locator(
+            (
+                OwnBindings(table, node_id, (domain,)),
+                OverlayBindings(location, table, node_id, (domain,)),
+            )
+        )
         settings = SipSettings(
-            domains=(domain,), overlay=domain, node_id=node_id, udp=((host, SIP),), tcp=((host, SIP),),
-            tls_addresses=((host, SIPS),), tls=server_tls(host),
+            domains=(domain,),
+            overlay=domain,
+            node_id=node_id,
+            udp=((host, SIP),),
+            tcp=((host, SIP),),
+            tls_addresses=((host, SIPS),),
+            tls=server_tls(host),
         )
         service = SipService(
-            settings, location=location, credentials=passwords, locate=locator.locate, connector=links[node_id],
-            table=table, reactor=reactor, random=random.SystemRandom(), wall=time.time,
+            settings,
+            location=location,
+            credentials=passwords,
+            locate=locator.locate,
+            connector=links[node_id],
+            table=table,
+            reactor=reactor,
+            random=random.SystemRandom(),
+            wall=time.time,
         )
         service.startService()
         services.append(service)
     stdio.StandardIO(UntilClosed())
     print("ready", flush=True)
     reactor.run()
-    print(json.dumps({
-        "statistics": [service.statistics() for service in services],
-        "ladders": [[service.ladder(str(call["call_id"])) for call in service.calls()] for service in services],
-        "cpu": time.process_time(),
-    }))
+    print(
+        json.dumps(
+            {
+                "statistics": [service.statistics() for service in services],
+                "ladders": [[service.ladder(str(call["call_id"])) for call in service.calls()] for service in services],
+                "cpu": time.process_time(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

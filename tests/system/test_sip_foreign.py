@@ -1,7 +1,7 @@
 """The SIP service over real sockets against phones and test programs of other projects.
 
-Two nodes in one process, their location in memory and a real mutual-TLS connection between them: what is tested is
-SIP, not the overlay. The helpers in phones.py are those that the lab's tests use.
+Two nodes in one process, their location in memory and a real mutual-TLS connection between them: what is
+tested is SIP, not the overlay. The helpers in phones.py are those that the lab's tests use.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ class Nodes:
         script = Path(__file__).with_name("sip_nodes.py")
         users = [f"{user}:{password}" for user, password in PASSWORDS.items()]
         self._process = subprocess.Popen(
-            [sys.executable, str(script), NODE_A, NODE_B, DOMAIN, *users], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, cwd=Path(__file__).parents[2],
+            [sys.executable, str(script), NODE_A, NODE_B, DOMAIN, *users],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
         )
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], 20)
@@ -90,15 +93,32 @@ def test_sipp_calls(nodes: Nodes, tmp_path: Path, transport: str, callee_node: s
     else:
         # The binding of this node's TCP phone is its Contact: SIPp's registering socket is gone by then.
         sipp_register(
-            tmp_path, "bob", PASSWORDS["bob"], DOMAIN, PHONE_B, register_port, f"{callee_node}:5060",
-            contact_port=port, transport="tcp",
+            tmp_path,
+            "bob",
+            PASSWORDS["bob"],
+            DOMAIN,
+            PHONE_B,
+            register_port,
+            f"{callee_node}:5060",
+            contact_port=port,
+            transport="tcp",
         )
     keys = (("domain", DOMAIN), ("caller", "alice"))
     with (
         Sipp(tmp_path, "callee", PHONE_B, port, calls=20, transport=transport) as callee,
         Sipp(
-            tmp_path, "caller", PHONE_A, caller_port, f"{NODE_A}:5060", service="bob", keys=keys, user="alice",
-            password=PASSWORDS["alice"], calls=20, rate=20, transport=transport,
+            tmp_path,
+            "caller",
+            PHONE_A,
+            caller_port,
+            f"{NODE_A}:5060",
+            service="bob",
+            keys=keys,
+            user="alice",
+            password=PASSWORDS["alice"],
+            calls=20,
+            rate=20,
+            transport=transport,
         ) as caller,
     ):
         caller.wait()
@@ -109,7 +129,21 @@ def test_sipp_calls(nodes: Nodes, tmp_path: Path, transport: str, callee_node: s
 
 def _unregister(user: str, node: str) -> None:
     """Remove every binding of the user (sipsak, RFC 3261 section 10.2.2)."""
-    run("sipsak", "-U", "-C", "*", "-x", "0", "-u", user, "-a", PASSWORDS[user], "-s", f"sip:{user}@{node}:5060", seconds=15)
+    run(
+        "sipsak",
+        "-U",
+        "-C",
+        "*",
+        "-x",
+        "0",
+        "-u",
+        user,
+        "-a",
+        PASSWORDS[user],
+        "-s",
+        f"sip:{user}@{node}:5060",
+        seconds=15,
+    )
 
 
 @pytest.mark.foreign("baresip")
@@ -117,8 +151,11 @@ def _unregister(user: str, node: str) -> None:
 def test_baresip_pair_calls_with_audio(nodes: Nodes, tmp_path: Path, transports: tuple[str, str]) -> None:
     """Two baresips at two nodes call each other; each hears the other's tone and not its own."""
     with baresip_pair(
-        tmp_path, DOMAIN, ("alice", PASSWORDS["alice"], PHONE_A, f"{NODE_A}:5060"),
-        ("bob", PASSWORDS["bob"], PHONE_B, f"{NODE_B}:5060"), transports,
+        tmp_path,
+        DOMAIN,
+        ("alice", PASSWORDS["alice"], PHONE_A, f"{NODE_A}:5060"),
+        ("bob", PASSWORDS["bob"], PHONE_B, f"{NODE_B}:5060"),
+        transports,
     ) as (alice, bob):
         call_with_audio(alice, bob)
 
