@@ -133,6 +133,14 @@ class Host(LineOnlyReceiver):
         """Copies of records held by the nodes here."""
         return sum(node.storage.resource_count for node in self.nodes)
 
+    async def do_counts(self) -> dict[str, int]:
+        """What the cores here counted, added up."""
+        total: dict[str, int] = {}
+        for node in self.nodes:
+            for reason, number in node.core.counts.items():
+                total[reason] = total.get(reason, 0) + number
+        return total
+
     async def do_put(self, names: list[str], size: int, concurrency: int) -> list[float]:
         """Store a record under each name; seconds each, in milliseconds."""
         times: list[float] = []
