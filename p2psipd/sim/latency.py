@@ -78,7 +78,7 @@ class King:
 
     def one_way(self, a: Place, b: Place) -> float:
         """Propagation, and the access delay of both ends."""
-        return (hypot(a.x - b.x, a.y - b.y) + a.access + b.access) * self._unit
+        return (hypot(a.x - b.x, a.y - b.y) + (a.access + b.access)) * self._unit
 
 
 class Lan:
