@@ -121,7 +121,8 @@ class Writer:
             return f"'''\n{text}'''"
         escaped = text.replace("\\", "\\\\").replace('"', '\\"')
         if self.choose():
-            return f'"""{escaped}"""'
+            # A newline right after the quotation marks would not count.
+            return f'"""\n{escaped}"""'
         return '"{}"'.format(escaped.replace("\n", "\\n"))
 
     def table(self, path: tuple[str, ...], table: dict[str, Any]) -> None:

@@ -240,7 +240,8 @@ class OverlayService(Service):
     ) -> peer_io.FetchOutcome:
         """The verified values of these kinds at a Resource Name (text) or Resource-ID (octets).
 
-        Raises NotFound when there is nothing, RequestTimeout, or what the responsible peer answered.
+        Where there is nothing there are no values.  Raises RequestTimeout or what the responsible peer
+        answered.
         """
         specifiers = tuple(
             kind if isinstance(kind, StoredDataSpecifier) else StoredDataSpecifier(kind) for kind in kinds

@@ -49,7 +49,7 @@ class Identity(NamedTuple):
 
 
 @cache
-def authority(overlay: str = OVERLAY) -> Authority:
+def authority(overlay: str) -> Authority:
     """The authority of ``overlay``."""
     return create_authority(overlay, time.time())
 
