@@ -99,6 +99,14 @@ def sipsak_register(
     )
 
 
+def sipsak_unregister(user: str, password: str, host: str, port: int = 5060) -> subprocess.CompletedProcess[str]:
+    """Remove every binding of a user (RFC 3261 section 10.2.2)."""
+    return run(
+        "sipsak", "-U", "-C", "*", "-x", "0", "-u", user, "-a", password, "-s", f"sip:{user}@{host}:{port}",
+        seconds=15,
+    )  # fmt: skip
+
+
 # ---- SIPp --------------------------------------------------------------------------------------------------
 
 

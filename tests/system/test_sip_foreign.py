@@ -17,7 +17,16 @@ from typing import Any
 
 import pytest
 
-from .phones import Sipp, baresip_pair, call_with_audio, free_ports, run, sipp_register, sipsak_options, sipsak_register
+from .phones import (
+    Sipp,
+    baresip_pair,
+    call_with_audio,
+    free_ports,
+    sipp_register,
+    sipsak_options,
+    sipsak_register,
+    sipsak_unregister,
+)
 
 DOMAIN = "sip.example"
 PASSWORDS = {"alice": "wonder", "bob": "builder", "carol": "christmas"}
@@ -80,7 +89,7 @@ def test_sipsak_registers_with_digest(nodes: Nodes) -> None:
     assert done.returncode != 0, done.stdout
 
 
-@pytest.mark.foreign("sipp")
+@pytest.mark.foreign("sipp", "sipsak")
 @pytest.mark.parametrize("transport", ["udp", "tcp"])
 @pytest.mark.parametrize("callee_node", [NODE_A, NODE_B])
 def test_sipp_calls(nodes: Nodes, tmp_path: Path, transport: str, callee_node: str) -> None:
@@ -124,26 +133,8 @@ def test_sipp_calls(nodes: Nodes, tmp_path: Path, transport: str, callee_node: s
         caller.wait()
         callee.wait()
     # Its address is gone now, and must not be a target of the next test.
-    _unregister("bob", callee_node)
-
-
-def _unregister(user: str, node: str) -> None:
-    """Remove every binding of the user (sipsak, RFC 3261 section 10.2.2)."""
-    run(
-        "sipsak",
-        "-U",
-        "-C",
-        "*",
-        "-x",
-        "0",
-        "-u",
-        user,
-        "-a",
-        PASSWORDS[user],
-        "-s",
-        f"sip:{user}@{node}:5060",
-        seconds=15,
-    )
+    done = sipsak_unregister("bob", PASSWORDS["bob"], callee_node)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.foreign("baresip")
