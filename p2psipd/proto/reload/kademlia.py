@@ -518,6 +518,11 @@ class Kademlia(MemberList):
         hop = NodeId(target) if self._host.is_linked(NodeId(target)) else self.next_hop(target)
         return RouteQueryAns(b"\x00" + (hop or self._host.node_id))
 
+    def credential_changed(self) -> None:
+        """Our entry names our certificate, so all must hear of the new one before the old one expires."""
+        if not self._client:
+            self._refute(self._entry.incarnation)
+
     def on_leave(self, request: IncomingRequest) -> Body | None:
         """The node goes on purpose: its signed LEFT entry is in the Leave's own data."""
         body = request.body

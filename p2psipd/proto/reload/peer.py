@@ -261,6 +261,7 @@ class Peer(Messaging):
             raise Forbidden("a renewed certificate must keep the Node-ID")
         self.credential = item.credential
         self._sealer = Sealer(item.credential, self.overlay_hash)
+        self.topology.credential_changed()
 
     def _leave(self, item: peer_io.Leave) -> None:
         self.topology.leave(lambda: self.emit(peer_io.Completed(item.ref, None)))

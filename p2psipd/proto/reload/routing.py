@@ -57,6 +57,9 @@ class ViaStore:
         self._limit = limit
         self._lists: OrderedDict[bytes, tuple[float, tuple[Destination, ...]]] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._lists)
+
     def compress(self, via: tuple[Destination, ...], now: float) -> tuple[Destination, ...]:
         """`via` itself while it is short, else one opaque ID."""
         if len(via) < _MAX_VIA:

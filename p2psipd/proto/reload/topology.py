@@ -182,6 +182,9 @@ class Topology(Protocol):
     def send_update(self, node: NodeId) -> None:
         """Tell `node` our view of the overlay (the send_update flags of Attach and RouteQuery)."""
 
+    def credential_changed(self) -> None:
+        """The host's certificate was renewed; what was signed with the old one must be signed anew."""
+
     def leave(self, done: Callable[[], None]) -> None:
         """Hand over what we hold and say goodbye; `done` is called when that is finished."""
 
