@@ -73,9 +73,12 @@ def free_network() -> str:
     """A network 127.0.x whose first address nobody uses for SIP or overlay, so that labs can stand side by
     side.
     """
-    for third in range(2, 250):
-        if is_free(f"127.0.{third}"):
-            return f"127.0.{third}"
+    # Two that look at the same moment should not find the same one.
+    start = os.getpid()
+    for step in range(248):
+        network = f"127.0.{2 + (start + step) % 248}"
+        if is_free(network):
+            return network
     raise LabError("every network 127.0.x has a listener: end some labs first")
 
 
