@@ -1,0 +1,263 @@
+"""Bindings and passwords over the overlay: what is stored is what is read, and what cannot be told is said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from p2psipd.proto.identity.certificate import NodeCertificate, Role, parse_certificate
+from p2psipd.proto.identity.signing import Credential
+from p2psipd.proto.reload.errors import Forbidden, NotFound, ReloadError, RequestTimeout
+from p2psipd.proto.reload.ids import NodeId, ResourceId, resource_id
+from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY, PROXY_REGISTRATION, SIP_REGISTRATION
+from p2psipd.proto.reload.messages import DataValue, DictionaryEntry, StoredData
+from p2psipd.proto.reload.peer_io import FetchOutcome, StoreOutcome, StoreValue
+from p2psipd.proto.reload.security import NO_SIGNATURE
+from p2psipd.proto.reload.sip_usage import (
+    ProxyAlias,
+    SipRegistrationRoute,
+    SipRegistrationUri,
+    digest_key_entry,
+    digest_key_name,
+    hashed_passwords,
+    seal,
+    wrap_epoch_key,
+)
+from p2psipd.proto.reload.storage_messages import StoredDataSpecifier
+from p2psipd.proto.reload.values import VerifiedValue
+from p2psipd.proto.reload.wire import NodeDestination
+from p2psipd.proto.sip.locating import Binding, LocationUnavailable, binding_key
+from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
+from tests.net.identities import OVERLAY, node
+
+WALL = 1_800_000_000.0
+REGISTRAR = node(1, role=Role.REGISTRAR)
+OWNER: NodeCertificate = parse_certificate(REGISTRAR.certificate)
+BOB = "sip:bob@overlay.example"
+
+
+class MemoryOverlay:
+    """An overlay that is a dictionary: (resource, kind, key) to value and lifetime."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[bytes, int, bytes], tuple[bytes | None, int]] = {}
+        self.error: ReloadError | None = None
+        self.fetches = 0
+
+    def put(self, name: str, kind: int, key: bytes, value: bytes, lifetime: int = 60) -> None:
+        self.values[resource_id(name), kind, key] = (value, lifetime)
+
+    async def fetch(self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]) -> FetchOutcome:
+        self.fetches += 1
+        if self.error is not None:
+            raise self.error
+        target = resource_id(resource) if isinstance(resource, str) else resource
+        found = []
+        for kind in kinds:
+            wanted = kind if isinstance(kind, StoredDataSpecifier) else StoredDataSpecifier(kind)
+            for (at, number, key), (value, lifetime) in self.values.items():
+                if (at, number) == (target, wanted.kind) and (wanted.keys is None or key in wanted.keys):
+                    found.append(verified(number, key, value, lifetime))
+        return FetchOutcome(tuple(found), {}, NodeId(bytes(16)), 1, 0.001)
+
+    async def store(
+        self, name: str | ResourceId, kind: int, values: Sequence[StoreValue], credential: Any = None
+    ) -> StoreOutcome:
+        if self.error is not None:
+            raise self.error
+        target = resource_id(name) if isinstance(name, str) else name
+        for value in values:
+            self.values[target, kind, value.key or b""] = (value.value, value.lifetime)
+        return StoreOutcome(NodeId(bytes(16)), (), 1, 0.001)
+
+
+def verified(kind: int, key: bytes, value: bytes | None, lifetime: int) -> VerifiedValue:
+    data = DataValue(value is not None, value or b"")
+    stored = StoredData(int(WALL * 1000), lifetime, DictionaryEntry(key, data), NO_SIGNATURE)
+    return VerifiedValue(kind, key, data.exists, data.value, int(WALL * 1000), lifetime, OWNER, stored)
+
+
+def binding(contact: str = "sip:bob@192.0.2.7:5060", **more: Any) -> Binding:
+    key = binding_key(contact, more.get("instance_id", ""), more.get("reg_id", 0))
+    return Binding(BOB, key, contact, more.pop("node_id", OWNER.node_id), expires_at=WALL + 60, **more)
+
+
+_TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), max_size=20)
+_BINDINGS = st.builds(
+    binding,
+    contact=_TEXT.filter(bool),
+    node_id=st.binary(min_size=16, max_size=16).filter(any),
+    path=st.lists(_TEXT, max_size=3).map(tuple),
+    q=st.integers(0, 1000).map(lambda thousandths: thousandths / 1000),
+    instance_id=_TEXT,
+    reg_id=st.integers(0, 2**31),
+    call_id=_TEXT,
+    cseq=st.integers(0, 2**31 - 1),
+    received=_TEXT,
+    parameters=st.lists(st.tuples(_TEXT.filter(bool), st.none() | _TEXT), max_size=3).map(tuple),
+    user_agent=_TEXT,
+)
+
+
+class LocationTests(SynchronousTestCase):
+    """Bindings."""
+
+    def setUp(self) -> None:
+        self.overlay = MemoryOverlay()
+        self.location = OverlayLocation(self.overlay, OWNER.node_id, lambda: WALL)
+
+    def result(self, coroutine: Any) -> Any:
+        return self.successResultOf(Deferred.fromCoroutine(coroutine))
+
+    @settings(max_examples=50)
+    @given(_BINDINGS)
+    def test_every_attribute_survives(self, one: Binding) -> None:
+        """A binding that is put is found again with every attribute."""
+        self.overlay.values.clear()
+        self.result(self.location.put(BOB, one))
+        self.assertEqual(self.result(self.location.bindings(BOB)), [one])
+
+    def test_lifetime(self) -> None:
+        """A binding is stored for as long as it lives, rounded up."""
+        self.result(self.location.put(BOB, binding()._replace(expires_at=WALL + 59.2)))
+        ((_, lifetime),) = self.overlay.values.values()
+        self.assertEqual(lifetime, math.ceil(59.2))
+
+    def test_refresh_replaces(self) -> None:
+        """A binding of the same instance replaces the one before."""
+        self.result(self.location.put(BOB, binding(instance_id="<urn:uuid:1>", reg_id=1)))
+        self.result(self.location.put(BOB, binding("sip:bob@192.0.2.9", instance_id="<urn:uuid:1>", reg_id=1)))
+        (found,) = self.result(self.location.bindings(BOB))
+        self.assertEqual(found.contact, "sip:bob@192.0.2.9")
+
+    def test_removed_and_expired(self) -> None:
+        """A removed binding and an expired one are no bindings."""
+        self.result(self.location.put(BOB, binding()))
+        self.result(self.location.remove(BOB, binding()))
+        self.result(self.location.put(BOB, binding("sip:late@192.0.2.7")._replace(expires_at=WALL - 1)))
+        self.assertEqual(self.result(self.location.bindings(BOB)), [])
+        self.assertEqual(len(self.overlay.values), 2)
+
+    def test_native_user_agent(self) -> None:
+        """The registration of a native user agent leads to the node that it names."""
+        route = SipRegistrationRoute("", (NodeDestination(NodeId(b"p" * 16)), NodeDestination(NodeId(b"n" * 16))))
+        self.overlay.put("bob@overlay.example", SIP_REGISTRATION, b"n" * 16, route.encode())
+        (found,) = self.result(self.location.bindings(BOB))
+        self.assertEqual((found.native, found.node_id, found.expires_at), (True, b"n" * 16, WALL + 60))
+
+    def test_names_that_stand_for_others(self) -> None:
+        """A number that stands for a user is followed, in whichever kind it is stored; a circle ends."""
+        alias = ProxyAlias("+4930123@overlay.example", "bob@overlay.example")
+        self.overlay.put(alias.aor, PROXY_REGISTRATION, alias.key, alias.encode())
+        back = SipRegistrationUri("+4930123@overlay.example")
+        self.overlay.put("bob@overlay.example", SIP_REGISTRATION, b"n" * 16, back.encode())
+        self.result(self.location.put(BOB, binding()))
+        (found,) = self.result(self.location.bindings("sip:+4930123@overlay.example"))
+        self.assertEqual(found.contact, binding().contact)
+
+    def test_malformed_entries_are_skipped(self) -> None:
+        """An entry that says nothing sensible, or names somebody else, does not hide the others."""
+        self.result(self.location.put(BOB, binding()))
+        self.overlay.put("bob@overlay.example", PROXY_REGISTRATION, b"x", b"\xff\x00")
+        self.overlay.put("bob@overlay.example", SIP_REGISTRATION, b"y", b"")
+        mallory = OverlayLocation(self.overlay, OWNER.node_id, lambda: WALL)
+        self.result(mallory.put("sip:eve@overlay.example", binding("sip:eve@192.0.2.8")))
+        (moved,) = [key for key in self.overlay.values if key[0] == resource_id("eve@overlay.example")]
+        self.overlay.values[resource_id("bob@overlay.example"), PROXY_REGISTRATION, b"z"] = self.overlay.values[moved]
+        self.assertEqual([one.contact for one in self.result(self.location.bindings(BOB))], [binding().contact])
+
+    def test_unknown_user(self) -> None:
+        """A user of whom nothing is stored has no bindings, whether that comes as an error or as an empty answer."""
+        self.assertEqual(self.result(self.location.bindings(BOB)), [])
+        self.overlay.error = NotFound("nothing")
+        self.assertEqual(self.result(self.location.bindings(BOB)), [])
+
+    def test_overlay_does_not_answer(self) -> None:
+        """What the overlay could not do is LocationUnavailable, never an unknown user."""
+        for error in (RequestTimeout("late"), Forbidden("no")):
+            self.overlay.error = error
+            for work in (self.location.bindings(BOB), self.location.put(BOB, binding())):
+                self.failureResultOf(Deferred.fromCoroutine(work), LocationUnavailable)
+
+
+class CredentialTests(SynchronousTestCase):
+    """Passwords."""
+
+    def setUp(self) -> None:
+        self.overlay = MemoryOverlay()
+        self.now = 0.0
+        self.key = bytes(range(32))
+        self.credentials = OverlayCredentials(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), lambda: self.now)
+
+    def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id) -> None:
+        """Store bob's password, sealed, and the key of its epoch for one registrar."""
+        name = "bob@overlay.example"
+        hashed = hashed_passwords("bob", "overlay.example", "secret")
+        sealed = seal(self.key, epoch, bytes(12), resource_id(name), DIGEST_CREDENTIAL, hashed)
+        stored = StoredData(0, 60, DataValue(True, sealed.encode()), NO_SIGNATURE)
+        value = VerifiedValue(DIGEST_CREDENTIAL, b"", True, sealed.encode(), 0, 60, OWNER, stored)
+        self.overlay.put(name, DIGEST_CREDENTIAL, b"", value.value)
+        wrapped = wrap_epoch_key(
+            self.key, epoch, node_id, REGISTRAR.key.public_key(), generate_private_key(SECP256R1())
+        )
+        self.overlay.put(digest_key_name(OVERLAY), DIGEST_KEY, digest_key_entry(node_id, epoch), wrapped.encode())
+
+    def ha1(self, user: str = "bob") -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.credentials.ha1(user, "overlay.example"))
+
+    def test_opened(self) -> None:
+        """A password that was sealed for the overlay opens at a registrar, under each algorithm's token."""
+        self.provision()
+        expected = {
+            name.name.replace("_", "-"): value
+            for name, value in hashed_passwords("bob", "overlay.example", "secret").items()
+        }
+        self.assertEqual(self.successResultOf(self.ha1()), expected)
+
+    def test_unknown_user(self) -> None:
+        """An unknown user is None."""
+        self.assertIsNone(self.successResultOf(self.ha1("carol")))
+
+    def test_remembered_for_a_while(self) -> None:
+        """A password is asked for once in a while, and a changed one counts after that."""
+        self.provision()
+        self.successResultOf(self.ha1())
+        asked = self.overlay.fetches
+        self.successResultOf(self.ha1())
+        self.assertEqual(self.overlay.fetches, asked)
+        self.overlay.values.clear()
+        self.now = 3600.0
+        self.assertIsNone(self.successResultOf(self.ha1()))
+
+    def test_not_given_the_key(self) -> None:
+        """A registrar without the key of the epoch says so, and what gives it."""
+        self.provision(node_id=b"\x07" * 16)
+        failure = self.failureResultOf(self.ha1(), LocationUnavailable)
+        self.assertIn("rekey", failure.getErrorMessage())
+
+    def test_new_epoch(self) -> None:
+        """Passwords of a new epoch are opened with its own key."""
+        self.provision()
+        self.successResultOf(self.ha1())
+        self.key = bytes(reversed(range(32)))
+        self.provision(2)
+        self.now = 3600.0
+        self.assertIsNotNone(self.successResultOf(self.ha1()))
+
+    def test_malformed(self) -> None:
+        """A value that does not open is no reason to let anybody in, nor to say that the user is unknown."""
+        self.provision()
+        self.overlay.put("bob@overlay.example", DIGEST_CREDENTIAL, b"", b"\x00")
+        self.failureResultOf(self.ha1(), LocationUnavailable)
+
+    def test_overlay_does_not_answer(self) -> None:
+        """A password that could not be asked for is LocationUnavailable."""
+        self.overlay.error = RequestTimeout("late")
+        self.failureResultOf(self.ha1(), LocationUnavailable)
