@@ -47,7 +47,7 @@ def test_the_table_has_the_figures() -> None:
 
 def test_json_is_the_same_on_every_run() -> None:
     """Two runs of one seed print the same octets, and every figure is there."""
-    first, second = (CliRunner().invoke(sim, [*SMALL, "--json"]).stdout for _ in range(2))
+    first, second = (CliRunner().invoke(sim, [*SMALL, "--puts", "0", "--json"]).stdout for _ in range(2))
     assert first == second
     value = json.loads(first)
     assert value["lookups"]["success"] == 1
