@@ -279,7 +279,7 @@ class _Accepting(Factory):
         return self._owner.accept(self._name, addr.host)
 
 
-class _Dialling(ClientFactory):  # type: ignore[type-arg]
+class _Dialling(ClientFactory[Protocol]):
     """Makes the one protocol of an outbound connection."""
 
     noisy = False

@@ -369,14 +369,15 @@ def baresip_pair(
     caller: tuple[str, str, str, str],
     callee: tuple[str, str, str, str],
     transports: tuple[str, str] = ("udp", "udp"),
+    ca_file: Path | None = None,
 ) -> Iterator[tuple[Baresip, Baresip]]:
     """Two registered phones; each is (user, password, own host, node "host:port"). They send 440 and 880
     Hz.
     """
-    with (
-        Baresip(directory, *caller[:2], domain, *caller[2:], tone=440, transport=transports[0]) as first,
-        Baresip(directory, *callee[:2], domain, *callee[2:], tone=880, transport=transports[1], answers=True) as second,
-    ):
+    calling = Baresip(directory, *caller[:2], domain, *caller[2:], tone=440, transport=transports[0], ca_file=ca_file)
+    with calling as first, Baresip(
+        directory, *callee[:2], domain, *callee[2:], tone=880, transport=transports[1], answers=True, ca_file=ca_file
+    ) as second:  # fmt: skip
         for phone in (first, second):
             phone.connect()
         for phone in (first, second):

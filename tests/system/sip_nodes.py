@@ -1,7 +1,8 @@
 """A process with two SIP nodes over real sockets, their location and passwords in memory; run by the tests
 beside it.
 
-Usage: sip_nodes.py HOST-A HOST-B DOMAIN USER:PASSWORD... Prints "ready", runs until its stdin is closed, and
+Usage: sip_nodes.py HOST-A HOST-B DOMAIN DIRECTORY USER:PASSWORD... Writes the certificates of the SIPS listeners to
+DIRECTORY/HOST.pem. Prints "ready", runs until its stdin is closed, and
 then prints its statistics as one line of JSON.
 """
 
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +62,7 @@ class Passwords:
         return self._known.get(user)
 
 
-def server_tls(host: str) -> ServerTls:
+def server_tls(host: str, directory: Path) -> ServerTls:
     """A self-signed certificate for the SIPS listener."""
     from datetime import UTC, datetime, timedelta
     from ipaddress import ip_address
@@ -86,11 +86,10 @@ def server_tls(host: str) -> ServerTls:
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(host))]), critical=False)
         .sign(key, SHA256())
     )
-    with tempfile.TemporaryDirectory() as directory:
-        files = Path(directory, "c.pem"), Path(directory, "k.pem")
-        files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-        files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return ServerTls(str(files[0]), str(files[1]))
+    files = directory / f"{host}.pem", directory / f"{host}.key"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return ServerTls(str(files[0]), str(files[1]))
 
 
 class UntilClosed(Protocol):
@@ -100,7 +99,7 @@ class UntilClosed(Protocol):
         reactor.stop()
 
 
-def main(hosts: Sequence[str], domain: str, users: Sequence[str]) -> None:
+def main(hosts: Sequence[str], domain: str, directory: Path, users: Sequence[str]) -> None:
     """Start both nodes and run."""
     location, passwords = Location(), Passwords(users)
     authority = create_authority(domain, time.time())
@@ -135,7 +134,7 @@ def main(hosts: Sequence[str], domain: str, users: Sequence[str]) -> None:
             udp=((host, SIP),),
             tcp=((host, SIP),),
             tls_addresses=((host, SIPS),),
-            tls=server_tls(host),
+            tls=server_tls(host, directory),
         )
         service = SipService(
             settings,
@@ -165,4 +164,4 @@ def main(hosts: Sequence[str], domain: str, users: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:3], sys.argv[3], sys.argv[4:])
+    main(sys.argv[1:3], sys.argv[3], Path(sys.argv[4]), sys.argv[5:])

@@ -37,11 +37,12 @@ PHONE_A, PHONE_B = "127.0.251.11", "127.0.251.12"
 class Nodes:
     """The process with both nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
         script = Path(__file__).with_name("sip_nodes.py")
         users = [f"{user}:{password}" for user, password in PASSWORDS.items()]
         self._process = subprocess.Popen(
-            [sys.executable, str(script), NODE_A, NODE_B, DOMAIN, *users],
+            [sys.executable, str(script), NODE_A, NODE_B, DOMAIN, str(directory), *users],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -64,9 +65,9 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Both nodes; when all tests are done nothing may have gone wrong inside them."""
-    running = Nodes()
+    running = Nodes(tmp_path_factory.mktemp("nodes"))
     yield running
     report = running.stop()
     for statistics in report["statistics"]:
@@ -147,6 +148,22 @@ def test_baresip_pair_calls_with_audio(nodes: Nodes, tmp_path: Path, transports:
         ("alice", PASSWORDS["alice"], PHONE_A, f"{NODE_A}:5060"),
         ("bob", PASSWORDS["bob"], PHONE_B, f"{NODE_B}:5060"),
         transports,
+    ) as (alice, bob):
+        call_with_audio(alice, bob)
+
+
+@pytest.mark.foreign("baresip")
+def test_baresip_over_tls(nodes: Nodes, tmp_path: Path) -> None:
+    """A baresip that checks our certificate registers over TLS, is called over that connection, and hangs up there."""
+    authorities = tmp_path / "ca.pem"
+    authorities.write_text("".join((nodes.directory / f"{node}.pem").read_text() for node in (NODE_A, NODE_B)))
+    with baresip_pair(
+        tmp_path,
+        DOMAIN,
+        ("alice", PASSWORDS["alice"], PHONE_A, f"{NODE_A}:5061"),
+        ("bob", PASSWORDS["bob"], PHONE_B, f"{NODE_B}:5061"),
+        ("tls", "tls"),
+        authorities,
     ) as (alice, bob):
         call_with_audio(alice, bob)
 
