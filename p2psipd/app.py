@@ -9,6 +9,7 @@ exit code 78 before any socket is opened.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import secrets
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
 SIPS_APPLICATION = 5061
 
+#: Objects made and not yet freed before the garbage collector looks at the young ones.
+_COLLECT_AFTER = 10_000
 _SECRET_OCTETS = 32
 _SECRET_NAME = "sip-secret"
 
@@ -316,8 +319,13 @@ class NodeService(MultiService):
         try:
             MultiService.startService(self)
         except (CannotListenError, ControlSocketInUse) as error:
-            sys.stderr.write(f"{self._file}: {error}\n")
+            self._logger.critical("{file}: {error}", file=self._file, error=error)
             raise SystemExit(1) from None
+        # What lives now lives until the end: the collector need not look at it again, and it is called less
+        # often, because a node makes many objects and few circles.  Both shorten the longest answers.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_COLLECT_AFTER, 20, 20)
         hangup = getattr(signal, "SIGHUP", None)
         if hangup is not None:
             from_signal = cast(IReactorFromThreads, self._reactor).callFromThread

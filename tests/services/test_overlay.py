@@ -97,7 +97,9 @@ def credential_of(identity: Identity) -> Credential:
 
 
 def configuration(sequence: int = 1, **more: Any) -> OverlayConfiguration:
-    return OverlayConfiguration(overlay_name=OVERLAY, sequence=sequence, root_certs=(authority(OVERLAY).certificate,), **more)
+    return OverlayConfiguration(
+        overlay_name=OVERLAY, sequence=sequence, root_certs=(authority(OVERLAY).certificate,), **more
+    )
 
 
 class ScriptedTests(SynchronousTestCase):
