@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from p2psipd.config import Material, NodeConfig
     from p2psipd.metrics import Snapshot
     from p2psipd.net.interconnect import Interconnect
+    from p2psipd.proto.reload.overlay_config import OverlayConfiguration
     from p2psipd.services.sip import SipService
 
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
@@ -239,6 +240,11 @@ class _Wiring(OverlayObserver):
         """Another node wants to speak SIP with us."""
         if application == SIPS_APPLICATION and self.interconnect is not None:
             self.interconnect.dial(node, addresses)
+
+    def configuration_changed(self, configuration: OverlayConfiguration) -> None:
+        """A newer document may have revoked nodes that we speak SIP with."""
+        if self.interconnect is not None:
+            self.interconnect.recheck()
 
 
 class _SipView:

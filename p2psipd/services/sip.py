@@ -404,7 +404,6 @@ class SipService(Service):
         self._gate.check_assertion(flow, request)
         if _peer(flow) is None:
             await self._gate.prove(request, self._wall())
-            request.remove("p-asserted-identity")
         if request.has("route"):
             self._forward(context, [self._along_route(request)])
             return

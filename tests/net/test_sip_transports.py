@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from p2psipd.net.datagrams import RECEIVE_BUFFER
 from p2psipd.net.interconnect import Interconnect
 from p2psipd.net.sip_transports import Limits, Message, SipTransports
 from p2psipd.net.tls import ServerTls
-from p2psipd.proto.identity.certificate import Role, Trust
+from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.locating import Unreachable
@@ -293,9 +294,16 @@ class InterconnectTests(TestCase):
         self.nodes: dict[bytes, Interconnect] = {}
         self.heard: dict[bytes, Recorder] = {}
         self.attached: list[tuple[bytes, bytes]] = []
+        self.revoked: set[bytes] = set()
 
     def make(self, identity: Identity, **options: Any) -> Interconnect:
         trust = Trust([identity.root], identity.overlay)
+
+        def judge(der: bytes) -> NodeCertificate:
+            judged = trust.check(der, time.time())
+            if judged.node_id in self.revoked:
+                raise CertificateError("revoked", "revoked")
+            return judged
 
         async def app_attach(wanted: bytes) -> None:
             self.attached.append((identity.node_id, wanted))
@@ -303,12 +311,10 @@ class InterconnectTests(TestCase):
                 raise LookupError("no such node in the overlay")
             self.nodes[wanted].dial(identity.node_id, [made.address])
 
-        import time
-
         made = Interconnect(
             reactor,
             identity.tls(),
-            lambda der: trust.check(der, time.time()),
+            judge,
             listen=(HOST, 0),
             app_attach=app_attach,
             timeout=options.pop("timeout", 3.0),
@@ -396,5 +402,20 @@ class InterconnectTests(TestCase):
             again: Any = await first.connect(two.node_id)
             self.assertIsNot(again, flow)
             self.assertTrue(again.alive)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_revoked_node_loses_its_connection(self) -> Deferred[None]:
+        """When a newer configuration revokes a node, its open connection is closed, and it gets no other."""
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, second = self.make(one, timeout=0.5), self.make(two)
+            flow: Any = await first.connect(two.node_id)
+            self.assertEqual(first.recheck(), 0)
+            self.revoked.add(two.node_id)
+            self.assertEqual(first.recheck(), 1)
+            await until(lambda: not flow.alive and second.pooled(one.node_id) is None)
+            await self.assertFailure(Deferred.fromCoroutine(first.connect(two.node_id)), Unreachable)
 
         return Deferred.fromCoroutine(scenario())

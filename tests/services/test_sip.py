@@ -369,6 +369,24 @@ def _connected(node: Node, node_id: bytes) -> object:
     return results[0]
 
 
+def test_phone_set_up_with_an_address_calls_other_nodes(alice: Phone, far_bob: Phone) -> None:
+    """A phone that knows its node's address and no domain is asserted by its proven name (RFC 3325), also for its BYE;
+    what a phone asserts itself is removed."""
+    far_bob.register()
+    alice.aor = "sip:alice@10.0.0.1"
+    far_bob.aor = "sip:bob@10.0.0.1"
+    invite, answered = call(alice, far_bob)
+    assert invite.get("p-asserted-identity") == f"<sip:alice@{DOMAIN}>"
+    alice.send(in_dialog(alice, "BYE", answered))
+    far_bob.respond(far_bob.take_request("BYE"), 200)
+    alice.take_response(200)
+    alice.aor = f"sip:alice@{DOMAIN}"
+    spoof = alice.request("MESSAGE", f"sip:bob@{DOMAIN}", [("P-Asserted-Identity", f"<sip:carol@{DOMAIN}>")])
+    alice.send(spoof)
+    alice.send(alice.answer_challenge(spoof, alice.take_response(407)))
+    assert not far_bob.take_request("MESSAGE").has("p-asserted-identity")
+
+
 def test_node_asks_in_vain_for_an_unknown_user(world: World, alice: Phone, far_bob: Phone) -> None:
     """Profile section 7: what a node sends is resolved in own bindings only; stale records are looked up
     afresh once.

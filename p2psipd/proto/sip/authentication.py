@@ -20,6 +20,7 @@ from p2psipd.proto.sip.digest import (
     verify,
 )
 from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.headers import NameAddr
 from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.proxy import Home, Refused
@@ -181,17 +182,32 @@ class Gatekeeper:
         raise Refused(403, "Not a User of This Domain", why="refused_domain")
 
     def check_assertion(self, flow: Any, request: Request) -> None:
-        """Profile section 7: what another node may say in whose name; phones pass here. `flow.peer` says who
-        it is.
+        """Profile section 7: what another node may say in whose name; phones pass here. `flow.peer` says who it is.
+
+        P-Asserted-Identity counts before From, where there is one (RFC 3325: the nodes are a trust domain). What a
+        registrar sends inside a dialog passes: the dialog was begun, and judged, with its first request.
         """
         peer = flow.peer
-        if peer is not None and not may_assert(peer, request.from_.uri, self.home.domains):
+        if peer is None or (peer.registrar and request.to_tag is not None):
+            return
+        asserted = request.get("p-asserted-identity")
+        uri = NameAddr.parse(asserted).uri if asserted else request.from_.uri
+        if not may_assert(peer, uri, self.home.domains):
             raise Refused(403, "Not Yours to Assert", why="refused_assertion")
 
     async def prove(self, request: Request, wall: float) -> None:
-        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3)."""
-        await self._demand(request, self._identity(request.from_.uri), wall, proxy=True)
+        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3).
+
+        What it asserts itself is removed. A phone that was set up with our address instead of the domain gets the
+        name asserted that it has proved, because other nodes know nothing of that address.
+        """
+        sender = request.from_.uri
+        user = self._identity(sender)
+        await self._demand(request, user, wall, proxy=True)
         request.remove("proxy-authorization")
+        request.remove("p-asserted-identity")
+        if user is not sender:
+            request.set("P-Asserted-Identity", f"<{user.bare()}>")
 
     async def registering(self, flow: Any, request: Request, wall: float) -> SipUri:
         """The user whose bindings a REGISTER is about, once it has proved to be that user (section 10.3 steps
