@@ -30,6 +30,7 @@ from p2psipd.proto.reload.membership import (
     RecordDigest,
     RecordSummary,
     Standing,
+    Unlink,
     decode_update,
 )
 from p2psipd.proto.reload.messages import (
@@ -92,6 +93,7 @@ class Kademlia(MemberList):
         self._client = client
         self._state = State.STARTING
         self._dialled_back: set[NodeId] = set()
+        self._released: set[NodeId] = set()
         self._pending_joins: dict[NodeId, IncomingRequest] = {}
         self._wanted_since: dict[NodeId, float] = {}
         self._dialling: set[NodeId] = set()
@@ -119,9 +121,26 @@ class Kademlia(MemberList):
         nearest = self._live.nearest(number, 1)
         return not nearest or self._own ^ number < nearest[0] ^ number
 
-    def next_hop(self, target: bytes, exclude: NodeId | None = None) -> NodeId | None:
-        """The linked peer nearest to `target`, if it is nearer than we are (or we are no member)."""
+    def may_read(self, resource: ResourceId) -> bool:
+        """Whether we hold a copy and are meant to."""
+        return self.ready and resource in self._host.resources() and self._host.node_id in self.replica_set(resource)
+
+    def nearest(self, resource: ResourceId) -> NodeId | None:
+        """The first of the holders, if we know all members and it is not ourselves."""
+        holders = self.replica_set(resource) if self.complete else []
+        return holders[0] if holders and holders[0] != self._host.node_id else None
+
+    def next_hop(self, target: bytes, exclude: NodeId | None = None, reading: bool = False) -> NodeId | None:
+        """The linked peer nearest to `target`, if it is nearer than we are (or we are no member).
+
+        A Fetch or Stat goes to the quickest linked holder instead, or else to the quickest linked peer among
+        those around the holders, who have links to all of them.
+        """
         number = number_of(target)
+        if reading:
+            hop = self._towards_holder(ResourceId(target), exclude)
+            if hop is not None:
+                return hop
         limit = self._own ^ number if self.ready else ALL_BITS + 1
         for candidate in self._routable.nearest(number, 4):
             if candidate ^ number >= limit:
@@ -148,6 +167,19 @@ class Kademlia(MemberList):
         self._set_cache[resource] = (self._version, nodes)
         return nodes
 
+    def _towards_holder(self, resource: ResourceId, exclude: NodeId | None) -> NodeId | None:
+        if not self.complete:
+            return None
+        linked = [n for n in self.readers(resource) if n != exclude]
+        if linked:
+            return linked[0]
+        number = number_of(resource)
+        limit = self._own ^ number if self.ready else ALL_BITS + 1
+        around = self._live.nearest(number, 3 * self._p.copies)
+        near = [node_of(n) for n in around if n ^ number < limit]
+        relays = [n for n in near if n != exclude and self._host.is_linked(n)]
+        return min(relays, key=lambda n: self._host.rtt(n) or 1.0, default=None)
+
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:
         """The other holders, nearest first."""
         return [n for n in self.replica_set(resource) if n != self._host.node_id]
@@ -160,8 +192,10 @@ class Kademlia(MemberList):
         linked = [n for n in self.replica_set(resource) if n != host.node_id and host.is_linked(n)]
         return sorted(linked, key=lambda n: host.rtt(n) or 1.0)
 
-    def plausible_answerer(self, resource: ResourceId, node: NodeId) -> bool:
+    def plausible_answerer(self, resource: ResourceId, node: NodeId, reading: bool = False) -> bool:
         """RFC 6940 section 6.3.4 check 2, with the eight nearest *linked* peers as the Neighbor Table."""
+        if reading and node in self.replica_set(resource):
+            return True
         number = number_of(resource)
         limit = number_of(node) ^ number
         return all(
@@ -193,6 +227,7 @@ class Kademlia(MemberList):
             (self._compare_members, self._p.compare_members_for),
             (self._find_partition, self._p.partition_for),
             (self._ping_idle, self._p.ping_siblings_for),
+            (self._release_slow_link, self._p.release_for),
             (self._forget_dead, self._p.dead_for / 4),
         ):
             self._repeat(action, period)
@@ -333,6 +368,10 @@ class Kademlia(MemberList):
         self._not_pushed.discard(node)
         self._has_pushed.discard(node)
         self._routable.discard(number_of(node))
+        if node in self._released:
+            # It told us that it would close the link, and that it lives.
+            self._released.discard(node)
+            return
         member = self._members.get(node)
         if member is None or member.standing is Standing.DEAD:
             return
@@ -404,7 +443,7 @@ class Kademlia(MemberList):
             return nodes + [node_of(n) for n in self._live if node_of(n) not in nodes]
         chosen = set(nodes)
         buckets = max(1, (len(self._live) // self._p.siblings).bit_length())
-        share = max(8, (self._p.max_links - len(nodes)) // buckets)
+        share = self._bucket_share()
         for bucket in range(ID_BITS - 1, ID_BITS - 1 - buckets, -1):
             missing = share - len(self._routable.in_bucket(self._own, bucket))
             numbers = list(self._live.in_bucket(self._own, bucket)) if missing > 0 else []
@@ -415,6 +454,42 @@ class Kademlia(MemberList):
                     chosen.add(node)
                     nodes.append(node)
         return nodes
+
+    def _release_slow_link(self) -> None:
+        """Where there are more peers than links: give up the slowest link of a full bucket.
+
+        Maintenance opens another at random in its place, so that in time the links of each bucket are to near
+        peers (proximity neighbour selection).
+        """
+        host = self._host
+        if not self.ready or len(self._live) <= self._p.max_links:
+            return
+        kept = set(self._live.nearest(self._own, 2 * self._p.siblings))
+        buckets: dict[int, list[tuple[float, NodeId]]] = {}
+        for node in host.linked():
+            number = number_of(node)
+            rtt = host.rtt(node)
+            if number in self._routable and number not in kept and rtt is not None:
+                buckets.setdefault((number ^ self._own).bit_length(), []).append((rtt, node))
+        slowest: tuple[float, NodeId] | None = None
+        for links in buckets.values():
+            links.sort()
+            if len(links) >= self._bucket_share() and links[-1][0] > 1.25 * links[len(links) // 2][0]:
+                slowest = max(slowest or links[-1], links[-1])
+        if slowest is not None:
+            self._release(slowest[1])
+
+    def _release(self, node: NodeId) -> None:
+        def answered(answer: Answer) -> None:
+            if isinstance(answer.body, UpdateAns):
+                self._routable.discard(number_of(node))
+                self._host.drop_link(node, "released")
+
+        self._host.send(node, UpdateReq(Unlink().encode()), answered)
+
+    def _bucket_share(self) -> int:
+        buckets = max(1, (len(self._live) // self._p.siblings).bit_length())
+        return max(8, (self._p.max_links - self._p.siblings) // buckets)
 
     def _ping_idle(self) -> None:
         near = set(self.siblings())
@@ -461,6 +536,10 @@ class Kademlia(MemberList):
                 self._not_pushed.discard(node)
                 if self._state is State.JOINING:
                     self._has_pushed.add(node)
+            case Unlink():
+                if node in self.siblings():
+                    raise Forbidden("the link to a sibling stays open")
+                self._released.add(node)
         return UpdateAns(b"")
 
     def _is_dialling(self, node: NodeId) -> bool:
@@ -521,7 +600,7 @@ class Kademlia(MemberList):
     def credential_changed(self) -> None:
         """Our entry names our certificate, so all must hear of the new one before the old one expires."""
         if not self._client:
-            self._refute(self._entry.incarnation)
+            self._announce(self._entry.incarnation + 1)
 
     def on_leave(self, request: IncomingRequest) -> Body | None:
         """The node goes on purpose: its signed LEFT entry is in the Leave's own data."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 ALL_BITS = (1 << ID_BITS) - 1
 _VERIFY_SLICE = 40  # entries: about 8 ms of signature checks
 _DELTA_OCTETS = 48_000  # entries and their certificates in one Update
+_SUMMARY_ROWS = 2_000  # of 25 octets in one Update
+_MAX_UNVERIFIED = 20_000
+_MAX_AHEAD = 86_400_000  # ms: nobody's word makes our incarnation run away
 
 
 class KademliaParameters(NamedTuple):
@@ -54,6 +57,7 @@ class KademliaParameters(NamedTuple):
     compare_members_for: float = 30.0
     repair_for: float = 60.0
     partition_for: float = 60.0
+    release_for: float = 10.0
     suspect_for: float = 10.0
     dead_for: float = 600.0
     join_for: float = 10.0
@@ -159,8 +163,12 @@ class MemberList(ABC):
 
     def _learn(self, delta: Delta, sender: NodeId, request: IncomingRequest) -> None:
         for entry in delta.entries:
+            if len(self._unverified) >= _MAX_UNVERIFIED:
+                self._host.misbehaved(sender, "member-entry", "more entries than can be verified")
+                break
             if entry.node == self._host.node_id:
                 if entry.incarnation > self._entry.incarnation:
+                    # From our last life, under a clock that was ahead.
                     self._refute(entry.incarnation)
                 continue
             known = self._members.get(entry.node)
@@ -236,8 +244,7 @@ class MemberList(ABC):
 
     def _on_suspicion(self, node: NodeId, incarnation: int, sender: NodeId) -> None:
         if node == self._host.node_id:
-            if incarnation >= self._entry.incarnation:
-                self._refute(incarnation)
+            self._refute(incarnation)
             return
         member = self._members.get(node)
         if member is None or member.standing is not Standing.LIVE or member.entry.incarnation > incarnation:
@@ -256,7 +263,13 @@ class MemberList(ABC):
         self._send(node, Delta((), ((node, member.entry.incarnation),)))
 
     def _refute(self, incarnation: int) -> None:
-        self._entry = self._make_entry(self._entry.state, incarnation + 1)
+        """Somebody doubts us, or knows more of us than we: say it again with a higher incarnation."""
+        own = self._entry.incarnation
+        if own <= incarnation <= max(own, self._host.wall * 1000 + _MAX_AHEAD):
+            self._announce(incarnation + 1)
+
+    def _announce(self, incarnation: int) -> None:
+        self._entry = self._make_entry(self._entry.state, incarnation)
         for node in list(self._host.linked()):
             self._send(node, Delta((self._entry,)))
 
@@ -341,7 +354,7 @@ class MemberList(ABC):
         octets = 0
         for entry, der in entries:
             batch.append(entry)
-            octets += 160
+            octets += 66 + 20 * len(entry.addresses) + len(entry.signature)
             if entry.certificate_hash not in sent:
                 sent.add(entry.certificate_hash)
                 certificates.append(der)
@@ -416,15 +429,26 @@ class MemberList(ABC):
         for at, (mine, other) in enumerate(zip(self._member_digest().ranges, theirs.ranges, strict=True)):
             if mine != other:
                 differing |= 1 << at
-        if differing:
-            self._send(node, self._summary(differing, reply=False))
+        self._send_summaries(node, differing, reply=False)
 
-    def _summary(self, ranges: int, reply: bool) -> MemberSummary:
-        rows = [(self._host.node_id, self._entry.incarnation, int(self.ready))]
+    def _send_summaries(self, node: NodeId, ranges: int, reply: bool) -> None:
+        """The members of some ranges, in as many Updates as they need; our own row is in each."""
+        rows: list[list[tuple[NodeId, int, int]]] = [[] for _ in range(RANGES)]
         for member in self._members.values():
-            if ranges >> (member.number >> (ID_BITS - 4)) & 1 and member.entry.state is not MemberState.JOINING:
-                rows.append((member.entry.node, member.entry.incarnation, int(member.counts)))
-        return MemberSummary(ranges, reply, tuple(rows))
+            if member.entry.state is not MemberState.JOINING:
+                row = (member.entry.node, member.entry.incarnation, int(member.counts))
+                rows[member.number >> (ID_BITS - 4)].append(row)
+        own = (self._host.node_id, self._entry.incarnation, int(self.ready))
+        told, some = 0, [own]
+        for at in range(RANGES):
+            if ranges >> at & 1:
+                if told and len(some) + len(rows[at]) > _SUMMARY_ROWS:
+                    self._send(node, MemberSummary(told, reply, tuple(some)))
+                    told, some = 0, [own]
+                told |= 1 << at
+                some += rows[at]
+        if told:
+            self._send(node, MemberSummary(told, reply, tuple(some)))
 
     def _compare_summary(self, node: NodeId, theirs: MemberSummary) -> None:
         """Send what the other lacks, and ask (by our own summary) for what we lack."""
@@ -439,7 +463,7 @@ class MemberList(ABC):
         for other, (incarnation, alive) in seen.items():
             known = self._members.get(other)
             if other == self._host.node_id:
-                if not alive and incarnation >= self._entry.incarnation and self.ready:
+                if not alive and self.ready:
                     self._refute(incarnation)
             elif alive and (known is None or known.entry.incarnation < incarnation):
                 behind = True
@@ -448,7 +472,7 @@ class MemberList(ABC):
         if missing:
             self._send_entries(node, missing)
         if behind and not theirs.reply:
-            self._send(node, self._summary(theirs.ranges, reply=True))
+            self._send_summaries(node, theirs.ranges, reply=True)
 
 
 def _fingerprint(entry: MemberEntry) -> int:

@@ -117,11 +117,13 @@ def test_an_unlinked_node_of_our_own_region_is_dropped(router: Router) -> None:
 
 def test_a_suspect_link_is_not_used(router: Router, links: LinkTable) -> None:
     """A link that does not acknowledge is as good as none: the topology's way is taken, or there is no route."""
+    certificate = null_certificate(node(0x95), "x@peer.example", "example")
+    added = Link(0x95, certificate, ("127.0.0.1", 1), False, 0.0, 65000)
+    links.add(added)
+    links.confirm(added)
     for number in (0x51, 0x95):
-        certificate = null_certificate(node(number), "x@peer.example", "example")
-        link = Link(number, certificate, ("127.0.0.1", number), False, 0.0, 65000)
-        links.add(link)
-        links.confirm(link)
+        link = links.to(node(number))
+        assert link is not None
         link.suspect = True
     assert route(router, to(0x51)) == Drop("no-route")
     assert route(router, to(0x95)) == Forward(node(RIGHT), (to(PREVIOUS),), (to(0x95),))
