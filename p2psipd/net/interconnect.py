@@ -30,10 +30,10 @@ from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
 if TYPE_CHECKING:
     from p2psipd.net.tls import Judge, NodeTls
 
-#: A connection that nothing has used for this long is closed.
+#: A connection that no message has used for this long is closed.
 IDLE_SECONDS: Final = 900.0
-#: While at least something is pooled, a keep-alive goes over each connection this often.
-KEEP_ALIVE_SECONDS: Final = 120.0
+#: A keep-alive goes over each connection this often; one that answered none since the last but one is dead.
+KEEP_ALIVE_SECONDS: Final = 20.0
 
 _WAITING_FOR_ONE_NODE: Final = 1000
 
@@ -68,6 +68,7 @@ class Interconnect:
         self._limits = limits or Limits(idle=IDLE_SECONDS, per_address=256)
         self._transports: SipTransports | None = None
         self._pool: dict[bytes, list[StreamFlow]] = {}
+        self._dialling: set[bytes] = set()
         self._waiting: dict[bytes, list[Deferred[Flow]]] = {}
         self._lost: Callable[[Flow], None] | None = None
         self._keeper: Any = None
@@ -86,7 +87,7 @@ class Interconnect:
             usable=self._usable,
         )
         self.address = self._transports.listen_tls(self.address, self._tls)
-        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
+        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)
 
     def stop(self) -> Deferred[Any] | None:
         """Close everything; those who wait get Unreachable."""
@@ -158,16 +159,26 @@ class Interconnect:
             waiting.errback(Failure(Unreachable(f"{node_id.hex()}: {reason}")))
 
     def dial(self, node_id: bytes, addresses: Sequence[Address]) -> None:
-        """Another node has attached to us: connect to it, as TLS client, at the first address that works."""
-        if self.pooled(node_id) is None:
+        """Another node has attached to us: connect to it, as TLS client, at the first address that works.
+
+        A connection that we still have does not count: who attaches has none, so ours is dead without our knowing.
+        """
+        if node_id not in self._dialling:
+            self._dialling.add(node_id)
             Deferred.fromCoroutine(self._dial(node_id, tuple(addresses)))
 
     async def _dial(self, node_id: bytes, addresses: tuple[Address, ...]) -> None:
+        try:
+            await self._dial_first_of(node_id, addresses)
+        finally:
+            self._dialling.discard(node_id)
+
+    async def _dial_first_of(self, node_id: bytes, addresses: tuple[Address, ...]) -> None:
         assert self._transports is not None, "dial before start"
         reason = "no address"
         for host, port in addresses:
             try:
-                flow = await self._transports.reach("TLS", host, port)
+                flow = await self._transports.reach("TLS", host, port, fresh=True)
             except Unreachable as error:
                 reason = str(error)
                 continue
@@ -189,7 +200,8 @@ class Interconnect:
     def _usable(self, flow: StreamFlow) -> None:
         assert flow.peer is not None, "identified before it is usable"
         node_id = flow.peer.node_id
-        self._pool.setdefault(node_id, []).append(flow)
+        # The newest first: of an older one the other side may know no more.
+        self._pool.setdefault(node_id, []).insert(0, flow)
         for waiting in self._waiting.pop(node_id, []):
             waiting.callback(flow)
 
@@ -204,11 +216,25 @@ class Interconnect:
         if self._lost is not None:
             self._lost(flow)
 
-    def _keep_alive(self) -> None:
-        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive)
+    def _keep_alive_again(self) -> None:
+        self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)
+        self.keep_alive()
+
+    def keep_alive(self) -> None:
+        """Ping every connection (RFC 5626 section 3.5.1), and close those that are dead or idle.
+
+        A node that has gone silently leaves no other sign: TCP alone would notice after a quarter of an hour.
+        """
+        now = self._clock.seconds()
         for flows in list(self._pool.values()):
             for flow in list(flows):
-                flow.write(b"\r\n\r\n")
+                if now - flow.protocol.last_heard > 1.5 * KEEP_ALIVE_SECONDS:
+                    self.counters["dead"] += 1
+                    flow.protocol.drop("dead")
+                elif now - flow.protocol.last_message > IDLE_SECONDS:
+                    flow.protocol.drop("idle", gently=True)
+                else:
+                    flow.write(b"\r\n\r\n")
 
 
 def _no_datagrams(flow: Flow, error: SipError) -> None:

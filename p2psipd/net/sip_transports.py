@@ -100,6 +100,7 @@ class SipStreamProtocol(Protocol):
         self.usable = False
         self.messages = 0
         self.last_heard = 0.0
+        self.last_message = 0.0
         self.since = 0.0
         self.partial_since: float | None = None
         self.stalled_since: float | None = None
@@ -142,7 +143,7 @@ class SipStreamProtocol(Protocol):
         peer, here = transport.getPeer(), transport.getHost()
         transport.registerProducer(self, True)
         self.alive = True
-        self.since = self.last_heard = self._owner.clock.seconds()
+        self.since = self.last_heard = self.last_message = self._owner.clock.seconds()
         self.flow = self._owner.opened(self, self._name, (peer.host, peer.port), (here.host, here.port))
         self.flow.peer = peer_identity
         if self._owner.greets:
@@ -174,6 +175,7 @@ class SipStreamProtocol(Protocol):
                     self.send(_PONG)
                 elif isinstance(item, Request | Response):
                     self.messages += 1
+                    self.last_message = now
                     self._owner.receive(self.flow, item)
                     if not self.alive:
                         return
@@ -458,10 +460,10 @@ class SipTransports:
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def reach(self, transport: str, host: str, port: int) -> Flow:
+    async def reach(self, transport: str, host: str, port: int, *, fresh: bool = False) -> Flow:
         """A flow to a numeric `host`: a UDP listener of its address family, an open connection, or a new one.
 
-        Raises Unreachable.
+        `fresh` passes an open connection over: the other side has said that it has none. Raises Unreachable.
         """
         if transport == "UDP":
             for listener in self.udp:
@@ -470,7 +472,7 @@ class SipTransports:
             raise Unreachable("no UDP listener of that address family")
         key = (transport, host, port)
         open_flow = self._by_remote.get(key)
-        if open_flow is not None and open_flow.protocol.usable and open_flow.alive:
+        if not fresh and open_flow is not None and open_flow.protocol.usable and open_flow.alive:
             return open_flow
         if key in self._opening:
             shared: Deferred[Flow] = Deferred()

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.datagrams import RECEIVE_BUFFER
-from p2psipd.net.interconnect import Interconnect
+from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
 from p2psipd.net.sip_transports import Limits, Message, SipTransports
 from p2psipd.net.tls import ServerTls
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust
@@ -402,6 +402,43 @@ class InterconnectTests(TestCase):
             again: Any = await first.connect(two.node_id)
             self.assertIsNot(again, flow)
             self.assertTrue(again.alive)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_who_attaches_is_dialled_though_an_old_connection_seems_to_live(self) -> Deferred[None]:
+        """A node that lost its end silently attaches again: it is dialled anew, and the new connection is used."""
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, second = self.make(one), self.make(two)
+            old: Any = await first.connect(two.node_id)
+            await until(lambda: second.pooled(one.node_id))
+            dead: Any = second.pooled(one.node_id)
+            first._pool.clear()
+            new: Any = await first.connect(two.node_id)
+            self.assertIsNot(new, old)
+            await until(lambda: second.pooled(one.node_id) is not dead)
+            self.assertTrue(dead.alive)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_node_that_falls_silent_is_dropped(self) -> Deferred[None]:
+        """A node that answers no keep-alive (RFC 5626 section 4.4.1) has its connection closed, and so are idle ones."""
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, _ = self.make(one), self.make(two)
+            flow: Any = await first.connect(two.node_id)
+            first.keep_alive()
+            self.assertTrue(flow.alive)
+            flow.protocol.last_heard -= 2 * KEEP_ALIVE_SECONDS
+            first.keep_alive()
+            await until(lambda: not flow.alive)
+            flow = await first.connect(two.node_id)
+            flow.protocol.last_message -= IDLE_SECONDS + 1
+            first.keep_alive()
+            await until(lambda: not flow.alive)
+            self.assertEqual(first.counters["dead"], 1)
 
         return Deferred.fromCoroutine(scenario())
 
