@@ -423,7 +423,7 @@ class InterconnectTests(TestCase):
         return Deferred.fromCoroutine(scenario())
 
     def test_node_that_falls_silent_is_dropped(self) -> Deferred[None]:
-        """A node that answers no keep-alive (RFC 5626 section 4.4.1) has its connection closed, and so are idle ones."""
+        """A node that answers no keep-alive (RFC 5626 4.4.1) has its connection closed, and so are idle ones."""
 
         async def scenario() -> None:
             one, two = node(1), node(2)
