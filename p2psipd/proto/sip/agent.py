@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from p2psipd.proto.sip import agent_io as io
 from p2psipd.proto.sip.agent_call import ACK_WAIT, T1, T2, Call, CallState, Unacknowledged, session_of
+from p2psipd.proto.sip.agent_registration import USER_AGENT, Registration
 from p2psipd.proto.sip.dialog import MAX_FORWARDS, Dialog
 from p2psipd.proto.sip.digest import answer as digest_answer
 from p2psipd.proto.sip.digest import choose
@@ -40,13 +41,8 @@ from p2psipd.proto.sip.transaction import (
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri, Uri, parse_uri
 
 ALLOW: Final = "INVITE, ACK, CANCEL, BYE, OPTIONS, MESSAGE"
-USER_AGENT: Final = "p2psipd-ua"
 DIGEST_ATTEMPTS: Final = 3
-REGISTER_RETRY: Final = 30.0
-REGISTER_RETRY_MOST: Final = 1800.0
 MAX_TEXT: Final = 16384
-HOPELESS: Final = frozenset({401, 403, 404, 407})
-"""Refusals of a REGISTER that asking again won't mend: a wrong password, an unknown user."""
 
 
 class _Pending:
@@ -82,17 +78,7 @@ class Agent:
         self._calls: dict[int, Call] = {}
         self._serial = 0
         self._incoming = 0
-        aor = parse_uri(settings.aor)
-        if not isinstance(aor, SipUri):
-            raise MalformedUri("an address of record is a sip: URI")
-        self._aor = aor
-        self._register_id = self._token()
-        self._register_tag = self._token()
-        self._register_cseq = 0
-        self._register_at: float | None = None
-        self._wanted = False
-        self._expires = settings.expires
-        self._failures = 0
+        self._registration = Registration(settings, random)
         self._handlers: dict[type, Callable[[Any, float], None]] = {
             MessageReceived: self._layer,
             TransportFailed: self._on_transport_failed,
@@ -124,7 +110,7 @@ class Agent:
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called."""
         times = [call.unacknowledged.at for call in self._calls.values() if call.unacknowledged is not None]
-        for at in (self._transactions.next_timer(), self._register_at):
+        for at in (self._transactions.next_timer(), self._registration.due_at):
             if at is not None:
                 times.append(at)
         return min(times, default=None)
@@ -136,8 +122,8 @@ class Agent:
         for call in list(self._calls.values()):
             if call.unacknowledged is not None and call.unacknowledged.at <= now:
                 self._repeat_answer(call, call.unacknowledged, now)
-        if self._register_at is not None and self._register_at <= now:
-            self._register_at = None
+        due_at = self._registration.due_at
+        if due_at is not None and due_at <= now:
             self._send_register(now)
         return self._flush()
 
@@ -278,7 +264,7 @@ class Agent:
             ),
         )
         if pending.kind == "register":
-            self._register_cseq = cseq.number + 1
+            self._registration.cseq = cseq.number + 1
         elif pending.kind == "bye" and call is not None and call.dialog is not None:
             call.dialog.local_cseq = cseq.number + 1
         elif pending.kind == "invite" and call is not None:
@@ -286,12 +272,14 @@ class Agent:
         self._send(_Pending(pending.kind, pending.ref, request, pending.flow, pending.attempts + 1), now)
         return True
 
-    def _on_final(
-        self, pending: _Pending, status: int, reason: str, response: Response | None, now: float
-    ) -> None:
+    def _on_final(self, pending: _Pending, status: int, reason: str, response: Response | None, now: float) -> None:
         """A request of ours is answered for good; `response` is None if nobody did, or not legibly."""
         if pending.kind == "register":
-            self._on_registered(pending, status, reason, response, now)
+            told = self._registration.answered(pending.request, status, reason, response, now)
+            if told is None:
+                self._send_register(now)
+            else:
+                self._out.append(told)
         elif pending.kind == "invite":
             if response is not None and status < 300:
                 self._on_accepted(pending, response, now)
@@ -304,78 +292,24 @@ class Agent:
         elif pending.kind == "request":
             self._out.append(io.RequestAnswered(pending.ref, status, reason))
 
-    # ---- registration (RFC 3261 section 10.2)
+    # ---- registration
 
     def _on_register(self, item: io.Register, now: float) -> None:
-        self._wanted = True
-        self._expires = self._settings.expires
+        self._registration.want(True)
         self._send_register(now)
 
     def _on_unregister(self, item: io.Unregister, now: float) -> None:
-        self._wanted = False
-        self._register_at = None
+        self._registration.want(False)
         self._send_register(now)
 
     def _send_register(self, now: float) -> None:
-        self._register_cseq += 1
-        domain = self._aor.replace(user=None, password=None).bare()
-        request = Request(
-            "REGISTER",
-            str(domain),
-            [
-                ("Max-Forwards", MAX_FORWARDS),
-                ("From", f"<{self._settings.aor}>;tag={self._register_tag}"),
-                ("To", f"<{self._settings.aor}>"),
-                ("Call-ID", self._register_id),
-                ("CSeq", f"{self._register_cseq} REGISTER"),
-                ("Contact", f"<{self._settings.contact}>"),
-                ("Expires", str(self._expires if self._wanted else 0)),
-                ("User-Agent", USER_AGENT),
-            ],
-        )
-        self._send(_Pending("register", 0, request, self._flow), now)
-
-    def _on_registered(
-        self, pending: _Pending, status: int, reason: str, response: Response | None, now: float
-    ) -> None:
-        removing = pending.request.expires == 0
-        if response is not None and status < 300:
-            self._failures = 0
-            granted = 0 if removing else self._granted(response)
-            if granted and self._wanted:
-                self._register_at = now + max(1.0, granted * 0.9)
-            self._out.append(io.RegistrationChanged(granted > 0, status, reason, granted))
-            return
-        if response is not None and status == 423 and not removing:
-            least = response.get("min-expires") or ""
-            if least.isascii() and least.isdigit() and len(least) < 10 and int(least) > self._expires:
-                self._expires = int(least)
-                self._send_register(now)
-                return
-        self._failures += 1
-        if self._wanted and status not in HOPELESS:
-            pause = min(REGISTER_RETRY * 2 ** min(self._failures - 1, 10), REGISTER_RETRY_MOST)
-            # Not all phones of a server that went away come back in one instant (RFC 5626 section 4.5).
-            self._register_at = now + pause * (0.5 + self._random.getrandbits(16) / 131072)
-        self._out.append(io.RegistrationChanged(False, status, reason))
-
-    def _granted(self, response: Response) -> int:
-        """The seconds that the registrar granted this device: its Contact's parameter, else Expires."""
-        own = parse_uri(self._settings.contact)
-        for contact in response.contacts:
-            if contact.uri == own and contact.expires is not None:
-                return contact.expires
-        return self._expires if response.expires is None else response.expires
+        self._send(_Pending("register", 0, self._registration.request(), self._flow), now)
 
     def _on_transport_failed(self, item: TransportFailed, now: float) -> None:
         self._layer(item, now)
         flow = item.flow
-        if flow is None or flow.remote != self._flow.remote or not flow.reliable or not self._wanted:
-            return
-        # The registrar reached us by this connection: register anew soon, by a new one.
-        soon = now + 1 + self._random.getrandbits(16) / 65536
-        if self._register_at is None or self._register_at > soon:
-            self._register_at = soon
+        if flow is not None and flow.reliable and flow.remote == self._flow.remote:
+            self._registration.connection_lost(now)
 
     # ---- calling (RFC 3261 section 13.2)
 
@@ -509,9 +443,7 @@ class Agent:
         headers = [*self._headers(), ("Accept", CONTENT_TYPE)]
         self._ask(item.ref, "OPTIONS", item.target, headers, b"", now)
 
-    def _ask(
-        self, ref: int, method: str, target: str, headers: list[tuple[str, str]], body: bytes, now: float
-    ) -> None:
+    def _ask(self, ref: int, method: str, target: str, headers: list[tuple[str, str]], body: bytes, now: float) -> None:
         try:
             request, flow = self._new_request(method, target, headers, body)
         except SipError as error:
@@ -597,9 +529,7 @@ class Agent:
         """Send a 2xx to an INVITE, to be repeated until its ACK comes (RFC 3261 section 13.3.1.4)."""
         response = make_response(request, 200, None, call.tag, self._headers())
         response.set_body(body, CONTENT_TYPE)
-        call.unacknowledged = Unacknowledged(
-            transaction, response, request.cseq.number, now + T1, T1, now + ACK_WAIT
-        )
+        call.unacknowledged = Unacknowledged(transaction, response, request.cseq.number, now + T1, T1, now + ACK_WAIT)
         self._layer(SendResponse(transaction, response), now)
 
     def _repeat_answer(self, call: Call, waiting: Unacknowledged, now: float) -> None:
@@ -645,11 +575,7 @@ class Agent:
 
     def _on_acknowledged(self, received: RequestReceived, now: float) -> None:
         call = self._find(received.request)
-        if (
-            call is None
-            or call.unacknowledged is None
-            or received.request.cseq.number != call.unacknowledged.cseq
-        ):
+        if call is None or call.unacknowledged is None or received.request.cseq.number != call.unacknowledged.cseq:
             return
         call.unacknowledged = None
         try:

@@ -23,6 +23,7 @@ from p2psipd.proto.sip.transaction import (
     SendMessage,
     SendResponse,
     TransactionLayer,
+    TransportFailed,
 )
 
 ALICE: Address = ("127.0.0.1", 5071)
@@ -71,17 +72,13 @@ class Wire:
             self.sent.append((address, message))
             if not self.lose(message):
                 self._count += 1
-                heapq.heappush(
-                    self._flying, (self.now + DELAY, self._count, address, output.flow.remote, output.data)
-                )
+                heapq.heappush(self._flying, (self.now + DELAY, self._count, address, output.flow.remote, output.data))
 
     def run(self, seconds: float) -> None:
         """Let so much time pass."""
         end = self.now + seconds
         while True:
-            timers = [
-                (at, address) for address, m in self.machines.items() if (at := m.next_timer()) is not None
-            ]
+            timers = [(at, address) for address, m in self.machines.items() if (at := m.next_timer()) is not None]
             timer = min(timers, default=None)
             arrival = self._flying[0][0] if self._flying else None
             times = [at for at in (arrival, timer[0] if timer else None) if at is not None]
@@ -103,8 +100,7 @@ class Wire:
     def count(self, what: str | int) -> int:
         """How many requests of a method, or responses of a status, were sent."""
         return sum(
-            what == (message.method if isinstance(message, Request) else message.status)
-            for _, message in self.sent
+            what == (message.method if isinstance(message, Request) else message.status) for _, message in self.sent
         )
 
 
@@ -255,9 +251,7 @@ def test_nobody_there() -> None:
     assert [event.status for event in wire.of(ALICE, io.CallEnded)] == [408]
 
 
-@pytest.mark.parametrize(
-    "target", ["nonsense", "sip:bob@host.example", "mailto:bob@x", "sip:bob@x>\r\nEvil: yes"]
-)
+@pytest.mark.parametrize("target", ["nonsense", "sip:bob@host.example", "mailto:bob@x", "sip:bob@x>\r\nEvil: yes"])
 def test_targets_that_cannot_be_called(target: str) -> None:
     """A target that is no URI, or has no address while there is no server, ends the call at once."""
     wire = pair()
@@ -304,9 +298,7 @@ def test_hanging_up_before_the_ack_waits_for_it() -> None:
 def reinvite(wire: Wire, port: int, direction: str, cseq: int = 5, body: bytes | None = None) -> None:
     """Alice's phone changes its audio, as many phones do for hold."""
     invite = next(message for address, message in wire.sent if isinstance(message, Request))
-    answer = next(
-        message for _, message in wire.sent if isinstance(message, Response) and message.status == 200
-    )
+    answer = next(message for _, message in wire.sent if isinstance(message, Response) and message.status == 200)
     request = invite.copy()
     request.remove("Via")
     request.set("Via", f"SIP/2.0/UDP {ALICE[0]}:{ALICE[1]};branch=z9hG4bKre{cseq}")
@@ -390,9 +382,7 @@ def test_what_a_phone_refuses(method: str, headers: list[tuple[str, str]], body:
         ("CSeq", f"1 {method}"),
         *headers,
     ]
-    wire.feed(
-        BOB, MessageReceived(Flow("UDP", ALICE, BOB), Request(method, "sip:bob@127.0.0.2", lines, body))
-    )
+    wire.feed(BOB, MessageReceived(Flow("UDP", ALICE, BOB), Request(method, "sip:bob@127.0.0.2", lines, body)))
     assert wire.count(status) == 1
     assert wire.events[BOB] == []
 
@@ -453,6 +443,22 @@ def test_a_silent_registrar_is_asked_again() -> None:
     told = wire.of(ALICE, io.RegistrationChanged)
     assert 3 <= len(told) <= 6
     assert {event.status for event in told} == {408}
+
+
+def test_a_lost_connection_is_registered_anew() -> None:
+    """When the connection to the registrar closes, a registered phone comes back within two seconds."""
+    flow = Flow("TCP", REGISTRAR, ALICE)
+    settings = io.AgentSettings("sip:alice@overlay.example", "sip:alice@127.0.0.1:5071", ALICE[0], "alice")
+    agent = Agent(settings, flow, random.Random(1))
+    agent.receive(TransportFailed(flow), 10.0)
+    assert agent.next_timer() is None
+    agent.receive(io.Register(), 20.0)
+    told = agent.receive(TransportFailed(flow, None, "closed"), 30.0)
+    assert told == [io.RegistrationChanged(False, 503, "closed")]
+    again = agent.handle_timer(32.0)
+    assert [parse_message(output.data).cseq.method for output in again if isinstance(output, SendMessage)] == [
+        "REGISTER"
+    ]
 
 
 def test_too_many_calls() -> None:
