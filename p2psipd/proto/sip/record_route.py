@@ -58,6 +58,7 @@ class RecordRouter:
         self._key = blake2b(b"flow token" + secret, digest_size=32).digest()
         self._run = run & 0xFFFFFFFF
         self._values: dict[Flow, str] = {}
+        self._known: dict[str, UdpToken | StreamToken] = {}
         self.node_value = f"<sips:p2p@{overlay};gr={encode_gr(node_id)};lr>"
 
     def value(self, flow: Flow) -> str:
@@ -84,6 +85,17 @@ class RecordRouter:
 
     def read(self, token: str) -> UdpToken | StreamToken | None:
         """What a token names; None if we did not write it, or in an earlier run."""
+        known = self._known.get(token)
+        if known is None:
+            known = self._open(token)
+            if known is not None:
+                # Each request of a dialog has the same tokens. Forged ones are not kept.
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
+                self._known[token] = known
+        return known
+
+    def _open(self, token: str) -> UdpToken | StreamToken | None:
         if not token or len(token) > _MAX_TOKEN:
             return None
         try:
