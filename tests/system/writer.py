@@ -70,10 +70,11 @@ class Writer(LineReceiver):
                 try:
                     await storing.addTimeout(STORE_SECONDS, reactor)
                 except (ReloadError, TimeoutError):
-                    break
+                    # Said before the session is closed, which takes its time when nobody is there.
+                    self.sendLine(b"end")
+                    return
                 self.sendLine(f"{time.monotonic()} {resource_id(aor).hex()}".encode())
                 await deferLater(reactor, PAUSE_SECONDS)
-        self.sendLine(b"end")
 
 
 if __name__ == "__main__":
