@@ -108,7 +108,11 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
     report = Logger(namespace="p2psipd.store")
     store = SqliteStore(checked.node.state, lambda text: report.warn("{text}", text=text))
     state = store.load()
-    store.set_node_id(NodeId(material.credential.certificate.node_id))
+    own = NodeId(material.credential.certificate.node_id)
+    if state.node_id not in (None, own):
+        text = f"{checked.node.state} belongs to another node, {state.node_id.hex()}; expected a file of this node"
+        raise config.ConfigError([checked.fault("node.state", text)])
+    store.set_node_id(own)
     observer = _Wiring()
     sip_section = checked.sip if checked.has("sip") else None
     parameters = PeerParameters(

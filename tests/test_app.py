@@ -185,6 +185,20 @@ def test_faults_of_the_configuration(daemon: Daemon) -> None:
 
 
 @pytest.mark.system
+def test_state_of_another_node(daemon: Daemon) -> None:
+    """The state file of another node is not taken up: its records and its place are not ours."""
+    daemon.start()
+    daemon.end()
+    daemon.files.issue(Role.REGISTRAR, "second", daemon.directory / "second")
+    for name in ("node.pem", "node.key"):
+        (daemon.directory / "second" / name).replace(daemon.directory / name)
+    ended = daemon.run()
+    assert ended.returncode == 78
+    assert ": node.state: " in ended.stderr
+    assert "belongs to another node" in ended.stderr
+
+
+@pytest.mark.system
 def test_address_taken(daemon: Daemon) -> None:
     """An address that another program has is named in one line."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

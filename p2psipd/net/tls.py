@@ -18,6 +18,7 @@ arrives as a lost connection.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -40,9 +41,7 @@ if TYPE_CHECKING:
 
 #: TLS 1.2 suites; those of TLS 1.3 are OpenSSL's own.
 _CIPHERS = b"ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
-_OPTIONS = (
-    SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
-)
+_OPTIONS = SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION | SSL.OP_CIPHER_SERVER_PREFERENCE
 
 #: OpenSSL's X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT: whether the overlay permits such certificates is for
 #: ``judge`` to say (RFC 6940 section 11.3.1).
@@ -59,7 +58,8 @@ class KeyLog:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = open(path, "ab", buffering=0)
+        # Whoever reads this file can read the connections.
+        self._file = open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
 
     def __call__(self, connection: SSL.Connection, line: bytes) -> None:
         """pyOpenSSL's key log callback."""
@@ -120,9 +120,7 @@ class NodeTls:
         context.set_verify_depth(3)
         return context
 
-    def _verify(
-        self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int
-    ) -> bool:
+    def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """OpenSSL's callback, once a certificate of the chain, the root first; False refuses."""
         if not ok and not (depth == 0 and error == _SELF_SIGNED):
             return _refuse(connection, f"chain refused (OpenSSL error {error})")

@@ -9,7 +9,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.internet.task import deferLater
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SkipTest, TestCase
 
 from p2psipd.net.links import LinkLimits, Links
 from p2psipd.net.tls import KeyLog
@@ -209,6 +209,18 @@ class LinksTests(TestCase):
         self.assertEqual(reasons[3], "no address")
         self.assertIn(f"127.0.0.1:{dead[1]}", reasons[2])
         self.assertIn("no-such-host.invalid:1", reasons[2])
+
+    async def test_ipv6(self) -> None:
+        """Links work over IPv6, listening and dialling."""
+        with socket.socket(socket.AF_INET6) as probe:
+            try:
+                probe.bind(("::1", 0))
+            except OSError:
+                raise SkipTest("no IPv6 here") from None
+        address = self.bobs.listen(("::1", 0))
+        self.alices.open(1, [address], BOB.node_id)
+        await self.alice.until(lambda: self.alice.up)
+        self.assertEqual(self.alice.up[0][2], address)
 
     async def test_half_open_handshake(self) -> None:
         """A connection that completes no handshake is closed after its deadline."""

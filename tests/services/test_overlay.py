@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from p2psipd.net.links import LinkLimits
+from p2psipd.net.links import LinkLimits, Links
 from p2psipd.proto.identity.certificate import CertificateError, Role, parse_certificate
 from p2psipd.proto.identity.signing import Credential
 from p2psipd.proto.reload import peer_io
@@ -90,6 +90,29 @@ class MemoryStore:
     def close(self) -> None:
         self.flush()
         self.closed = True
+
+
+class Garbage:
+    """A LinkUser that sends some octets on its link, as much as it can, until that is closed."""
+
+    def __init__(self, octets: bytes, closed: Deferred[str]) -> None:
+        self.octets = octets
+        self.closed = closed
+        self.links: Links | None = None
+
+    def link_up(self, link: int, certificate: bytes, address: tuple[str, int], attempt: int | None) -> None:
+        assert self.links is not None
+        self.links.send(link, self.octets)
+        self.links.flush()
+
+    def link_failed(self, attempt: int, reason: str) -> None:
+        self.closed.errback(Fault(reason))
+
+    def link_down(self, link: int, reason: str) -> None:
+        self.closed.callback(reason)
+
+    def link_bytes(self, link: int, data: bytes) -> None:
+        """What comes back is of no interest."""
 
 
 def credential_of(identity: Identity) -> Credential:
@@ -350,6 +373,23 @@ class RealTests(TestCase):
         await second.service.when_joined()
         self.assertEqual({c.node_id for _, c in second.service.neighbours()}, {OWN.node_id})
         self.assertTrue(await second.service.leave(5.0))
+
+    async def test_member_sends_garbage(self) -> None:
+        """A node with a good certificate that sends no RELOAD loses its link, is counted, and nobody else minds."""
+        first = self.peer(OWN, first=True)
+        address = first.service.address
+        assert address is not None
+        for garbage in (b"GET / HTTP/1.1\r\n\r\n" * 1000, b"\x80" + bytes(4) + b"\xff\xff\xff" + bytes(70000)):
+            mallory = node(9)
+            closed: Deferred[str] = Deferred()
+            user = Garbage(garbage, closed)
+            links = user.links = Links(reactor, mallory.tls(), user, LIMITS, node_ids=lambda der: [OWN.node_id])
+            self.addCleanup(lambda links=links: Deferred.fromCoroutine(links.stop()))
+            links.open(1, [address])
+            await closed
+        self.assertGreaterEqual(sum(first.service.misbehaviour.values()), 2)
+        async with client_session(reactor, configuration(), credential_of(node(7)), bootstrap=[address]) as overlay:
+            self.assertEqual((await overlay.ping(NodeId(OWN.node_id))).node, OWN.node_id)
 
     async def test_client_of_another_overlay(self) -> None:
         """A client whose certificate is of another overlay is not let in, and the message says so."""
