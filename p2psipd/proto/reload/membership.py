@@ -96,6 +96,7 @@ class UpdateType(IntEnum):
     RECORD_DIGEST = 5
     RECORD_SUMMARY = 6
     PUSHED = 7
+    UNLINK = 8
 
 
 class Delta(NamedTuple):
@@ -183,7 +184,15 @@ class Pushed(NamedTuple):
         return bytes([UpdateType.PUSHED])
 
 
-Update = Delta | PageRequest | MemberDigest | MemberSummary | RecordDigest | RecordSummary | Pushed
+class Unlink(NamedTuple):
+    """The sender is alive but will close this link, for which it has no use."""
+
+    def encode(self) -> bytes:
+        """UpdateReq data."""
+        return bytes([UpdateType.UNLINK])
+
+
+Update = Delta | PageRequest | MemberDigest | MemberSummary | RecordDigest | RecordSummary | Pushed | Unlink
 
 
 def decode_update(data: bytes) -> Update:
@@ -230,6 +239,8 @@ def _decode(kind: UpdateType, reader: Reader) -> Update:
             return RecordSummary(reply, tuple(records))
         case UpdateType.PUSHED:
             return Pushed()
+        case UpdateType.UNLINK:
+            return Unlink()
 
 
 class Standing(Enum):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
@@ -22,12 +22,12 @@ from p2psipd.proto.reload.ids import WILDCARD, NodeId, ResourceId
 from p2psipd.proto.reload.incoming import IncomingRequest
 from p2psipd.proto.reload.link_layer import LinkLayer
 from p2psipd.proto.reload.link_table import Link
-from p2psipd.proto.reload.messages import Body, DataModel, ErrorResponse, PingReq, decode_body, is_request
+from p2psipd.proto.reload.messages import Body, DataModel, ErrorResponse, MessageCode, PingReq, decode_body, is_request
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 from p2psipd.proto.reload.peer_parameters import PeerParameters, Randomness
 from p2psipd.proto.reload.routing import Deliver, Drop, Forward, Router, ViaStore
 from p2psipd.proto.reload.sealing import Sealer
-from p2psipd.proto.reload.topology import Answer, OnAnswer, Topology, TopologyHost
+from p2psipd.proto.reload.topology import Answer, OnAnswer, Topology
 from p2psipd.proto.reload.transactions import MAX_SENDS, AnswerCache, Outstanding
 from p2psipd.proto.reload.wire import (
     DESTINATION_CRITICAL,
@@ -45,7 +45,8 @@ from p2psipd.proto.reload.wire import (
     transit,
 )
 
-MakeTopology = Callable[[TopologyHost], Topology]
+READING = (MessageCode.FETCH_REQ, MessageCode.STAT_REQ)
+"""Requests that any holder of a copy may answer (only Store is bound to the responsible peer, section 7.4.1.1)."""
 
 
 class Messaging(LinkLayer):
@@ -106,13 +107,14 @@ class Messaging(LinkLayer):
             self.misbehaved(previous, "malformed", f"a Via List of {len(header.via)} entries")
             return
         # A later fragment has no message code; the Via List of an answer does no harm if it grows.
-        request = header.fragment_offset > 0 or is_request(int.from_bytes(data[offset : offset + 2], "big"))
+        code = 0 if header.fragment_offset else int.from_bytes(data[offset : offset + 2], "big")
+        request = header.fragment_offset > 0 or is_request(code)
         try:
             if header.ttl > self.configuration.initial_ttl:
                 raise TtlExceeded(f"ttl {header.ttl} is above the overlay's initial-ttl")
             if len(data) > self.configuration.max_message_size:
                 raise MessageTooLarge(f"{len(data)} bytes, at most {self.configuration.max_message_size}")
-            decision = self._router.route(header, previous, request, self.now)
+            decision = self._router.route(header, previous, request, self.now, code in READING)
             if isinstance(decision, Forward):
                 self._pass_on(data, header, offset, decision)
         except ReloadError as error:
@@ -248,7 +250,9 @@ class Messaging(LinkLayer):
         if waiting.node is not None and node != waiting.node:
             self.misbehaved(node, "answerer", f"answered for {waiting.node.hex()}")
             return
-        if waiting.resource is not None and not self.topology.plausible_answerer(waiting.resource, node):
+        if waiting.resource is not None and not self.topology.plausible_answerer(
+            waiting.resource, node, waiting.answer_code - 1 in READING
+        ):
             self.count("answer-implausible")
             return
         error: ReloadError | None = None
@@ -389,7 +393,7 @@ class Messaging(LinkLayer):
                 return link
             hop = self.topology.next_hop(target.node)
         elif isinstance(target, ResourceDestination):
-            hop = self.topology.next_hop(target.resource)
+            hop = self.topology.next_hop(target.resource, None, waiting.answer_code - 1 in READING)
         return None if hop is None else self.links.to(hop)
 
     def _reliability_timer(self, waiting: Outstanding) -> None:

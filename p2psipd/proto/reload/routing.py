@@ -89,9 +89,9 @@ class Router:
         self._via_store = via_store
 
     def route(
-        self, header: ForwardingHeader, previous: NodeId | None, is_request: bool, now: float
+        self, header: ForwardingHeader, previous: NodeId | None, is_request: bool, now: float, reading: bool = False
     ) -> Deliver | Forward | Drop:
-        """What to do with a message that came from `previous` (None: it is ours).
+        """What to do with a message that came from `previous` (None: it is ours); `reading`: a Fetch or Stat.
 
         :raises TtlExceeded: it may not go farther.
         :raises UnsupportedForwardingOption: an option that each forwarder must understand.
@@ -111,9 +111,9 @@ class Router:
                 hop = self._hop_to_node(node, previous)
             elif isinstance(first, ResourceDestination):
                 # While we are no member nothing is ours, whatever the distances say.
-                if self._topology.responsible(first.resource):
+                if self._topology.responsible(first.resource) or (reading and self._topology.may_read(first.resource)):
                     return Deliver(False)
-                hop = self._topology.next_hop(first.resource, previous)
+                hop = self._topology.next_hop(first.resource, previous, reading)
             else:
                 assert isinstance(first, OpaqueDestination)
                 expanded = self._via_store.expand(first.opaque_id)

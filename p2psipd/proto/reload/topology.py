@@ -143,8 +143,17 @@ class Topology(Protocol):
     def responsible(self, target: bytes) -> bool:
         """Whether this node is the one that answers for `target` (a Resource-ID or unknown Node-ID)."""
 
-    def next_hop(self, target: bytes, exclude: NodeId | None = None) -> NodeId | None:
-        """The linked node to which a message for `target` goes next; None when none is nearer than we are."""
+    def may_read(self, resource: ResourceId) -> bool:
+        """Whether a Fetch or Stat for `resource` that came here may be answered here, as by a holder of a copy."""
+
+    def nearest(self, resource: ResourceId) -> NodeId | None:
+        """The other node that is responsible for `resource`, where our view is complete enough to know it."""
+
+    def next_hop(self, target: bytes, exclude: NodeId | None = None, reading: bool = False) -> NodeId | None:
+        """The linked node to which a message for `target` goes next; None when none is nearer than we are.
+
+        `reading` says that it is a Fetch or Stat, which any holder of a copy may answer.
+        """
 
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:
         """Who holds copies besides the responsible node, when that is us: nearest first, rank 1 upward."""
@@ -152,8 +161,11 @@ class Topology(Protocol):
     def readers(self, resource: ResourceId) -> Sequence[NodeId]:
         """Linked nodes that should hold a copy of `resource`, the one to ask first first."""
 
-    def plausible_answerer(self, resource: ResourceId, node: NodeId) -> bool:
-        """RFC 6940 section 6.3.4, check 2: `node` is at least as near to `resource` as our neighbours."""
+    def plausible_answerer(self, resource: ResourceId, node: NodeId, reading: bool = False) -> bool:
+        """RFC 6940 section 6.3.4, check 2: `node` is at least as near to `resource` as our neighbours.
+
+        The answer to a Fetch or Stat (`reading`) may also come from any holder of a copy.
+        """
 
     def may_replicate(self, resource: ResourceId, sender: NodeId) -> bool:
         """Whether a replica Store for `resource` from `sender` is plausible."""

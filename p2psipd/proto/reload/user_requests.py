@@ -310,7 +310,10 @@ class _FetchJob:
     def _ask_responsible(self) -> None:
         if not self._asked_responsible:
             self._asked_responsible = True
-            self._send(ResourceDestination(self._item.resource), responsible=True)
+            nearest = self._peer.topology.nearest(self._item.resource) if self._item.fresh else None
+            # Under way to a Resource-ID any holder may answer; who wants it fresh names the responsible peer.
+            target = ResourceDestination(self._item.resource) if nearest is None else NodeDestination(nearest)
+            self._send(target, responsible=True)
 
     def _hedge(self) -> None:
         if self._user.waiting(self._item.ref) and self._open:

@@ -149,6 +149,7 @@ class World:
         self.by_address: dict[tuple[str, int], Node] = {}
         self.refuse_after_handshake: set[tuple[int, int]] = set()
         self.cut: Callable[[Node, Node], bool] = lambda a, b: False
+        self.extra_delay: Callable[[Node, Node], float] = lambda a, b: 0.0
         self.frames = 0
         self.octets = 0
 
@@ -232,7 +233,8 @@ class World:
         other, theirs = node.links[link]
         if self.cut(node, other):
             return
-        self.at(self.now + self.delay, lambda: other.put(peer_io.LinkBytes(theirs, data)))
+        delay = self.delay + self.extra_delay(node, other)
+        self.at(self.now + delay, lambda: other.put(peer_io.LinkBytes(theirs, data)))
 
     def close(self, node: Node, link: int, reason: str) -> None:
         if link in node.links:

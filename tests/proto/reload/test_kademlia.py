@@ -259,6 +259,28 @@ def test_buckets_serve_an_overlay_beyond_full_membership() -> None:
         assert outcome.values and outcome.hops <= 4
 
 
+def test_links_beyond_the_limit_are_given_up_without_suspicion() -> None:
+    """With more peers than links a peer releases slow links; nobody takes that for a death, and every record is
+    found over a holder or one relay."""
+    parameters = KademliaParameters(max_links=20, siblings=8)
+    world = World(seed=6, kademlia=parameters)
+    world.overlay(50)
+    slow = set(world.nodes[::3])
+    world.extra_delay = lambda a, b: 0.05 if a in slow or b in slow else 0.0
+    world.run(120)
+    assert not any(isinstance(e, peer_io.PeerLost) for n in world.nodes for e in n.events)
+    assert all(members(n) == 50 for n in world.nodes)
+    assert all(len(list(n.peer.linked())) < 45 for n in world.nodes)
+    for owner in world.nodes[::5]:
+        store_own_certificate(owner)
+    world.run(1)
+    rng = random.Random(3)
+    for owner in world.nodes[::5]:
+        for asker in rng.sample(world.nodes, 5):
+            outcome = fetch_certificate(asker, owner)
+            assert outcome.values and outcome.hops <= 2
+
+
 def test_a_user_certificate_may_not_join(sixteen: World) -> None:
     """Join and Update from anything but peer and registrar names are Forbidden."""
     intruder = sixteen.add(role=Role.USER)

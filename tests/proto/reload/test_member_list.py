@@ -154,6 +154,6 @@ def test_a_flood_of_entries_is_cut(lone: Node, monkeypatch: pytest.MonkeyPatch) 
 def test_an_unknown_update_is_an_error(lone: Node) -> None:
     """A type that is not in the plug-in's document, or octets left over: Error_Invalid_Message."""
     hand = Hand(lone)
-    for data in (b"", b"\x08", b"\x07\x00", b"\x01\x00", RecordSummary(False, ()).encode() + b"\x00"):
+    for data in (b"", b"\x7f", b"\x07\x00", b"\x01\x00", RecordSummary(False, ()).encode() + b"\x00"):
         answer = hand.ask(UpdateReq(data))
         assert getattr(answer, "code", None) == 0x14

@@ -44,7 +44,10 @@ class Line:
     def responsible(self, target: bytes) -> bool:
         return 0x40 <= int.from_bytes(target, "big") < 0x60
 
-    def next_hop(self, target: bytes, exclude: NodeId | None = None) -> NodeId | None:
+    def may_read(self, resource: ResourceId) -> bool:
+        return resource[-1] == 0x91
+
+    def next_hop(self, target: bytes, exclude: NodeId | None = None, reading: bool = False) -> NodeId | None:
         hop = node(LEFT if int.from_bytes(target, "big") < OWN else RIGHT)
         return None if hop == exclude else hop
 
@@ -92,6 +95,13 @@ def test_our_node_id_before_others_is_taken_off(router: Router) -> None:
 def test_a_resource_of_ours_is_for_us(router: Router) -> None:
     """We are responsible for it: delivered, but not as addressed to our Node-ID."""
     assert route(router, resource(0x44)) == Deliver(False)
+
+
+def test_a_copy_may_be_read(router: Router) -> None:
+    """A Fetch or Stat that passes a holder of a copy ends there; any other request goes on."""
+    copy = header(resource(0x91))
+    assert router.route(copy, node(PREVIOUS), True, 0.0, reading=True) == Deliver(False)
+    assert isinstance(router.route(copy, node(PREVIOUS), True, 0.0), Forward)
 
 
 def test_the_wildcard_is_consumed(router: Router) -> None:
