@@ -25,8 +25,7 @@ to bottom in :meth:`SipService._route`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from functools import partial
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, NamedTuple
 
 from twisted.application.service import Service
@@ -34,6 +33,7 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from p2psipd.net.coroutines import run
 from p2psipd.net.driver import Driver
 from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Limits, Message, SipTransports
@@ -351,16 +351,14 @@ class SipService(Service):
             self._start(self._serve(context))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` as far as it gets without waiting, which is mostly to its end; Twisted carries on the rest."""
         try:
-            waiting = work.send(None)
-        except StopIteration:
-            return
+            waiting = run(work)
         except Exception:
             self._broken(Failure())
             return
-        self._routing += 1
-        Deferred.fromCoroutine(_rest(work, waiting)).addErrback(self._broken).addBoth(self._routed)
+        if waiting is not None:
+            self._routing += 1
+            waiting.addErrback(self._broken).addBoth(self._routed)
 
     def _routed(self, result: object) -> None:
         self._routing -= 1
@@ -695,33 +693,6 @@ class SipService(Service):
             else:
                 line = f"SIP/2.0 {message.status} {message.reason}"
             self._ladder.note(message.call_id, self._wall(), flow, False, line.encode("utf-8", "replace"))
-
-
-class _Resumed:
-    """What a coroutine still has to do that has begun, and waits for the Deferred `waiting`."""
-
-    def __init__(self, work: Coroutine[Any, Any, None], waiting: Any) -> None:
-        self._work = work
-        self._waiting = waiting
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        waiting = self._waiting
-        while True:
-            step: Callable[[], Any]
-            try:
-                result = yield waiting
-            except BaseException as error:
-                step = partial(self._work.throw, error)
-            else:
-                step = partial(self._work.send, result)
-            try:
-                waiting = step()
-            except StopIteration:
-                return
-
-
-async def _rest(work: Coroutine[Any, Any, None], waiting: Any) -> None:
-    await _Resumed(work, waiting)
 
 
 _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})

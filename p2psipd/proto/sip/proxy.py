@@ -341,14 +341,14 @@ class ForwardingContext:
     def _locate(self, targets: Sequence[Target], status: int, reason: str | None, now: float) -> list[Output]:
         if self._answered or self.finished:
             return []
-        if self.cancelled:
-            return self._end(make_response(self.request, 487))
         tried = {(b.target.uri, b.target.node_id, b.target.flow) for b in self.branches}
         fresh = [t for t in targets if (t.uri, t.node_id, t.flow) not in tried][:MAX_BRANCHES]
-        if not fresh:
-            if self.branches:
-                return self._choose()
-            return self._end(make_response(self.request, status, reason))
+        if self.cancelled or not fresh:
+            if any(branch.response is None for branch in self.branches):
+                return []
+            if self.cancelled:
+                return self._end(make_response(self.request, 487))
+            return self._choose() if self.branches else self._end(make_response(self.request, status, reason))
         instances: set[str] = set()
         outputs: list[Output] = []
         for target in fresh:

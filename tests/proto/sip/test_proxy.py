@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.ladder import Ladder
@@ -361,3 +363,53 @@ def test_ladder_is_bounded() -> None:
     ladder.ended("c2", 8.0, "again")
     assert ladder.calls()[-1]["ended_at"] == 7.0
     assert isinstance(make_response(request(), 200), Response)
+
+
+# ---- whatever happens
+
+_STATUSES = st.sampled_from([100, 180, 200, 302, 401, 404, 430, 486, 487, 503, 603])
+_STEPS = st.one_of(
+    st.tuples(st.just("answer"), st.integers(0, 5), _STATUSES),
+    st.tuples(st.just("fail"), st.integers(0, 5), st.sampled_from([408, 430, 503])),
+    st.tuples(st.just("cancel"), st.just(0), st.just(0)),
+    st.tuples(st.just("time"), st.just(0), st.sampled_from([1, 40, 200])),
+    st.tuples(st.just("locate"), st.integers(0, 3), st.just(0)),
+)
+
+
+@given(
+    st.sampled_from(["INVITE", "MESSAGE"]),
+    st.integers(0, 4),
+    st.booleans(),
+    st.booleans(),
+    st.lists(_STEPS, max_size=25),
+)
+def test_caller_gets_one_final_response(
+    method: str, count: int, same_instance: bool, relocates: bool, steps: list[tuple[str, int, int]]
+) -> None:
+    """Whatever comes in whatever order: at most one final response that is no 2xx, none after a 2xx, one end, and with
+    every branch ended there is an end."""
+    targets = [target(str(number), instance="i" if same_instance else "") for number in range(count)]
+    fork = Fork(*targets, method=method, may_relocate=relocates)
+    context, seen, now = fork.context, list(fork.outputs), 0.0
+    for name, index, value in steps:
+        branch = fork.branches[index % len(fork.branches)] if fork.branches else None
+        if name == "answer" and branch is not None:
+            response = make_response(fork.request, value, to_tag="t")
+            seen += fork.take(context.receive(Answered(branch, response), now))
+        elif name == "fail" and branch is not None:
+            seen += fork.take(context.receive(Failed(branch, value), now))
+        elif name == "cancel":
+            seen += fork.take(context.receive(Cancelled(), now))
+        elif name == "locate":
+            seen += fork.take(context.receive(Located([target(f"new{index}")]), now))
+        elif name == "time":
+            now += value
+            seen += fork.take(context.handle_timer(now))
+    finals = [each.response.status for each in seen if isinstance(each, Respond) and each.response.status >= 200]
+    assert len([each for each in finals if each >= 300]) <= 1
+    assert not any(each >= 300 for each in finals[1:])
+    assert sum(isinstance(each, Finished) for each in seen) == int(context.finished)
+    waiting = any(isinstance(each, Relocate) for each in seen) and not finals
+    if all(each.response is not None for each in fork.branches) and not waiting:
+        assert finals and context.finished

@@ -1,0 +1,202 @@
+"""Where is bob: what each step of the locator answers to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import (
+    Binding,
+    LocationUnavailable,
+    NotLocated,
+    Origin,
+    Query,
+    Target,
+    binding_key,
+    decode_gr,
+    encode_gr,
+)
+from p2psipd.proto.sip.registrar import BindingTable
+from p2psipd.proto.sip.uri import SipUri, parse_uri
+from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings, behind_nat
+
+from .sip_world import DOMAIN, EPOCH, MemoryFlow, MemoryLocation
+
+HERE, THERE = b"\1" * 16, b"\2" * 16
+AOR = f"sip:bob@{DOMAIN}"
+SOURCE = ("192.0.2.7", 40000)
+
+
+def binding(contact: str = "sip:bob@192.0.2.7:5070", node: bytes = HERE, **fields: Any) -> Binding:
+    made = Binding(AOR, binding_key(contact), contact, node, expires_at=EPOCH + 600)
+    return made._replace(**fields)
+
+
+def udp(remote: tuple[str, int] = SOURCE) -> MemoryFlow:
+    return MemoryFlow("UDP", remote, ("192.0.2.1", 5060), 0, lambda flow, data: None)
+
+
+def tcp() -> MemoryFlow:
+    return MemoryFlow("TCP", SOURCE, ("192.0.2.1", 5060), 9, lambda flow, data: None)
+
+
+class Place:
+    """A locator over a table and a store."""
+
+    def __init__(self) -> None:
+        self.table = BindingTable()
+        self.store = MemoryLocation(lambda: EPOCH)
+        self.locator = Locator(
+            (
+                OwnBindings(self.table, HERE, (DOMAIN,)),
+                OverlayBindings(self.store, self.table, HERE, (DOMAIN,)),
+            )
+        )
+
+    def keep(self, each: Binding) -> None:
+        self.store.entries.setdefault(each.aor, {})[each.key] = each
+
+    def locate(self, uri: str, origin: Origin = Origin.PHONE) -> Sequence[Target]:
+        found: Sequence[Target] = result(self.locator.locate(Query(parse_uri(uri), origin, EPOCH)))
+        return found
+
+
+def result(work: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine that needs not wait returns or raises."""
+    results: list[Any] = []
+    Deferred.fromCoroutine(work).addBoth(results.append)
+    if isinstance(results[0], Failure):
+        results[0].raiseException()
+    return results[0]
+
+
+def status(place: Place, uri: str, origin: Origin = Origin.PHONE) -> int:
+    with pytest.raises(NotLocated) as caught:
+        place.locate(uri, origin)
+    return caught.value.status
+
+
+def test_bindings_of_all_nodes_are_found_best_first() -> None:
+    """A caller's node sees every binding: its own by their flow, those of others as a GRUU of that node."""
+    place = Place()
+    own, other = binding(q=0.3), binding("sip:bob@192.0.2.8", THERE, q=0.9)
+    place.table.put(own, flow := tcp())
+    place.keep(own)
+    place.keep(other)
+    first, second = place.locate(AOR)
+    assert first.node_id == THERE
+    uri = SipUri.parse(first.uri)
+    assert (uri.user, uri.host, decode_gr(uri.gr or "")) == ("bob", DOMAIN, (THERE, other.key))
+    assert (second.uri, second.flow) == (own.contact, flow)
+
+
+def test_own_bindings_stand_in_for_an_overlay_that_is_silent() -> None:
+    """When the overlay can't be asked, the phones registered here can still be called; without any it is an error."""
+    place = Place()
+    place.store.broken = True
+    with pytest.raises(LocationUnavailable):
+        place.locate(AOR)
+    place.table.put(binding(), tcp())
+    assert [target.uri for target in place.locate(AOR)] == [binding().contact]
+
+
+def test_requests_of_nodes_are_resolved_here_only() -> None:
+    """Profile section 7: 404 for a user or instance unknown here, 430 for a flow that is gone, no look-up."""
+    place = Place()
+    place.keep(binding("sip:bob@192.0.2.8", THERE))
+    assert status(place, AOR, Origin.NODE) == 404
+    own = binding(reg_id=1, instance_id="urn:uuid:1")
+    gruu = f"{AOR};gr={encode_gr(HERE, own.key)}"
+    assert status(place, gruu, Origin.NODE) == 404
+    place.table.put(own, tcp())
+    assert [target.uri for target in place.locate(gruu, Origin.NODE)] == [own.contact]
+    assert status(place, f"{AOR};gr={encode_gr(HERE, b'x' * 16)}", Origin.NODE) == 404
+    assert status(place, f"{AOR};gr={encode_gr(THERE, own.key)}", Origin.NODE) == 404
+    place.table.put(own, None)
+    assert status(place, gruu, Origin.NODE) == 430
+
+
+def test_gruu_leads_to_its_node_and_instance() -> None:
+    """RFC 7904 section 6: a phone's request for a GRUU goes to that node, or to that instance here, without look-up."""
+    place = Place()
+    (target,) = place.locate(f"{AOR};gr={encode_gr(THERE, b'k' * 16)}")
+    assert target.node_id == THERE
+    first, second = binding(), binding("sip:bob@192.0.2.9")
+    place.table.put(first, tcp())
+    place.table.put(second, tcp())
+    (target,) = place.locate(f"{AOR};gr={encode_gr(HERE, second.key)}")
+    assert target.uri == second.contact
+
+
+def test_unserved_domains_and_other_schemes_are_not_ours() -> None:
+    """What no step knows is 404."""
+    place = Place()
+    assert status(place, "sip:bob@elsewhere.example") == 404
+    assert status(place, "sip:bob@elsewhere.example", Origin.NODE) == 404
+    assert status(place, "tel:+15551234") == 404
+
+
+def test_native_user_agent_is_reached_at_its_node() -> None:
+    """A P2PSIP user agent that signed its own registration gets the request itself, without an instance."""
+    place = Place()
+    place.keep(binding(AOR, THERE, native=True))
+    (target,) = place.locate(AOR)
+    assert (target.uri, target.node_id) == (AOR, THERE)
+
+
+def test_name_that_stands_for_another_user() -> None:
+    """Bindings found under an alias are asked for by the name that their node knows."""
+    place = Place()
+    place.store.entries[f"sip:100@{DOMAIN}"] = {b"k": binding("sip:bob@192.0.2.8", THERE)}
+    (target,) = place.locate(f"sip:100@{DOMAIN}")
+    assert SipUri.parse(target.uri).user == "bob"
+
+
+def test_phone_that_registered_before_a_restart() -> None:
+    """After a restart the record says where a phone is: by its Contact, or behind a NAT by where it came from."""
+    place = Place()
+    place.keep(binding(received="UDP 192.0.2.1:5060 192.0.2.7:40000"))
+    (target,) = place.locate(AOR)
+    assert (target.address, target.flow) == (None, None)
+    place.store.entries.clear()
+    place.keep(binding("sip:bob@10.0.0.5:5070", received="UDP 192.0.2.1:5060 192.0.2.7:40000"))
+    (target,) = place.locate(AOR)
+    assert target.address == ("UDP", "192.0.2.7", 40000)
+
+
+@pytest.mark.parametrize(
+    ("contact", "fields", "there"),
+    [
+        ("sip:bob@192.0.2.7:5070", {}, ("192.0.2.7", 5070)),
+        ("sip:bob@192.0.2.7", {}, ("192.0.2.7", 5060)),
+        ("sip:bob@10.0.0.5:5070", {}, SOURCE),
+        ("sip:bob@gone.invalid", {}, SOURCE),
+        ("sip:bob@192.0.2.7:5070", {"reg_id": 1, "instance_id": "i"}, SOURCE),
+    ],
+)
+def test_where_a_udp_phone_is(contact: str, fields: dict[str, Any], there: tuple[str, int]) -> None:
+    """On its own host a phone is at its Contact's port; behind a NAT, or with outbound, where it came from."""
+    place = Place()
+    place.table.put(binding(contact, **fields), udp())
+    (target,) = place.locate(AOR)
+    assert isinstance(target.flow, Flow) and target.flow.remote == there
+
+
+def test_path_is_followed() -> None:
+    """RFC 3327 5.4: a binding with a Path is reached through it, not over the flow of its REGISTER."""
+    place = Place()
+    place.table.put(binding(path=("<sip:edge.example;lr>",)), tcp())
+    (target,) = place.locate(AOR)
+    assert (target.route, target.flow) == (("<sip:edge.example;lr>",), None)
+
+
+def test_contact_elsewhere_is_no_nat() -> None:
+    """A public Contact on another host is a third party's registration, and is taken at its word."""
+    assert not behind_nat(binding("sip:bob@1.2.3.4"), "192.0.2.7")
+    assert not behind_nat(binding("sip:bob@phone.example"), "192.0.2.7")
+    assert behind_nat(binding("sip:bob@192.168.1.2"), "203.0.113.7")
