@@ -85,13 +85,44 @@ def makeService(options: Options) -> IService:
         checked = config.load(options["config"], os.environ)
         material = config.load_material(checked)
         parent: Mapping[str, Any] = options.parent or {}
-        return cast(IService, make_node(reactor, checked, material, _log(checked, parent), options["config"]))
-    except config.ConfigError as error:
+        log = _log(checked, parent)
+    except (config.ConfigError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(config.EXIT_CONFIG) from None
-    except (StateError, CertificateFileError, OSError) as error:
-        sys.stderr.write(f"{options['config']}: {error}\n")
-        raise SystemExit(config.EXIT_CONFIG) from None
+    return cast(IService, Launcher(reactor, checked, material, log, os.path.abspath(options["config"])))
+
+
+class Launcher(MultiService):
+    """Makes the node when it is started, which is after twistd has become a daemon.
+
+    SQLite's files must not be carried across a fork.
+    """
+
+    def __init__(self, reactor: object, checked: NodeConfig, material: Material, log: Log, file: str) -> None:
+        MultiService.__init__(self)
+        self._make: Callable[[], NodeService] = lambda: make_node(reactor, checked, material, log, file)
+        self._log = log
+        self._file = file
+
+    def setServiceParent(self, parent: Any) -> None:
+        """Give the application our log observer on the way in; twistd asks it for one."""
+        if isinstance(parent, Componentized):
+            parent.setComponent(ILogObserver, self._log.observer)
+        MultiService.setServiceParent(self, parent)
+
+    def startService(self) -> None:
+        """Make the node and start it; what keeps it from starting ends the process with a line that says so."""
+        log = Logger(namespace="p2psipd.node")
+        try:
+            node: Any = self._make()
+            node.setServiceParent(self)
+            MultiService.startService(self)
+        except (config.ConfigError, StateError, CertificateFileError) as error:
+            log.critical("{error}", error=error)
+            raise SystemExit(config.EXIT_CONFIG) from None
+        except (CannotListenError, ControlSocketInUse) as error:
+            log.critical("{file}: {error}", file=self._file, error=error)
+            raise SystemExit(1) from None
 
 
 def _log(checked: NodeConfig, parent: Mapping[str, Any]) -> Log:
@@ -316,21 +347,11 @@ class NodeService(MultiService):
             if service is not None:
                 service.setServiceParent(cast(Any, self))
 
-    def setServiceParent(self, parent: Any) -> None:
-        """Give the application our log observer on the way in; twistd asks it for one."""
-        if isinstance(parent, Componentized):
-            parent.setComponent(ILogObserver, self.log.observer)
-        MultiService.setServiceParent(self, parent)
-
     # -- life --------------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Start everything; an address that is taken ends the process with a line that names it."""
-        try:
-            MultiService.startService(self)
-        except (CannotListenError, ControlSocketInUse) as error:
-            self._logger.critical("{file}: {error}", file=self._file, error=error)
-            raise SystemExit(1) from None
+        """Start everything, and heed SIGHUP."""
+        MultiService.startService(self)
         # What lives now lives until the end: the collector need not look at it again, and it is called less
         # often, because a node makes many objects and few circles.  Both shorten the longest answers.
         gc.collect()

@@ -194,8 +194,9 @@ def test_state_of_another_node(daemon: Daemon) -> None:
         (daemon.directory / "second" / name).replace(daemon.directory / name)
     ended = daemon.run()
     assert ended.returncode == 78
-    assert ": node.state: " in ended.stderr
-    assert "belongs to another node" in ended.stderr
+    last = json.loads(ended.stdout.splitlines()[-1])["msg"]
+    assert ": node.state: " in last
+    assert "belongs to another node" in last
 
 
 @pytest.mark.system
@@ -220,6 +221,28 @@ def test_second_node(daemon: Daemon) -> None:
     assert "Traceback" not in ended.stderr + ended.stdout
     assert daemon.control.get("/status")["joined"]
     assert daemon.end() == -signal.SIGTERM
+
+
+@pytest.mark.system
+def test_becomes_a_daemon(daemon: Daemon) -> None:
+    """Without -n twistd goes into the background, and the node works there as it does in front."""
+    pid = daemon.directory / "twistd.pid"
+    command = [part for part in daemon.command() if part not in ("-n", "--pidfile=")]
+    daemon.write(more=f'log_file = "{daemon.directory / "log"}"')
+    subprocess.run(command, cwd=daemon.directory, check=True, timeout=30, stdin=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        joined = False
+        while not joined and time.monotonic() < deadline:
+            with contextlib.suppress(ControlUnreachable):
+                joined = daemon.control.get("/status")["joined"]
+            time.sleep(0.02)
+        assert joined, (daemon.directory / "log").read_text()
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+    while pid.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "left the overlay" in daemon.messages()
 
 
 def test_lazy_imports() -> None:
