@@ -255,7 +255,7 @@ def _make_sip(
     service = SipService(
         settings,
         location=location,
-        credentials=OverlayCredentials(overlay, configuration.overlay_name, material.credential),
+        credentials=OverlayCredentials(overlay, configuration.overlay_name, lambda: overlay.credential),
         locate=locator.locate,
         connector=interconnect,
         table=table,

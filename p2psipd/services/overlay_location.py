@@ -67,9 +67,9 @@ class OverlayAccess(Protocol):
     """What is needed of the overlay; ``services.overlay.OverlayService`` is one."""
 
     async def fetch(
-        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]
+        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier], *, fresh: bool = False
     ) -> FetchOutcome:
-        """The verified values of these kinds."""
+        """The verified values of these kinds; `fresh`: from the responsible peer itself."""
         ...
 
     async def store(
@@ -92,7 +92,7 @@ class OverlayLocation:
         self._wall = wall
         self._log = Logger(namespace="p2psipd.location")
 
-    async def bindings(self, aor: str) -> Sequence[Binding]:
+    async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
         """The living bindings of an AOR, those of names that it stands for included."""
         found: dict[tuple[bytes, bytes], Binding] = {}
         asked: set[str] = set()
@@ -102,7 +102,7 @@ class OverlayLocation:
             for name in names:
                 if name not in asked:
                     asked.add(name)
-                    await self._gather(name, found, further)
+                    await self._gather(name, fresh, found, further)
             names = further
         return list(found.values())
 
@@ -124,10 +124,12 @@ class OverlayLocation:
         except ReloadError as error:
             raise LocationUnavailable(f"the binding of {aor} could not be stored: {error}") from error
 
-    async def _gather(self, name: str, found: dict[tuple[bytes, bytes], Binding], further: list[str]) -> None:
+    async def _gather(
+        self, name: str, fresh: bool, found: dict[tuple[bytes, bytes], Binding], further: list[str]
+    ) -> None:
         """Add the bindings stored under a name to ``found``, the names it stands for to ``further``."""
         try:
-            outcome = await self._overlay.fetch(name, (SIP_REGISTRATION, PROXY_REGISTRATION))
+            outcome = await self._overlay.fetch(name, (SIP_REGISTRATION, PROXY_REGISTRATION), fresh=fresh)
         except NotFound:
             return
         except ReloadError as error:
@@ -234,14 +236,15 @@ class _Cached(NamedTuple):
 class OverlayCredentials:
     """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL and DIGEST-KEY values.
 
-    ``credential`` is this registrar's: only its private key opens the key of an epoch.
+    ``credential`` gives this registrar's own, which a reload may renew: only its private key opens the key of an
+    epoch.
     """
 
     def __init__(
         self,
         overlay: OverlayAccess,
         overlay_name: str,
-        credential: Credential,
+        credential: Callable[[], Credential],
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._overlay = overlay
@@ -289,14 +292,15 @@ class OverlayCredentials:
         """The key of an epoch, unwrapped; LocationUnavailable when this registrar was not given it."""
         if epoch in self._keys:
             return self._keys[epoch]
-        node_id = self._credential.certificate.node_id
+        credential = self._credential()
+        node_id = credential.certificate.node_id
         wanted = StoredDataSpecifier(DIGEST_KEY, keys=(digest_key_entry(node_id, epoch),))
         values: tuple[VerifiedValue, ...] = ()
         with suppress(NotFound):
             values = (await self._overlay.fetch(digest_key_name(self._overlay_name), (wanted,))).values
         for stored in values:
             if stored.exists and stored.key == digest_key_entry(node_id, epoch):
-                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, self._credential.private_key)
+                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, credential.private_key)
                 self._keys[epoch] = key
                 return key
         raise LocationUnavailable(

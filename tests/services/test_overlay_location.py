@@ -54,7 +54,10 @@ class MemoryOverlay:
     def put(self, name: str, kind: int, key: bytes, value: bytes, lifetime: int = 60) -> None:
         self.values[resource_id(name), kind, key] = (value, lifetime)
 
-    async def fetch(self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]) -> FetchOutcome:
+    async def fetch(
+        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier], *, fresh: bool = False
+    ) -> FetchOutcome:
+        self.fresh = fresh
         self.fetches += 1
         if self.error is not None:
             raise self.error
@@ -130,6 +133,13 @@ class LocationTests(SynchronousTestCase):
         ((_, lifetime),) = self.overlay.values.values()
         self.assertEqual(lifetime, math.ceil(59.2))
 
+    def test_a_fresh_look_up_asks_the_responsible_peer(self) -> None:
+        """Bindings that proved wrong are asked for past the copies."""
+        self.result(self.location.bindings(BOB, fresh=True))
+        self.assertTrue(self.overlay.fresh)
+        self.result(self.location.bindings(BOB))
+        self.assertFalse(self.overlay.fresh)
+
     def test_refresh_replaces(self) -> None:
         """A binding of the same instance replaces the one before."""
         self.result(self.location.put(BOB, binding(instance_id="<urn:uuid:1>", reg_id=1)))
@@ -194,7 +204,9 @@ class CredentialTests(SynchronousTestCase):
         self.overlay = MemoryOverlay()
         self.now = 0.0
         self.key = bytes(range(32))
-        self.credentials = OverlayCredentials(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), lambda: self.now)
+        self.credentials = OverlayCredentials(
+            self.overlay, OVERLAY, lambda: Credential(OWNER, REGISTRAR.key), lambda: self.now
+        )
 
     def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id) -> None:
         """Store bob's password, sealed, and the key of its epoch for one registrar."""
