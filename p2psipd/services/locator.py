@@ -112,7 +112,7 @@ class OverlayBindings:
         owned = self._table.of(aor, query.wall)
         targets = [target for own in owned if (target := own_target(own)) is not None]
         try:
-            stored = await self._location.bindings(aor)
+            stored = await self._location.bindings(aor, query.fresh)
         except LocationUnavailable:
             if not targets:
                 raise

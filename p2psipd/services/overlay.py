@@ -236,9 +236,12 @@ class OverlayService(Service):
         resource: str | ResourceId,
         kinds: Iterable[int | StoredDataSpecifier],
         *,
+        fresh: bool = False,
         seconds: float | None = None,
     ) -> peer_io.FetchOutcome:
         """The verified values of these kinds at a Resource Name (text) or Resource-ID (octets).
+
+        ``fresh`` asks the responsible peer itself, not the nearest holder of a copy.
 
         Where there is nothing there are no values.  Raises RequestTimeout or what the responsible peer
         answered.
@@ -248,7 +251,7 @@ class OverlayService(Service):
         )
         target = _resource(resource)
         return await self._ask(
-            peer_io.FetchOutcome, lambda ref: peer_io.Fetch(ref, target, specifiers), seconds=seconds
+            peer_io.FetchOutcome, lambda ref: peer_io.Fetch(ref, target, specifiers, fresh), seconds=seconds
         )
 
     async def store(

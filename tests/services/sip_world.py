@@ -127,7 +127,7 @@ class MemoryLocation:
         if self.broken:
             raise LocationUnavailable("no answer from the overlay")
 
-    async def bindings(self, aor: str) -> Sequence[Binding]:
+    async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
         self._check()
         return [each for each in self.entries.get(aor, {}).values() if each.expires_at > self._wall()]
 

@@ -36,7 +36,7 @@ class Location:
     def __init__(self) -> None:
         self._entries: dict[str, dict[bytes, Binding]] = {}
 
-    async def bindings(self, aor: str) -> Sequence[Binding]:
+    async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
         return [each for each in self._entries.get(aor, {}).values() if each.expires_at > time.time()]
 
     async def put(self, aor: str, binding: Binding) -> None:

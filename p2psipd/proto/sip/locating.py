@@ -231,8 +231,11 @@ Locate = Callable[[Query], Awaitable[Sequence[Target]]]
 class LocationStore(Protocol):
     """Where bindings are kept. Each method raises LocationUnavailable if it could not do its work."""
 
-    async def bindings(self, aor: str) -> Sequence[Binding]:
-        """The living bindings of `aor` ("sip:user@domain"), verified; an unknown user has none."""
+    async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
+        """The living bindings of `aor` ("sip:user@domain"), verified; an unknown user has none.
+
+        `fresh` asks the responsible node itself, not the nearest copy.
+        """
         ...
 
     async def put(self, aor: str, binding: Binding) -> None:
