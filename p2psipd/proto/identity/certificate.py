@@ -496,7 +496,7 @@ class Authority:
         wall: float,
         lifetime_seconds: float = MAXIMUM_LIFETIME,
     ) -> bytes:
-        """A node's certificate (DER), valid from five minutes before ``wall`` for at most 30 days from it.
+        """A node's certificate (DER), valid from two hours before ``wall`` for at most 30 days from it.
 
         The caller draws ``node_id`` so that nobody can foresee it (RFC 6940 section 11.3).  Names under the
         reserved subdomains must be those of ``role_name``.  A signer of configuration documents works offline

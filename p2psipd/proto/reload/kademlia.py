@@ -168,7 +168,8 @@ class Kademlia(MemberList):
         return nodes
 
     def _towards_holder(self, resource: ResourceId, exclude: NodeId | None) -> NodeId | None:
-        if not self.complete:
+        if not self.complete or self._host.node_id in self.replica_set(resource):
+            # A holder without a copy sends it nearer and nearer, or it would wander among the holders.
             return None
         linked = [n for n in self.readers(resource) if n != exclude]
         if linked:

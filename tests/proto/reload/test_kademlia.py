@@ -13,7 +13,9 @@ from p2psipd.proto.reload.ids import resource_id
 from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE
 from p2psipd.proto.reload.member_list import KademliaParameters
-from p2psipd.proto.reload.messages import StoredDataSpecifier
+from p2psipd.proto.reload.messages import FetchReq, StoredDataSpecifier
+from p2psipd.proto.reload.topology import Answer
+from p2psipd.proto.reload.wire import ResourceDestination
 from tests.proto.reload.stapled import Node, World
 
 EVERYTHING = (StoredDataSpecifier(CERTIFICATE_BY_NODE, 0, ((0, 0xFFFFFFFF),), None),)
@@ -84,6 +86,24 @@ def test_a_fetch_takes_one_round_trip(sixteen: World) -> None:
             assert outcome.values[0].value == owner.certificate.der
             assert outcome.hops <= 1
             assert outcome.seconds <= 2 * sixteen.delay + 1e-6
+
+
+def test_a_read_of_nothing_ends_at_the_responsible_peer(sixteen: World) -> None:
+    """A Fetch of what nobody holds does not wander among the holders: each hop after the first holder is nearer."""
+    world = sixteen
+    resource = resource_id("nobody")
+    nearest = sorted(world.nodes, key=lambda n: int.from_bytes(n.peer.node_id, "big") ^ int.from_bytes(resource, "big"))
+    ranks = {node.peer.node_id: rank for rank, node in enumerate(nearest, 1)}
+    answers: list[Answer] = []
+    for asker in nearest:
+        # The farther from the resource a holder is, the quicker it seems.
+        asker.peer.rtt = lambda node: 1 / ranks[node]  # type: ignore[method-assign]
+    for asker in nearest:
+        asker.peer.request(ResourceDestination(resource), FetchReq(resource, EVERYTHING), answers.append)
+        asker.perform(asker.peer._out)
+    world.run(0.5)
+    assert [answer.node for answer in answers] == [nearest[0].peer.node_id] * 16
+    assert max(answer.hops for answer in answers) <= 3
 
 
 @pytest.mark.parametrize("dead", [5, 7])
