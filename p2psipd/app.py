@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from p2psipd.config import Material, NodeConfig
     from p2psipd.metrics import Snapshot
     from p2psipd.net.interconnect import Interconnect
+    from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+    from p2psipd.services.overlay_location import OverlayCredentials
     from p2psipd.services.sip import SipService
 
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
@@ -175,7 +177,7 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
             phones = ServerTls(sip_section.certificate or "", sip_section.key or "", keylog=keylog)
         secret = state.octets.get(_SECRET_NAME) or secrets.token_bytes(_SECRET_OCTETS)
         store.set_octets(_SECRET_NAME, secret)
-        sip, observer.interconnect = _make_sip(reactor, sip_section, material, node, phones, secret)
+        sip = _make_sip(reactor, sip_section, material, node, phones, secret, observer)
     return NodeService(reactor, checked, node, sip, phones, log, file)
 
 
@@ -206,7 +208,8 @@ def _make_sip(
     node: OverlayNode,
     phones: ServerTls | None,
     secret: bytes,
-) -> tuple[SipService, Interconnect]:
+    wiring: _Wiring,
+) -> SipService:
     """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.net.sip_transports import Limits
@@ -252,10 +255,12 @@ def _make_sip(
         limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
         ring_seconds=float(section.ring_seconds),
     )
-    service = SipService(
+    credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
+    wiring.interconnect, wiring.credentials = interconnect, credentials
+    return SipService(
         settings,
         location=location,
-        credentials=OverlayCredentials(overlay, configuration.overlay_name, lambda: overlay.credential),
+        credentials=credentials,
         locate=locator.locate,
         connector=interconnect,
         table=table,
@@ -263,13 +268,18 @@ def _make_sip(
         random=random.SystemRandom(),
         wall=time.time,
     )
-    return service, interconnect
 
 
 class _Wiring(OverlayObserver):
     """What happens in the overlay and concerns the SIP side."""
 
     interconnect: Interconnect | None = None
+    credentials: OverlayCredentials | None = None
+
+    def credential_renewed(self, credential: Credential) -> None:
+        """Password keys are wrapped for the new key from now on."""
+        if self.credentials is not None:
+            self.credentials.renew(credential)
 
     def dial_application(self, node: NodeId, application: int, addresses: tuple[tuple[str, int], ...]) -> None:
         """Another node wants to speak SIP with us."""

@@ -96,6 +96,9 @@ class OverlayObserver:
     def configuration_changed(self, configuration: OverlayConfiguration) -> None:
         """A newer configuration document is in force."""
 
+    def credential_renewed(self, credential: Credential) -> None:
+        """This node's certificate was renewed."""
+
     def dial_application(self, node: NodeId, application: int, addresses: tuple[Endpoint, ...]) -> None:
         """Another node asked for a connection: dial it as TLS client and expect its certificate."""
 
@@ -309,6 +312,7 @@ class OverlayService(Service):
         self.credential = credential
         self._update_tls()
         self.driver.feed(peer_io.NewCredential(credential))
+        self.observer.credential_renewed(credential)
 
     async def _ask(
         self, outcome: type[_Outcome], make: Callable[[int], object], *, seconds: float | None = None

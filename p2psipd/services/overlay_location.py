@@ -236,15 +236,14 @@ class _Cached(NamedTuple):
 class OverlayCredentials:
     """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL and DIGEST-KEY values.
 
-    ``credential`` gives this registrar's own, which a reload may renew: only its private key opens the key of an
-    epoch.
+    ``credential`` is this registrar's own: only its private key opens the key of an epoch.
     """
 
     def __init__(
         self,
         overlay: OverlayAccess,
         overlay_name: str,
-        credential: Callable[[], Credential],
+        credential: Credential,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._overlay = overlay
@@ -268,9 +267,9 @@ class OverlayCredentials:
             del self._users[next(iter(self._users))]
         return passwords
 
-    def forget(self) -> None:
-        """Ask for everything anew."""
-        self._keys.clear()
+    def renew(self, credential: Credential) -> None:
+        """This registrar's certificate, and perhaps its key, was renewed; keys that are open stay so."""
+        self._credential = credential
         self._users.clear()
 
     async def _ask(self, name: str) -> Mapping[str, bytes] | None:
@@ -292,15 +291,14 @@ class OverlayCredentials:
         """The key of an epoch, unwrapped; LocationUnavailable when this registrar was not given it."""
         if epoch in self._keys:
             return self._keys[epoch]
-        credential = self._credential()
-        node_id = credential.certificate.node_id
+        node_id = self._credential.certificate.node_id
         wanted = StoredDataSpecifier(DIGEST_KEY, keys=(digest_key_entry(node_id, epoch),))
         values: tuple[VerifiedValue, ...] = ()
         with suppress(NotFound):
             values = (await self._overlay.fetch(digest_key_name(self._overlay_name), (wanted,))).values
         for stored in values:
             if stored.exists and stored.key == digest_key_entry(node_id, epoch):
-                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, credential.private_key)
+                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, self._credential.private_key)
                 self._keys[epoch] = key
                 return key
         raise LocationUnavailable(

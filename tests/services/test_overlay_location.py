@@ -204,9 +204,7 @@ class CredentialTests(SynchronousTestCase):
         self.overlay = MemoryOverlay()
         self.now = 0.0
         self.key = bytes(range(32))
-        self.credentials = OverlayCredentials(
-            self.overlay, OVERLAY, lambda: Credential(OWNER, REGISTRAR.key), lambda: self.now
-        )
+        self.credentials = OverlayCredentials(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), lambda: self.now)
 
     def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id) -> None:
         """Store bob's password, sealed, and the key of its epoch for one registrar."""
