@@ -267,6 +267,11 @@ class OverlayCredentials:
             del self._users[next(iter(self._users))]
         return passwords
 
+    def forget(self) -> None:
+        """Ask for everything anew."""
+        self._keys.clear()
+        self._users.clear()
+
     def renew(self, credential: Credential) -> None:
         """This registrar's certificate, and perhaps its key, was renewed; keys that are open stay so."""
         self._credential = credential
