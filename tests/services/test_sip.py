@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from p2psipd.proto.sip.locating import NodeIdentity, decode_gr
 from p2psipd.proto.sip.message import Request, Response
@@ -362,8 +363,6 @@ def test_node_may_not_assert_foreign_users(world: World, node: Node, far_bob: Ph
 
 
 def _connected(node: Node, node_id: bytes) -> object:
-    from twisted.internet.defer import Deferred
-
     results: list[object] = []
     Deferred.fromCoroutine(node.connector.connect(node_id)).addBoth(results.append)
     return results[0]
@@ -472,3 +471,47 @@ def test_garbage_is_answered_or_dropped(world: World, node: Node, alice: Phone) 
     alice.send(request)
     alice.take_response(400)
     assert node.service.counters["malformed"] + node.service.counters["rejected"] == 3
+
+
+def test_nothing_is_left_of_a_call(world: World, node: Node, alice: Phone, far_bob: Phone) -> None:
+    """When its timers have run out, a call, a refused one and a message leave nothing but counters and the ladder."""
+    far_bob.register()
+    _, answered = call(alice, far_bob)
+    alice.send(in_dialog(alice, "BYE", answered))
+    far_bob.respond(far_bob.take_request("BYE"), 200)
+    alice.take_response(200)
+    alice.send(alice.request("INVITE", far_bob.aor))
+    alice.ask(alice.request("MESSAGE", f"sip:nobody@{DOMAIN}"))
+    world.pass_time(40.0, step=0.5)
+    for service in (node.service, far_bob.node.service):
+        statistics = service.statistics()
+        assert (statistics["transactions_open"], statistics["transactions_lingering"]) == (0, 0), statistics
+        assert not service._contexts and not service._locks
+        assert service._routing == 0
+
+
+def test_cancel_while_the_user_is_looked_up(world: World, alice: Phone, bob: Phone) -> None:
+    """RFC 3261 16.10: a CANCEL that comes before anybody was called ends the INVITE with 487, and nobody is called."""
+    bob.register()
+    waiting: list[Deferred[None]] = []
+    bindings = world.location.bindings
+
+    async def slow(aor: str, fresh: bool = False) -> object:
+        waiting.append(Deferred())
+        await waiting[-1]
+        return await bindings(aor, fresh)
+
+    world.location.bindings = slow  # type: ignore[method-assign, assignment]
+    request = alice.request("INVITE", bob.aor)
+    alice.send(request)
+    alice.send(ack_for(request, challenge := alice.take_response(407)))
+    again = alice.answer_challenge(request, challenge)
+    alice.send(again)
+    world.settle()
+    cancel = Request("CANCEL", again.uri_text, [(n, v) for n, v in _lines(again) if n != "CSeq"])
+    cancel.add("CSeq", f"{again.cseq.number} CANCEL")
+    alice.send(cancel)
+    alice.take_response(200)
+    alice.take_response(487)
+    waiting[0].callback(None)
+    assert bob.quiet() and alice.quiet()

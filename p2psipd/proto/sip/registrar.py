@@ -313,7 +313,7 @@ class Registrar:
         Raises RegistrationRefused, or LocationUnavailable: then nothing has changed, as far as that could be
         undone.
         """
-        stored = await self._location.bindings(aor)
+        stored = await self._location.bindings(aor, True)
         existing = {binding.key: binding for binding in stored if binding.aor == aor}
         existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
