@@ -2,7 +2,7 @@
 
 Wire form (`docs/kademlia-topology.md` section 4): the data of an UpdateReq is one byte of type and a body.
 All of it is carried in signed RELOAD messages; member entries are signed again by their subject, because they
-are passed on by others (RFC 6940 section 8427's advice on routing state in certificates' terms).
+are passed on by others (RFC 6940 section 13.6.3).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MemberState(IntEnum):
 class MemberEntry(NamedTuple):
     """A node's signed statement about itself.  `incarnation` orders its statements (higher is newer).
 
-    `signature` is the bare ECDSA or RSA value over `signed_octets`, by the key of the certificate whose
+    `signature` is two octets of algorithm and the value over `signed_octets`, by the key of the certificate whose
     SHA-256 is `certificate_hash`.
     """
 
@@ -287,6 +287,10 @@ class IdSet:
     def __contains__(self, number: int) -> bool:
         at = bisect_left(self._sorted, number)
         return at < len(self._sorted) and self._sorted[at] == number
+
+    def at(self, index: int) -> int:
+        """The identifier at a place in the order, for drawing one at random."""
+        return self._sorted[index]
 
     def load(self, numbers: Iterable[int]) -> None:
         """Replace the contents."""

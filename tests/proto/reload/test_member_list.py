@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from p2psipd.proto.identity.signing import NULL_SIGNATURE, null_certificate
-from p2psipd.proto.reload.ids import NodeId
+from p2psipd.proto.reload.ids import NodeId, resource_id
 from p2psipd.proto.reload.kademlia import Kademlia
+from p2psipd.proto.reload.member_list import KademliaParameters, _fingerprint
 from p2psipd.proto.reload.membership import (
     RANGES,
     Delta,
@@ -17,11 +19,13 @@ from p2psipd.proto.reload.membership import (
     MemberState,
     MemberSummary,
     PageRequest,
+    Pushed,
     RecordSummary,
+    Unlink,
     decode_update,
 )
 from p2psipd.proto.reload.messages import UpdateAns, UpdateReq
-from tests.proto.reload.by_hand import Hand
+from tests.proto.reload.by_hand import HASH, Hand
 from tests.proto.reload.stapled import OVERLAY, Node, World
 
 
@@ -157,3 +161,56 @@ def test_an_unknown_update_is_an_error(lone: Node) -> None:
     for data in (b"", b"\x7f", b"\x07\x00", b"\x01\x00", RecordSummary(False, ()).encode() + b"\x00"):
         answer = hand.ask(UpdateReq(data))
         assert getattr(answer, "code", None) == 0x14
+
+
+# -- the plug-in's document --------------------------------------------------------------------------------
+
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "kademlia-topology.md").read_text()
+
+
+def octets_after(words: str) -> bytes:
+    """The hexadecimal octets on the line of the document's annex that begins with `words`."""
+    line = next(line for line in DOCUMENT.splitlines() if line.startswith(words))
+    return bytes.fromhex("".join(line[len(words) :].split()))
+
+
+def test_the_octets_in_the_document() -> None:
+    """What a second implementer tests with is what we write and sign."""
+    node = NodeId(bytes(range(0x10, 0x20)))
+    where = (("192.0.2.1", 6084), ("2001:db8::1", 6084))
+    entry = MemberEntry(node, MemberState.READY, 1_800_000_000_001, where, bytes(range(32)), b"")
+    block = DOCUMENT[DOCUMENT.index("503250") :].split("```")[0]
+    digits = "".join(line.split("  ")[0] for line in block.splitlines())
+    assert bytes.fromhex("".join(digits.split())) == entry.signed_octets(HASH)
+    assert f"fingerprint is {_fingerprint(entry):016x}" in DOCUMENT
+    assert octets_after("Delta without entries, one suspicion") == Delta((), ((node, entry.incarnation),)).encode()
+    assert octets_after("PageRequest, 32 nearest to that node") == PageRequest(node, 32).encode()
+    assert octets_after("Pushed  ") == Pushed().encode()
+    assert octets_after("Unlink  ") == Unlink().encode()
+    alice = resource_id("alice@overlay.example")
+    assert octets_after("RecordSummary, reply, one row") == RecordSummary(True, ((alice, bytes(8)),)).encode()
+    assert alice.hex() in DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("row", "value"),
+    [
+        ("copies (replica set)", "{0.copies}"),
+        ("siblings", "{0.siblings}"),
+        ("bucket size k", "{0.bucket_size}"),
+        ("links in all, about", "{0.max_links}"),
+        ("full membership up to", "{0.full_membership:,}"),
+        ("maintenance of links", "{0.maintain_for:g} s"),
+        ("ping siblings, others when idle for", "{0.ping_siblings_for:g} s, {0.ping_others_for:g} s"),
+        ("compare members", "{0.compare_members_for:g} s"),
+        ("compare records", "{0.repair_for:g} s"),
+        ("look for partitions", "{0.partition_for:g} s"),
+        ("suspect to dead", "{0.suspect_for:g} s"),
+        ("the dead are remembered for", "{0.dead_for:g} s"),
+        ("admission, readiness at the latest", "{0.join_for:g} s"),
+        ("release of slow links", "{0.release_for:g} s"),
+    ],
+)
+def test_the_constants_in_the_document(row: str, value: str) -> None:
+    """The document's table has the values that a node starts with."""
+    assert f"| {row} | {value.format(KademliaParameters())} |" in DOCUMENT
