@@ -369,9 +369,7 @@ class ForwardingContext:
     def _take(self, branch: Branch, response: Response, now: float) -> list[Output]:
         status = response.status
         if branch.response is not None:
-            # A retransmitted 2xx, or one that crossed our CANCEL, still goes to the caller (section 16.7 step
-            # 5).
-            return [Respond(response)] if self.invite and 200 <= status < 300 else []
+            return self._late(response, now) if self.invite and 200 <= status < 300 else []
         if status >= 200:
             return self._final(branch, response, now)
         branch.provisional = True
@@ -380,6 +378,20 @@ class ForwardingContext:
         if self.invite and not branch.cancelled:
             branch.deadline = now + self._ring_for
         return [] if self._answered else [Respond(response)]
+
+    def _late(self, response: Response, now: float) -> list[Output]:
+        """A 2xx on a branch that had ended: repeated, or quicker than our CANCEL, or slower than our patience.
+
+        It still goes to the caller (section 16.7 step 5), and is the answer if there was none yet.
+        """
+        outputs: list[Output] = [Respond(response)]
+        if not self._answered:
+            self._answered = True
+            outputs += self._cancel_rest(now)
+            if all(branch.response is not None for branch in self.branches):
+                self.finished = True
+                outputs.append(Finished())
+        return outputs
 
     def _final(self, branch: Branch, response: Response, now: float) -> list[Output]:
         branch.response = response

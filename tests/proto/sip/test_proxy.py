@@ -224,6 +224,19 @@ def test_alternatives_of_one_instance() -> None:
     assert kinds(refused.answer(0, 486)) == ["Respond 486", "Finished"]
 
 
+def test_answer_that_comes_after_its_branch_was_given_up() -> None:
+    """16.7 step 5: a 2xx that is slower than timer C is still the answer, and ends the alternative that was begun."""
+    fork = Fork(target("a", instance="i"), target("b", instance="i"))
+    fork.take(fork.context.handle_timer(200.0))
+    assert len(fork.branches) == 2
+    assert kinds(fork.answer(0, 200)) == ["Respond 200", "CancelBranch"]
+    assert kinds(fork.fail(1, 408)) == ["Finished"]
+    waiting = Fork(target("a"), may_relocate=True)
+    assert kinds(waiting.fail(0, 430)) == ["Relocate"]
+    assert kinds(waiting.answer(0, 200)) == ["Respond 200", "Finished"]
+    assert waiting.context.receive(Located([target("b")]), 0.0) == []
+
+
 def test_stale_records_are_looked_up_once_more() -> None:
     """Profile section 7: 430, or 404 of a node, asks for one fresh look-up; what was tried is not tried
     again.
