@@ -7,7 +7,7 @@ derived from the seed and every signature is made and verified, so that a run re
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Final
 
@@ -194,7 +194,7 @@ class SimOverlay:
         bucket.
 
         The core's own maintenance opens links at random within a bucket and gives up slow ones; what it has
-        arrived at after a while is modelled by the quickest of three times as many drawn at random.
+        arrived at after some hours is modelled by the quickest of eight times as many drawn at random.
         """
         numbers = sorted((peer.number, at) for at, peer in enumerate(peers))
         order = [number for number, _ in numbers]
@@ -205,8 +205,6 @@ class SimOverlay:
             linked[b].add(a)
 
         parameters = self.kademlia
-        buckets = max(1, (len(peers) // parameters.siblings).bit_length())
-        share = max(8, (parameters.max_links - parameters.siblings) // buckets)
         for at, peer in enumerate(peers):
             if len(peers) - 1 <= parameters.max_links:
                 near = [other for _, other in numbers if other != at]
@@ -216,17 +214,33 @@ class SimOverlay:
                 link(at, other)
         if len(peers) - 1 > parameters.max_links:
             for at, peer in enumerate(peers):
-                for bucket in range(127, 127 - buckets, -1):
-                    low = ((peer.number >> bucket) ^ 1) << bucket
-                    first = bisect_left(order, low)
-                    members = [other for _, other in numbers[first : bisect_left(order, low + (1 << bucket))]]
-                    missing = min(share, len(members)) - sum(other in linked[at] for other in members)
+                for members, share in self._shares(peers, order, numbers, at):
+                    missing = max(0, share - sum(other in linked[at] for other in members))
                     free = [other for other in members if other not in linked[at]]
-                    drawn = self.random.sample(free, min(len(free), 3 * max(0, missing)))
+                    drawn = self.random.sample(free, min(len(free), 8 * missing))
                     drawn.sort(key=lambda other: self.world.latency.one_way(peer.node.place, peers[other].node.place))
-                    for other in drawn[: max(0, missing)]:
+                    for other in drawn[:missing]:
                         link(at, other)
         return {peer.number: sorted(linked[at]) for at, peer in enumerate(peers)}
+
+    def _shares(
+        self, peers: Sequence[SimPeer], order: Sequence[int], numbers: Sequence[tuple[int, int]], at: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """Among whom (indices) a peer chooses how many links: all peers, or bucket by bucket beyond full
+        membership."""
+        parameters = self.kademlia
+        buckets = max(1, (len(peers) // parameters.siblings).bit_length())
+        share = max(8, (parameters.max_links - parameters.siblings) // buckets)
+        complete = len(peers) <= parameters.full_membership
+        if complete:
+            share = 4
+        for bucket in range(127, 127 - buckets, -1):
+            low = ((peers[at].number >> bucket) ^ 1) << bucket
+            first = bisect_left(order, low)
+            members = [other for _, other in numbers[first : bisect_left(order, low + (1 << bucket))]]
+            yield members, min(share, len(members))
+        if complete:
+            yield [other for other in range(len(peers)) if other != at], parameters.max_links
 
     def _connect(self, a: SimPeer, b: SimPeer) -> None:
         """A link that has stood for a while: both cores have it, with its round-trip time measured."""

@@ -54,6 +54,9 @@ if TYPE_CHECKING:
     from p2psipd.proto.reload.incoming import IncomingRequest
 
 
+_LEAST_IN_BUCKET = 4
+
+
 class Remembered(NamedTuple):
     """A peer known from the last run."""
 
@@ -171,15 +174,18 @@ class Kademlia(MemberList):
         if not self.complete or self._host.node_id in self.replica_set(resource):
             # A holder without a copy sends it nearer and nearer, or it would wander among the holders.
             return None
-        linked = [n for n in self.readers(resource) if n != exclude]
-        if linked:
-            return linked[0]
+        quickest = self.readers(resource) or self.relays(resource)
+        return next((n for n in quickest if n != exclude), None)
+
+    def relays(self, resource: ResourceId) -> Sequence[NodeId]:
+        """Linked peers around the holders of `resource`, who have links to all of them; the quickest first."""
+        if not self.complete:
+            return ()
         number = number_of(resource)
         limit = self._own ^ number if self.ready else ALL_BITS + 1
-        around = self._live.nearest(number, 3 * self._p.copies)
-        near = [node_of(n) for n in around if n ^ number < limit]
-        relays = [n for n in near if n != exclude and self._host.is_linked(n)]
-        return min(relays, key=lambda n: self._host.rtt(n) or 1.0, default=None)
+        around = self._live.nearest(number, 3 * self._p.copies)[self._p.copies :]
+        near = [node_of(n) for n in around if n ^ number < limit and self._host.is_linked(node_of(n))]
+        return sorted(near, key=lambda n: self._host.rtt(n) or 1.0)
 
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:
         """The other holders, nearest first."""
@@ -204,7 +210,13 @@ class Kademlia(MemberList):
         )
 
     def may_replicate(self, resource: ResourceId, sender: NodeId) -> bool:
-        """Whether `sender` is, as far as we know, near enough to hold `resource` itself."""
+        """Whether `sender` is, as far as we know, near enough to hold `resource` itself, or we must hold it.
+
+        Who held it among other members (in the other half of a healed partition, or while many were silent) may be
+        far by now, and is rid of it only when a holder takes it.
+        """
+        if self._host.node_id in self.replica_set(resource):
+            return True
         number = number_of(resource)
         near = self._live.nearest(number, 2 * self._p.copies)
         return len(near) < 2 * self._p.copies or number_of(sender) ^ number <= near[-1] ^ number
@@ -438,14 +450,29 @@ class Kademlia(MemberList):
                 budget -= 1
 
     def _wanted_links(self) -> list[NodeId]:
-        """Siblings first, then the members of each bucket, about `max_links` in all."""
+        """Siblings first, then members at random: anywhere while all are known (a read wants any of eight
+        holders), else a share of each bucket; about `max_links` in all."""
         nodes = self.siblings()
         if len(self._live) <= self._p.max_links:
             return nodes + [node_of(n) for n in self._live if node_of(n) not in nodes]
         chosen = set(nodes)
-        buckets = max(1, (len(self._live) // self._p.siblings).bit_length())
-        share = self._bucket_share()
-        for bucket in range(ID_BITS - 1, ID_BITS - 1 - buckets, -1):
+        if self.complete:
+            for bucket in range(ID_BITS - 1, ID_BITS - 1 - self._buckets(), -1):
+                # Greedy routing must find a way into every bucket, whatever the draw.
+                if len(self._routable.in_bucket(self._own, bucket)) < _LEAST_IN_BUCKET:
+                    nodes += [
+                        n
+                        for n in map(node_of, self._live.in_bucket(self._own, bucket)[:_LEAST_IN_BUCKET])
+                        if n not in chosen
+                    ]
+            for _ in range(min(8, self._p.max_links - len(self._routable))):
+                node = node_of(self._live.at(self._host.random_bits(32) % len(self._live)))
+                if node not in chosen and not self._host.is_linked(node):
+                    chosen.add(node)
+                    nodes.append(node)
+            return nodes
+        share = self._link_share()
+        for bucket in range(ID_BITS - 1, ID_BITS - 1 - self._buckets(), -1):
             missing = share - len(self._routable.in_bucket(self._own, bucket))
             numbers = list(self._live.in_bucket(self._own, bucket)) if missing > 0 else []
             start = self._host.random_bits(16) % len(numbers) if numbers else 0
@@ -457,10 +484,11 @@ class Kademlia(MemberList):
         return nodes
 
     def _release_slow_link(self) -> None:
-        """Where there are more peers than links: give up the slowest link of a full bucket.
+        """Where there are more peers than links: give up the slowest link (of a full bucket, beyond full
+        membership).
 
-        Maintenance opens another at random in its place, so that in time the links of each bucket are to near
-        peers (proximity neighbour selection).
+        Maintenance opens another at random in its place, so that in time the links are to near peers (proximity
+        neighbour selection).
         """
         host = self._host
         if not self.ready or len(self._live) <= self._p.max_links:
@@ -471,11 +499,14 @@ class Kademlia(MemberList):
             number = number_of(node)
             rtt = host.rtt(node)
             if number in self._routable and number not in kept and rtt is not None:
-                buckets.setdefault((number ^ self._own).bit_length(), []).append((rtt, node))
+                bucket = (number ^ self._own).bit_length() - 1
+                if len(self._routable.in_bucket(self._own, bucket)) > _LEAST_IN_BUCKET:
+                    buckets.setdefault(0 if self.complete else bucket, []).append((rtt, node))
         slowest: tuple[float, NodeId] | None = None
         for links in buckets.values():
             links.sort()
-            if len(links) >= self._bucket_share() and links[-1][0] > 1.25 * links[len(links) // 2][0]:
+            surplus = len(self._routable) > 1.25 * self._p.max_links
+            if len(links) >= self._link_share() and (surplus or links[-1][0] > 1.25 * links[len(links) // 2][0]):
                 slowest = max(slowest or links[-1], links[-1])
         if slowest is not None:
             self._release(slowest[1])
@@ -488,9 +519,15 @@ class Kademlia(MemberList):
 
         self._host.send(node, UpdateReq(Unlink().encode()), answered)
 
-    def _bucket_share(self) -> int:
-        buckets = max(1, (len(self._live) // self._p.siblings).bit_length())
-        return max(8, (self._p.max_links - self._p.siblings) // buckets)
+    def _link_share(self) -> int:
+        """Links that we want besides those to siblings: in all, or in each bucket beyond full membership."""
+        if self.complete:
+            return self._p.max_links - 2 * self._p.siblings
+        return max(8, (self._p.max_links - self._p.siblings) // self._buckets())
+
+    def _buckets(self) -> int:
+        """How many buckets are farther than our siblings."""
+        return max(1, (len(self._live) // self._p.siblings).bit_length())
 
     def _ping_idle(self) -> None:
         near = set(self.siblings())

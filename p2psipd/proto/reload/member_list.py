@@ -52,8 +52,8 @@ class KademliaParameters(NamedTuple):
     gossip_fanout: int = 4
     gossip_for: float = 0.5
     maintain_for: float = 1.0
-    ping_siblings_for: float = 5.0
-    ping_others_for: float = 30.0
+    ping_siblings_for: float = 10.0
+    ping_others_for: float = 60.0
     compare_members_for: float = 30.0
     repair_for: float = 60.0
     partition_for: float = 60.0

@@ -161,6 +161,9 @@ class Topology(Protocol):
     def readers(self, resource: ResourceId) -> Sequence[NodeId]:
         """Linked nodes that should hold a copy of `resource`, the one to ask first first."""
 
+    def relays(self, resource: ResourceId) -> Sequence[NodeId]:
+        """Linked nodes that have links to the holders of `resource`, the one to ask first first."""
+
     def plausible_answerer(self, resource: ResourceId, node: NodeId, reading: bool = False) -> bool:
         """RFC 6940 section 6.3.4, check 2: `node` is at least as near to `resource` as our neighbours.
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _TRACE_HOPS = 20
 _FETCH_FOR = 10.0
 _STORE_TRIES = 3
+_SLOW = 0.12
 
 
 class UserRequests:
@@ -287,7 +288,22 @@ class _FetchJob:
                     self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
                     return
         peer.call_at(peer.now + _FETCH_FOR, self._overdue)
-        self._ask_next()
+        self._ask_first()
+
+    def _ask_first(self) -> None:
+        """The quickest linked holder; where that is none or a slow one, relays near the holders as well, who choose
+        quicker ones than chance would."""
+        peer = self._peer
+        slow = not self._readers or (peer.rtt(self._readers[0]) or 0.0) > _SLOW
+        relays = peer.topology.relays(self._item.resource) if slow and not self._item.fresh else ()
+        relays = relays[: 1 if self._readers else 2]
+        for relay in relays:
+            self._asked_responsible = True
+            self._send(ResourceDestination(self._item.resource), responsible=True, via=relay)
+        if self._readers or not relays:
+            self._ask_next()
+        else:
+            peer.call_at(peer.now + 1.0, self._hedge)
 
     def _overdue(self) -> None:
         if self._user.waiting(self._item.ref):
@@ -320,9 +336,9 @@ class _FetchJob:
             self._peer.count("hedged")
             self._ask_next()
 
-    def _send(self, target: Destination, responsible: bool) -> None:
+    def _send(self, target: Destination, responsible: bool, via: NodeId | None = None) -> None:
         self._open += 1
-        self._peer.request(target, self._body, lambda answer: self._answered(answer, responsible))
+        self._peer.request(target, self._body, lambda answer: self._answered(answer, responsible), via=via)
 
     def _answered(self, answer: Answer, responsible: bool) -> None:
         self._open -= 1
