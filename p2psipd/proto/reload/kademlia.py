@@ -456,32 +456,17 @@ class Kademlia(MemberList):
         if len(self._live) <= self._p.max_links:
             return nodes + [node_of(n) for n in self._live if node_of(n) not in nodes]
         chosen = set(nodes)
-        if self.complete:
-            for bucket in range(ID_BITS - 1, ID_BITS - 1 - self._buckets(), -1):
-                # Greedy routing must find a way into every bucket, whatever the draw.
-                if len(self._routable.in_bucket(self._own, bucket)) < _LEAST_IN_BUCKET:
-                    nodes += [
-                        n
-                        for n in map(node_of, self._live.in_bucket(self._own, bucket)[:_LEAST_IN_BUCKET])
-                        if n not in chosen
-                    ]
-            for _ in range(min(8, self._p.max_links - len(self._routable))):
-                node = node_of(self._live.at(self._host.random_bits(32) % len(self._live)))
-                if node not in chosen and not self._host.is_linked(node):
-                    chosen.add(node)
-                    nodes.append(node)
-            return nodes
-        share = self._link_share()
+        # Greedy routing must find a way into every bucket, whatever the draw; beyond full membership that is all.
+        share = _LEAST_IN_BUCKET if self.complete else self._link_share()
         for bucket in range(ID_BITS - 1, ID_BITS - 1 - self._buckets(), -1):
             missing = share - len(self._routable.in_bucket(self._own, bucket))
             numbers = list(self._live.in_bucket(self._own, bucket)) if missing > 0 else []
             start = self._host.random_bits(16) % len(numbers) if numbers else 0
-            for number in (numbers[start:] + numbers[:start])[:missing]:
-                node = node_of(number)
-                if node not in chosen and not self._host.is_linked(node):
-                    chosen.add(node)
-                    nodes.append(node)
-        return nodes
+            chosen.update(map(node_of, (numbers[start:] + numbers[:start])[:missing]))
+        if self.complete:
+            for _ in range(min(8, self._p.max_links - len(self._routable))):
+                chosen.add(node_of(self._live.at(self._host.random_bits(32) % len(self._live))))
+        return nodes + sorted(chosen - set(nodes))
 
     def _release_slow_link(self) -> None:
         """Where there are more peers than links: give up the slowest link (of a full bucket, beyond full
