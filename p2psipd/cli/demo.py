@@ -107,24 +107,42 @@ def _lab(directory: Path, peers: int, quiet: bool) -> Lab:
 def _run(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
     """Run `main` under the reactor, within the limit of time; its result or its error."""
     from twisted.internet import reactor
-    from twisted.internet.defer import Deferred
+    from twisted.internet.defer import CancelledError, Deferred, TimeoutError
     from twisted.python.failure import Failure
 
     # Twisted's own clock follows the wall clock and would jump with it.
     reactor.seconds = time.monotonic  # type: ignore[method-assign]
     outcome: list[Any] = []
 
+    given_up: list[Deferred[None]] = []
+
     def begin() -> None:
-        running = Deferred.fromCoroutine(main())
-        running.addTimeout(_LIMIT_SECONDS, reactor)
-        running.addBoth(outcome.append)
-        running.addBoth(lambda _: reactor.stop())
+        running = Deferred.fromCoroutine(main()).addTimeout(_LIMIT_SECONDS, reactor)
+
+        def give_up() -> Deferred[None]:
+            given_up.append(Deferred())
+            running.cancel()
+            return given_up[0]
+
+        def finished(result: Any) -> None:
+            outcome.append(result)
+            if given_up:
+                given_up[0].callback(None)
+            else:
+                reactor.removeSystemEventTrigger(interrupted)
+                reactor.stop()
+
+        # Ctrl-C and SIGTERM stop the reactor: before that the phones hang up and let go of their ports.
+        interrupted = reactor.addSystemEventTrigger("before", "shutdown", give_up)
+        running.addBoth(finished)
 
     reactor.callWhenRunning(begin)
     reactor.run()
-    if not outcome:
+    if not outcome or (isinstance(outcome[0], Failure) and outcome[0].check(CancelledError)):
         raise KeyboardInterrupt
     if isinstance(outcome[0], Failure):
+        if outcome[0].check(TimeoutError):
+            raise LabError(f"the call did not come about within {_LIMIT_SECONDS:.0f} s")
         outcome[0].raiseException()
     result: _Result = outcome[0]
     return result

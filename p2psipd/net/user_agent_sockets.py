@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from typing import Protocol as TypingProtocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import ClientFactory, DatagramProtocol, Factory, Protocol
 from twisted.python.failure import Failure
 
@@ -57,7 +57,7 @@ class Udp(DatagramProtocol):
         self._socket = self._agent.reactor.listenUDP(port, self, interface=host, maxPacketSize=65536)
 
     async def close(self) -> None:
-        await self._socket.stopListening()
+        await maybeDeferred(self._socket.stopListening)
 
     def send(self, flow: Flow, data: bytes) -> None:
         if self.transport is not None:
@@ -101,7 +101,7 @@ class Tcp(Factory):
     async def close(self) -> None:
         for stream in list(self._by_flow.values()):
             stream.close()
-        await self._socket.stopListening()
+        await maybeDeferred(self._socket.stopListening)
         if self._by_flow:
             self._closing = Deferred()
             await self._closing
