@@ -427,7 +427,9 @@ class Kademlia(MemberList):
                 self._host.dial((address,), None)
 
     def _maintain(self) -> None:
-        """Open the links we want, close what is far too much."""
+        """Open the links we want."""
+        if self._state is State.LEAVING:
+            return
         host = self._host
         host.call_at(host.now + self._p.maintain_for * (0.75 + host.random_bits(8) / 512), self._maintain)
         if self._state is State.JOINING and not self._admitting:

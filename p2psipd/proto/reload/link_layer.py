@@ -206,6 +206,10 @@ class LinkLayer(ABC):
         self._attempts[self._attempt_count] = (node, tuple(addresses))
         self.emit(peer_io.OpenLink(self._attempt_count, tuple(addresses), node))
 
+    def is_dialling(self, node: NodeId) -> bool:
+        """Whether a link to `node` is being opened."""
+        return any(wanted == node for wanted, _ in self._attempts.values())
+
     def drop_link(self, node: NodeId, reason: str) -> None:
         """Close the link to `node`."""
         link = self.links.to(node)

@@ -110,7 +110,8 @@ class Methods:
         addresses = _addresses(body.candidates)
         if request.node == peer.node_id:
             raise Forbidden("an Attach to oneself")
-        if addresses:
+        if addresses and not peer.is_dialling(request.node):
+            # One dial at a time for each node, wherever it says that it is.
             peer.dial(addresses, request.node)
         if body.send_update:
             peer.want_update(request.node)

@@ -100,9 +100,7 @@ def own_certificate(hand: Hand, storage_time: int = MILLISECONDS, value: bytes =
     resource = resource_id(hand.node_id)
     data = ArrayEntry(0, DataValue(True, value))
     credential = NullCredential(hand.certificate)
-    stored = sign_value(
-        resource, CERTIFICATE_BY_NODE, data, storage_time, 3600, hand.certificate, credential.sign
-    )
+    stored = sign_value(resource, CERTIFICATE_BY_NODE, data, storage_time, 3600, hand.certificate, credential.sign)
     return StoreReq(resource, 0, (StoreKindData(CERTIFICATE_BY_NODE, 0, (stored,)),))
 
 
@@ -504,12 +502,14 @@ def test_attach_is_answered_active_with_candidates_and_dialled(lone: Node, hand:
 
 
 def test_the_best_candidate_is_dialled_first(lone: Node, hand: Hand) -> None:
-    """Candidates are tried by priority, eight at the most."""
+    """Candidates are tried by priority, eight at the most, and one dial at a time for each node."""
     candidates = tuple(candidate("127.8.9.9", port, port) for port in range(1, 12))
     orders: list[Any] = []
     lone.world.dial = lambda node, attempt, addresses: orders.append(addresses)  # type: ignore[method-assign]
     hand.ask(AttachReq(b"", b"", b"passive", candidates, False))
     assert orders == [tuple(("127.8.9.9", port) for port in range(11, 3, -1))]
+    hand.ask(AttachReq(b"", b"", b"passive", candidates, False))
+    assert len(orders) == 1
 
 
 def test_app_attach(lone: Node, hand: Hand) -> None:
