@@ -22,6 +22,7 @@ from rich.table import Table
 
 from bench.hosts import HostProcess, ask_all
 from p2psipd.proto.identity.certificate import Role, create_authority, role_name
+from p2psipd.sim.scenario import ScenarioParameters, simulate
 
 OVERLAY = "bench.example"
 SIZE = 400
@@ -36,6 +37,8 @@ TARGETS = {
     "get frames": 4.0,
     "first get ms": 100.0,
     "RSS MB, 200 links": 70.0,
+    "simulated get p50 ms": 80.0,
+    "simulated get p99 ms": 200.0,
 }
 
 
@@ -218,11 +221,11 @@ def others(module: str, count: int, operations: int, **extra: Any) -> dict[str, 
     }
 
 
-def simulated() -> dict[str, float]:
-    """Latency on a wide-area network model, 1,000 peers, median round trip 139 ms."""
-    from p2psipd.sim.scenario import wide_area_gets
-
-    return wide_area_gets()
+def simulated(peers: int) -> dict[str, float]:
+    """Look-ups on the simulator's wide-area model (median round trip 139 ms), settled links, no churn."""
+    result = simulate(ScenarioParameters(peers=peers, seconds=30.0))
+    seconds = result["lookups"]["seconds"]
+    return {"simulated get p50 ms": seconds["p50"] * 1e3, "simulated get p99 ms": seconds["p99"] * 1e3}
 
 
 def show(results: dict[str, dict[str, float]]) -> None:
@@ -272,7 +275,7 @@ def main() -> None:
     if "kademlia" in options.only:
         results["kademlia"] = others("bench.kademlia_host", options.nodes, options.operations)
     if "sim" in options.only:
-        own.update(simulated())
+        own.update(simulated(1000))
     show(results)
     with open(options.json, "w") as file:
         json.dump({"cores": os.cpu_count(), "nodes": options.nodes, "results": results}, file, indent=2)

@@ -137,6 +137,9 @@ class LinkLayer(ABC):
         if expected is not None and node != expected:
             self._refuse_link(item, expected, addresses, "node-id", f"{node.hex()} answered for {expected.hex()}")
             return
+        if not self.configuration.clients_permitted and not certificate.role.routes:
+            self._refuse_link(item, expected, addresses, "client", f"{certificate.user}: clients are not permitted")
+            return
         if node == self.node_id:
             self._refuse_link(item, expected, addresses, "self", "a link to ourselves")
             return
@@ -256,8 +259,11 @@ class LinkLayer(ABC):
         link.received_at = self.now
         if link.framed.oldest_unacked_at is None:
             self._busy.discard(link.id)
-            link.suspect = False
             link.all_acknowledged()
+            if link.suspect:
+                link.suspect = False
+                if link.confirmed:
+                    self._route_gained()
         if acks:
             self.emit(peer_io.SendToLink(link.id, acks))
         if not link.confirmed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import attrs
 import pytest
 
 from p2psipd.proto.identity.certificate import Role
@@ -240,6 +241,17 @@ def test_clients_store_and_fetch_without_joining(sixteen: World, role: Role) -> 
     sixteen.run(3)
     assert fetch_certificate(client, sixteen.nodes[4]).values
     assert all(members(n) == 16 for n in sixteen.nodes[:16])
+
+
+def test_an_overlay_may_keep_clients_out() -> None:
+    """With clients-permitted false (RFC 6940 section 11.1) a client's link is closed, a peer's is not."""
+    world = World()
+    world.configuration = attrs.evolve(world.configuration, clients_permitted=False)
+    world.overlay(3)
+    client = world.add(role=Role.USER)
+    world.run(5)
+    assert not list(client.peer.linked())
+    assert world.nodes[0].peer.counts["link-client"] >= 1
 
 
 def test_remembered_peers_need_no_bootstrap(sixteen: World) -> None:
