@@ -25,7 +25,8 @@ to bottom in :meth:`SipService._route`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from twisted.application.service import Service
@@ -100,6 +101,8 @@ RETRY_AFTER: Final = "10"
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 _SWEEP_SECONDS: Final = 2.0
+_JUMP_SECONDS: Final = 2.0
+"""The wall clock may go so much faster or slower than the monotonic one between two looks; else it has jumped."""
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
@@ -177,7 +180,9 @@ class SipService(Service):
         self._connector = connector
         self._table = table
         self._reactor = reactor
-        self._wall = wall
+        self._read_wall = wall
+        self._wall_ahead = wall() - self._now()
+        self._jumped = False
         self._resolver = resolver or (lambda host: resolve(reactor, host))
         self._ladder = Ladder()
         self._layer = TransactionLayer(random)
@@ -426,16 +431,33 @@ class SipService(Service):
         """
         uri = await self._gate.registering(flow, request, self._wall())
         aor = aor_of(uri.bare())
+        async with self._turn(aor):
+            response = await self._registrar.change(request, aor, flow, self._wall())
+        self.counters["registered"] += 1
+        return response
+
+    @asynccontextmanager
+    async def _turn(self, aor: str) -> AsyncIterator[None]:
+        """What changes the bindings of one user goes one after the other."""
         lock = self._locks.setdefault(aor, DeferredLock())
         await lock.acquire()
         try:
-            response = await self._registrar.change(request, aor, flow, self._wall())
+            yield
         finally:
             lock.release()
             if not lock.locked and not lock.waiting:
                 self._locks.pop(aor, None)
-        self.counters["registered"] += 1
-        return response
+
+    async def _announce(self) -> None:
+        """Store the bindings of this node anew: the wall clock, by which they run out, has jumped."""
+        aors = dict.fromkeys(own.binding.aor for own in self._table)
+        self.log.info("the clock has jumped: {count} users' bindings are stored anew", count=len(aors))
+        for aor in aors:
+            try:
+                async with self._turn(aor):
+                    await self._registrar.renew(aor, self._wall())
+            except LocationUnavailable as error:
+                self.log.warn("{error}; found again when the phone registers next", error=error)
 
     # ---- where to ------------------------------------------------------------------------------------------
 
@@ -506,6 +528,16 @@ class SipService(Service):
     def _now(self) -> float:
         now: float = self._reactor.seconds()
         return now
+
+    def _wall(self) -> float:
+        """Unix time.  Where it has jumped, bindings keep the seconds that they have left."""
+        wall = self._read_wall()
+        ahead = wall - self._now()
+        jump, self._wall_ahead = ahead - self._wall_ahead, ahead
+        if abs(jump) > _JUMP_SECONDS and len(self._table):
+            self._table.move(jump)
+            self._jumped = True
+        return wall
 
     def _forward(self, context: ForwardingContext, targets: Sequence[Target]) -> None:
         self._perform(context, context.receive(Located(targets), self._now()))
@@ -675,7 +707,7 @@ class SipService(Service):
         self._contexts.pop(event.transaction, None)
 
     def _sweep(self) -> None:
-        """Every two seconds: timer C of calls, and bindings that have run out."""
+        """Every two seconds: timer C of calls, bindings that have run out, and a look at the clock."""
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
         now = self._now()
         for context in [c for c in self._contexts.values() if c.invite and not c.finished]:
@@ -684,6 +716,9 @@ class SipService(Service):
                 self.counters["rang_too_long"] += 1
                 self._perform(context, context.handle_timer(now))
         self._table.expire(self._wall())
+        if self._jumped:
+            self._jumped = False
+            Deferred.fromCoroutine(self._announce())
 
     def _note(self, flow: Flow, message: Message) -> None:
         """A received message in the ladder of its call."""

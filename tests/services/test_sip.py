@@ -515,3 +515,18 @@ def test_cancel_while_the_user_is_looked_up(world: World, alice: Phone, bob: Pho
     alice.take_response(487)
     waiting[0].callback(None)
     assert bob.quiet() and alice.quiet()
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_registrations_outlive_a_jump_of_the_clock(world: World, node: Node, bob: Phone, jump: float) -> None:
+    """When the wall clock jumps, bindings keep the seconds that they have left: here, and in the overlay."""
+    bob.register(expires=60)
+    world.pass_time(10.0)
+    world.epoch += jump
+    (own,) = node.service.registrations()
+    assert own["expires_in"] == pytest.approx(50, abs=1)
+    world.pass_time(3.0)
+    (stored,) = world.location.entries[bob.aor].values()
+    assert stored.expires_at - world.wall() == pytest.approx(47, abs=1)
+    world.pass_time(48.0)
+    assert not node.service.registrations()

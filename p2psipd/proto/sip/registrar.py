@@ -286,6 +286,12 @@ class BindingTable:
             self.drop(aor, key)
         return len(dead)
 
+    def move(self, seconds: float) -> None:
+        """The wall clock has jumped by `seconds`: every binding keeps the time that it has left."""
+        for entries in self._by_aor.values():
+            for key, (binding, flow) in entries.items():
+                entries[key] = OwnBinding(binding._replace(expires_at=binding.expires_at + seconds), flow)
+
     def __iter__(self) -> Iterator[OwnBinding]:
         for entries in list(self._by_aor.values()):
             yield from list(entries.values())
@@ -325,6 +331,11 @@ class Registrar:
         for binding in made.puts:
             self._table.put(binding, flow)
         return answer(request, made, wall)
+
+    async def renew(self, aor: str, wall: float) -> None:
+        """Store the user's bindings of this node anew, as they are now.  Raises LocationUnavailable."""
+        for own in self._table.of(aor, wall):
+            await self._location.put(aor, own.binding)
 
     async def _write(self, aor: str, made: Plan, before: dict[bytes, Binding]) -> None:
         """All changes or none: what was written before one failed is put back as well as it goes."""
