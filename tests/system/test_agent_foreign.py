@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import tempfile
 import wave
 from array import array
 from collections.abc import Callable
@@ -199,7 +201,10 @@ class BaresipTests(TestCase):
         agent = UserAgent(reactor, f"sip:ours@{OURS}", transport=transport, bind=OURS)
         self.addCleanup(lambda: Deferred.fromCoroutine(agent.stop()))
         await agent.start()
-        phone = Baresip(self, Path(self.mktemp()), transport)
+        # A short name: baresip cuts the path of a recording at some hundred characters, wherever that leads.
+        directory = tempfile.mkdtemp(prefix="p2psip-test-")
+        self.addCleanup(shutil.rmtree, directory)
+        phone = Baresip(self, Path(directory) / "baresip", transport)
         await phone.start()
         return agent, phone
 
