@@ -35,6 +35,7 @@ from p2psipd.proto.reload.peer_parameters import PeerParameters  # noqa: E402
 from p2psipd.proto.reload.sip_usage import ProxyRegistration  # noqa: E402
 from p2psipd.proto.reload.wire import NodeDestination  # noqa: E402
 from p2psipd.services.overlay_factory import OverlayNode, make_overlay  # noqa: E402
+from p2psipd.supervision import settle_collector  # noqa: E402
 
 LIMITS = LinkLimits(2000, 2000, 1000, 1000, 20.0, 20.0, 8_000_000)
 
@@ -104,6 +105,7 @@ class Host(LineOnlyReceiver):
                 await node.service.when_joined()
         while any(int(str(n.core.topology.status()["members"])) < members for n in self.nodes):
             await task.deferLater(reactor, 0.05)
+        settle_collector()
         return time.perf_counter() - started
 
     async def do_usage(self) -> dict[str, float]:

@@ -41,7 +41,7 @@ from p2psipd.services.inspection import BadArgument, Inspection
 from p2psipd.services.overlay import OverlayObserver, OverlayService
 from p2psipd.services.overlay_factory import OverlayNode, make_overlay
 from p2psipd.store.sqlite import SqliteStore, StateError
-from p2psipd.supervision import SupervisionService, notify
+from p2psipd.supervision import SupervisionService, notify, settle_collector
 
 if TYPE_CHECKING:
     from p2psipd.config import Material, NodeConfig
@@ -119,6 +119,7 @@ class Launcher(MultiService):
             node: Any = self._make()
             node.setServiceParent(self)
             MultiService.startService(self)
+            settle_collector()
         except (config.ConfigError, StateError, CertificateFileError) as error:
             log.critical("{error}", error=error)
             raise SystemExit(config.EXIT_CONFIG) from None

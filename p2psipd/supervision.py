@@ -5,6 +5,7 @@ Without ``NOTIFY_SOCKET`` in the environment nothing happens.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -28,6 +29,17 @@ def notify(text: str) -> None:
     except OSError:
         # The supervisor is gone or does not read; the node's work does not depend on it.
         return
+
+
+def settle_collector() -> None:
+    """Keep the garbage collector from walking what lives as long as the process, and from running at every turn.
+
+    Modules and services are set aside for good; cycles that requests leave behind are still found, in larger
+    groups.  Without this its pauses are the slowest per cent of answers.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 class SupervisionService(Service):
