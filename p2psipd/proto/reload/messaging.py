@@ -383,7 +383,7 @@ class Messaging(LinkLayer):
     def _first_link(self, waiting: Outstanding) -> Link | None:
         if waiting.via is not None:
             link = self.links.to(waiting.via)
-            if link is not None:
+            if link is not None and not (link.suspect and waiting.sends > 1):
                 return link
         target = waiting.target
         hop: NodeId | None = None

@@ -56,6 +56,9 @@ _TRACE_HOPS = 20
 _FETCH_FOR = 10.0
 _STORE_TRIES = 3
 _SLOW = 0.12
+# Seconds in which the responsible peer should have answered, wherever it is, and after which to look for others.
+_RESPONSIBLE_LATE = 1.0
+_LOOK_AGAIN = 0.25
 
 
 class UserRequests:
@@ -269,6 +272,7 @@ class _FetchJob:
         self._body = FetchReq(item.resource, user.complete_specifiers(item.specifiers))
         self._started_at = peer.now
         self._readers = [] if item.fresh else list(peer.topology.readers(item.resource))
+        self._asked: set[NodeId] = set()
         self._open = 0
         self._asked_responsible = False
         self._empty_from_responsible: Answer | None = None
@@ -303,25 +307,52 @@ class _FetchJob:
         if self._readers or not relays:
             self._ask_next()
         else:
-            peer.call_at(peer.now + 1.0, self._hedge)
+            # There and on to a holder: each of the two hops may be as late as the first.
+            peer.call_at(peer.now + 2 * min(map(peer.hedge_after, relays)), self._hedge)
 
     def _overdue(self) -> None:
         if self._user.waiting(self._item.ref):
             self._user.fail(self._item.ref, self._error or RequestTimeout(f"no answer in {_FETCH_FOR} s"))
 
     def _ask_next(self) -> None:
-        """Ask the next holder, or the responsible peer when there is none left; hedge if that is slow."""
+        """Ask as many holders again as were asked before; where none is left, the responsible peer and the holders
+        whose links are in doubt; hedge if that is slow.
+
+        Where seven of eight holders have fallen silent at once the eighth is asked after three hedges, not seven.
+        """
         peer = self._peer
-        hedge_after = 1.0
-        if self._readers:
-            node = self._readers.pop(0)
-            hedge_after = peer.hedge_after(node)
-            self._send(NodeDestination(node), responsible=False)
-        elif not self._asked_responsible:
+        late = _RESPONSIBLE_LATE
+        nodes = self._next_readers()
+        if not nodes:
+            if self._asked or self._asked_responsible:
+                nodes = self._last_resort()
             self._ask_responsible()
-        else:
-            return
-        peer.call_at(peer.now + hedge_after, self._hedge)
+        for node in nodes:
+            self._ask(node)
+        if self._asked and not self._item.fresh:
+            # When all have been asked, other holders may be known soon, or links be trusted again.
+            late = min(map(peer.hedge_after, nodes), default=_LOOK_AGAIN)
+        peer.call_at(peer.now + late, self._hedge)
+
+    def _next_readers(self) -> list[NodeId]:
+        """The holders to ask now, the quickest first; a link may have come into doubt since we chose them."""
+        linked = [node for node in self._readers if self._peer.is_linked(node)]
+        count = max(1, len(self._asked))
+        self._readers = linked[count:]
+        return linked[:count]
+
+    def _ask(self, node: NodeId) -> None:
+        self._asked.add(node)
+        self._send(NodeDestination(node), responsible=False)
+
+    def _last_resort(self) -> list[NodeId]:
+        """Holders whose links are in doubt. Who wants it fresh gets it, where the responsible peer is silent for a
+        second, from the next in line, who may be it by now."""
+        peer = self._peer
+        nodes = [n for n in peer.topology.replica_nodes(self._item.resource) if n not in self._asked]
+        if self._item.fresh:
+            return [n for n in nodes if peer.is_linked(n)][:1]
+        return [n for n in nodes if peer.links.to(n) is not None]
 
     def _ask_responsible(self) -> None:
         if not self._asked_responsible:
@@ -329,12 +360,16 @@ class _FetchJob:
             nearest = self._peer.topology.nearest(self._item.resource) if self._item.fresh else None
             # Under way to a Resource-ID any holder may answer; who wants it fresh names the responsible peer.
             target = ResourceDestination(self._item.resource) if nearest is None else NodeDestination(nearest)
+            if nearest is not None:
+                self._asked.add(nearest)
             self._send(target, responsible=True)
 
     def _hedge(self) -> None:
         if self._user.waiting(self._item.ref) and self._open:
-            self._peer.count("hedged")
+            before = self._open
             self._ask_next()
+            if self._open > before:
+                self._peer.count("hedged")
 
     def _send(self, target: Destination, responsible: bool, via: NodeId | None = None) -> None:
         self._open += 1
@@ -377,7 +412,7 @@ class _FetchJob:
         if not self._asked_responsible:
             self._ask_responsible()
         if self._readers and not self._empty_from_others:
-            self._send(NodeDestination(self._readers.pop(0)), responsible=False)
+            self._ask(self._readers.pop(0))
         elif not self._open:
             if self._empty and self._error is None:
                 self._user.fail(self._item.ref, RequestTimeout("only replicas answered, and they hold nothing"))
