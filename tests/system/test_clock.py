@@ -1,18 +1,25 @@
-"""The wall clock of a lab jumps by an hour, forward and back: no timer notices."""
+"""The wall clock of a lab jumps by an hour, forward and back: neither a timer nor a phone notices."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
+
+from p2psipd.control import ControlRefused, ControlUnreachable
+from p2psipd.net.user_agent import UserAgent
 
 from .conftest import end_lab, make_lab
+from .waiting import spin
 
 HOUR = 3600
 #: Long enough for the timers of an idle link to come due several times.
-CALM_SECONDS = 3.0
+CALM_SECONDS = 2.5
 
 
 class SteppedLab:
@@ -23,17 +30,21 @@ class SteppedLab:
         self._offset = self.lab.directory / "offset"
         self.step(0)
         (library,) = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-        environment = {
+        self._environment = {
             "LD_PRELOAD": str(library),
             "FAKETIME_TIMESTAMP_FILE": str(self._offset),
             "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             "DONT_FAKE_MONOTONIC": "1",
         }
+
+    def start(self) -> None:
+        """Start the peers, and store the users' passwords."""
         for number in self.lab.peers:
-            self.lab.start(number, environment=environment)
+            self.lab.start(number, environment=self._environment)
             self.lab.wait_joined([number], 30)
         self.lab.wait_acquainted(30)
+        self.lab.provision()
 
     def step(self, seconds: int) -> None:
         """Set the offset of the wall clock."""
@@ -50,35 +61,74 @@ class SteppedLab:
             time.sleep(0.25)
         return not any("lost" in self.lab.log_tail(number, 1000) for number in self.lab.peers)
 
-    def clock_offset(self) -> float:
-        """How far the clock of a peer is off, as another process of this machine sees it in the peer's log."""
-        status = self.lab.control(1).get("/status")
-        return float(status["certificate_seconds"])
+    def certificate_seconds(self) -> float:
+        """How long the certificate of a peer is good for, by its wall clock."""
+        return float(self.lab.control(1).get("/status")["certificate_seconds"])
+
+    def seconds_left(self, name: str) -> list[int]:
+        """How much longer the bindings of a user last, as peer 2 finds them in the overlay."""
+        found = self.lab.control(2).get("/get", name=self.lab.aor(name))
+        return [value["seconds_left"] for value in found["values"]]
 
 
 @pytest.fixture
 def stepped() -> Iterator[SteppedLab]:
     """The lab, all peers joined, no offset yet."""
     stepped = SteppedLab()
-    yield stepped
-    end_lab(stepped.lab)
+    try:
+        stepped.start()
+        yield stepped
+    finally:
+        end_lab(stepped.lab)
 
 
 @pytest.mark.foreign("faketime")
 def test_the_clock_jumps(stepped: SteppedLab) -> None:
     """An hour forward breaks no link; an hour back leaves every timer going, so that a silent peer is noticed."""
     lab = stepped.lab
-    certificate = stepped.clock_offset()
+    certificate = stepped.certificate_seconds()
     up = lab.control(2).get("/status")["up_seconds"]
     began = time.monotonic()
     stepped.step(HOUR)
     assert stepped.is_calm(CALM_SECONDS)
     # The peers did see the jump: their certificates have an hour less to go.
-    assert certificate - stepped.clock_offset() == pytest.approx(HOUR, abs=60)
+    assert certificate - stepped.certificate_seconds() == pytest.approx(HOUR, abs=60)
     assert lab.control(2).get("/status")["up_seconds"] - up == pytest.approx(time.monotonic() - began, abs=1.0)
     stepped.step(0)
     assert stepped.is_calm(CALM_SECONDS)
     other = lab.control(2).get("/status")["node_id"]
     assert lab.control(1).get("/ping", node=other)["ms"] < 1000
+    spin(text_across_jumps(stepped))
+    third = lab.control(3).get("/status")["node_id"]
     lab.freeze(3)
-    lab.wait_acquainted(30)
+    for number in (1, 2):
+        with suppress(ControlRefused, ControlUnreachable):
+            lab.control(number, timeout=0.5).get("/ping", node=third)
+    lab.wait_acquainted(10)
+
+
+async def text_across_jumps(stepped: SteppedLab) -> None:
+    """Bob's registration lasts as long as it would have without the jumps, and can be made anew after each."""
+    lab = stepped.lab
+    alice, bob = (
+        UserAgent(reactor, lab.aor(name), lab.user(name).password, server=(lab.host(number), 5060))
+        for name, number in (("alice", 1), ("bob", 3))
+    )
+    try:
+        granted = await alice.register()
+        for offset in (HOUR, 0):
+            assert await bob.register() == granted
+            stepped.step(offset)
+            # Two seconds until the registrar looks at the clock, and some for a busy machine.
+            for _ in range(100):
+                left = stepped.seconds_left("bob")
+                if left and granted - 60 < left[0] <= granted:
+                    break
+                await deferLater(reactor, 0.1)
+            assert len(left) == 1 and granted - 60 < left[0] <= granted
+            assert await alice.message(lab.aor("bob"), "hello") == 200
+        await bob.unregister()
+        assert await alice.message(lab.aor("bob"), "hello") == 480
+    finally:
+        await alice.stop()
+        await bob.stop()
