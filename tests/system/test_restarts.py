@@ -15,6 +15,7 @@ import pytest
 from p2psipd.lab import Lab
 
 from .conftest import end_lab, make_lab
+from .waiting import wait_until
 
 KILLS = 20
 #: What was acknowledged at least so long before the kill must be there (the group commit's time is in it).
@@ -29,6 +30,26 @@ def lonely_lab() -> Iterator[Lab]:
     lab = make_lab(1)
     try:
         lab.up()
+        yield lab
+    finally:
+        end_lab(lab)
+
+
+#: Known peers are committed within a second, unless a record takes them along sooner.
+REMEMBERED_SECONDS = 1.2
+#: The first, who founds the overlay and is a bootstrap node; the two others are nobody's.
+FOUNDER, KILLED, NEIGHBOUR = 1, 4, 5
+
+
+@pytest.fixture
+def lab_with_hidden_peers() -> Iterator[Lab]:
+    """Peers 4 and 5 of a lab have joined through peer 1; the document names none but peers 1 to 3."""
+    lab = make_lab(5)
+    try:
+        for number in (FOUNDER, KILLED, NEIGHBOUR):
+            lab.start(number)
+            lab.wait_joined([number], 30)
+        lab.wait_acquainted(30)
         yield lab
     finally:
         end_lab(lab)
@@ -104,3 +125,17 @@ def test_acknowledged_records_survive_kills(lonely_lab: Lab, writer: Writer) -> 
         # What was too young may be gone; what has come back once must come back every time.
         acknowledged = {resource: at for resource, at in acknowledged.items() if resource in held}
     assert len(acknowledged) > 10 * KILLS
+
+
+def test_killed_peer_knows_its_neighbours(lab_with_hidden_peers: Lab) -> None:
+    """A killed peer comes back by itself to neighbours that no document names, when every bootstrap node is dead."""
+    lab = lab_with_hidden_peers
+    me, neighbour = (lab.control(number).get("/status")["node_id"] for number in (KILLED, NEIGHBOUR))
+    time.sleep(REMEMBERED_SECONDS)
+    lab.kill(FOUNDER)
+    lab.kill(KILLED)
+    lab.start(KILLED)
+    lab.wait_joined([KILLED], 20)
+    control = lab.control(KILLED)
+    assert control.get("/status")["node_id"] == me
+    wait_until(lambda: [row["node"] for row in control.get("/peers")] == [neighbour], "a link to the neighbour")
