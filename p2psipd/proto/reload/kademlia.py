@@ -239,7 +239,7 @@ class Kademlia(MemberList):
         for action, period in (
             (self._compare_members, self._p.compare_members_for),
             (self._find_partition, self._p.partition_for),
-            (self._ping_idle, self._p.ping_siblings_for),
+            (self._ping_idle, self._p.ping_siblings_for / 4),
             (self._release_slow_link, self._p.release_for),
             (self._forget_dead, self._p.dead_for / 4),
         ):

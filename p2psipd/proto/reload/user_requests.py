@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _TRACE_HOPS = 20
 _FETCH_FOR = 10.0
 _STORE_TRIES = 3
+_REPLICATING_FOR = 2.0
 _SLOW = 0.12
 # Seconds in which the responsible peer should have answered, wherever it is, and after which to look for others.
 _RESPONSIBLE_LATE = 1.0
@@ -68,6 +69,7 @@ class UserRequests:
         self._peer = peer
         self._jobs: dict[int, object] = {}
         self._last_storage_time = 0
+        self._stored_at: dict[ResourceId, float] = {}
         self.guard = FreshnessGuard()
         self.handlers: dict[type, Callable[..., None]] = {
             peer_io.Store: self._store,
@@ -176,6 +178,9 @@ class UserRequests:
             return
         resource = item.name if isinstance(item.name, bytes) and len(item.name) == 16 else resource_id(item.name)
         resource = ResourceId(resource)
+        if len(self._stored_at) > 10_000:
+            self._stored_at.clear()
+        self._stored_at[resource] = peer.now
         credential = item.credential or peer.credential
         values = tuple(
             sign_value(
@@ -223,6 +228,9 @@ class UserRequests:
         if unknown:
             self.fail(item.ref, UnknownKind(f"kind {unknown[0]:#x} is not in the configuration document"))
             return
+        if self._peer.now - self._stored_at.get(item.resource, float("-inf")) < _REPLICATING_FOR:
+            # Copies may still be under way to the holder that we would ask: who wrote reads at the source.
+            item = item._replace(fresh=True)
         _FetchJob(self._peer, self, item).start()
 
     # -- trace ---------------------------------------------------------------------------------------------
