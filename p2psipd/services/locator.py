@@ -93,8 +93,9 @@ class OwnBindings:
 class OverlayBindings:
     """The step for users of the served domains: every binding of the user, wherever it is owned.
 
-    Own bindings come from memory, which is newer than the overlay; they also stand in when the overlay can't
-    be asked. Bindings of other nodes become requests to that node with a GRUU that names the instance.
+    Own bindings come from memory, unless the overlay says that their phones have moved on; they also stand in
+    when the overlay can't be asked. Bindings of other nodes become requests to that node with a GRUU that
+    names the instance.
     """
 
     def __init__(self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
@@ -109,14 +110,15 @@ class OverlayBindings:
         if query.origin is Origin.NODE or not isinstance(uri, SipUri) or uri.host not in self._domains or not uri.user:
             return None
         aor = aor_of(uri.bare())
-        owned = self._table.of(aor, query.wall)
-        targets = [target for own in owned if (target := own_target(own)) is not None]
         try:
             stored = await self._location.bindings(aor, query.fresh)
         except LocationUnavailable:
-            if not targets:
+            if not any(own_target(own) for own in self._table.of(aor, query.wall)):
                 raise
             stored = ()
+        self._table.moved_on(stored, self._node_id)
+        owned = self._table.of(aor, query.wall)
+        targets = [target for own in owned if (target := own_target(own)) is not None]
         here = {own.binding.key for own in owned}
         for binding in stored:
             if binding.expires_at > query.wall and binding.key not in here:

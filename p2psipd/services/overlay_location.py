@@ -93,7 +93,7 @@ class OverlayLocation:
         self._log = Logger(namespace="p2psipd.location")
 
     async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
-        """The living bindings of an AOR, those of names that it stands for included."""
+        """The bindings of an AOR, those of names that it stands for included, and what says that one was removed."""
         found: dict[tuple[bytes, bytes], Binding] = {}
         asked: set[str] = set()
         names = [resource_name(aor)]
@@ -136,6 +136,9 @@ class OverlayLocation:
             raise LocationUnavailable(f"where {name} is could not be asked: {error}") from error
         for stored in outcome.values:
             if not stored.exists:
+                if stored.kind == PROXY_REGISTRATION:
+                    gone = Binding(f"sip:{name}", stored.key, "", b"", stored_at=stored.storage_time / 1000)
+                    found[b"", stored.key] = gone
                 continue
             try:
                 read = _read_native if stored.kind == SIP_REGISTRATION else _read_proxy
@@ -178,6 +181,7 @@ def _read_proxy(name: str, stored: VerifiedValue) -> Binding | str:
         received=extensions.get(RECEIVED_EXTENSION, b"").decode("utf-8", "replace"),
         parameters=registration.parameters,
         user_agent=extensions.get(USER_AGENT_EXTENSION, b"").decode("utf-8", "replace"),
+        stored_at=stored.storage_time / 1000,
     )
 
 

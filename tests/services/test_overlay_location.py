@@ -125,7 +125,7 @@ class LocationTests(SynchronousTestCase):
         """A binding that is put is found again with every attribute."""
         self.overlay.values.clear()
         self.result(self.location.put(BOB, one))
-        self.assertEqual(self.result(self.location.bindings(BOB)), [one])
+        self.assertEqual(self.result(self.location.bindings(BOB)), [one._replace(stored_at=WALL)])
 
     def test_lifetime(self) -> None:
         """A binding is stored for as long as it lives, rounded up."""
@@ -148,11 +148,12 @@ class LocationTests(SynchronousTestCase):
         self.assertEqual(found.contact, "sip:bob@192.0.2.9")
 
     def test_removed_and_expired(self) -> None:
-        """A removed binding and an expired one are no bindings."""
+        """An expired binding is none, and of a removed one no more is known than that and when it was removed."""
         self.result(self.location.put(BOB, binding()))
         self.result(self.location.remove(BOB, binding()))
         self.result(self.location.put(BOB, binding("sip:late@192.0.2.7")._replace(expires_at=WALL - 1)))
-        self.assertEqual(self.result(self.location.bindings(BOB)), [])
+        gone = Binding(BOB, binding().key, "", b"", stored_at=WALL)
+        self.assertEqual(self.result(self.location.bindings(BOB)), [gone])
         self.assertEqual(len(self.overlay.values), 2)
 
     def test_native_user_agent(self) -> None:

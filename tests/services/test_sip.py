@@ -530,3 +530,30 @@ def test_registrations_outlive_a_jump_of_the_clock(world: World, node: Node, bob
     assert stored.expires_at - world.wall() == pytest.approx(47, abs=1)
     world.pass_time(48.0)
     assert not node.service.registrations()
+
+
+INSTANCE = '+sip.instance="<urn:uuid:00000000-0000-4000-8000-000000000001>"'
+
+
+def test_phone_that_moved_on_is_called_where_it_is(world: World, alice: Phone, bob: Phone, far_bob: Phone) -> None:
+    """A phone that registers at another node is called there from its old node too, which forgets it then."""
+    bob.register(f"<{bob.contact}>;{INSTANCE}")
+    world.pass_time(1.0)
+    far_bob.cseq = bob.cseq
+    assert far_bob.register(f"<{far_bob.contact}>;{INSTANCE}").status == 200
+    invite, _ = call(alice, far_bob)
+    assert invite.uri_text == far_bob.contact
+    assert bob.quiet()
+    assert not bob.node.service.registrations()
+
+
+def test_phone_that_came_back_is_called_where_it_is(world: World, alice: Phone, bob: Phone, far_bob: Phone) -> None:
+    """What another node stored before the phone registered here says nothing against it."""
+    far_bob.register(f"<{far_bob.contact}>;{INSTANCE}")
+    (old,) = world.location.entries[bob.aor].values()
+    world.pass_time(1.0)
+    bob.cseq = far_bob.cseq
+    assert bob.register(f"<{bob.contact}>;{INSTANCE}").status == 200
+    world.location.entries[bob.aor][old.key] = old
+    invite, _ = call(alice, bob)
+    assert invite.uri_text == bob.contact

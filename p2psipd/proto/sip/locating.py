@@ -35,7 +35,8 @@ class Binding(NamedTuple):
     `instance_id` and `reg_id` as in RFC 5626 ("" and 0 without), `expires_at` unix seconds. `received` says
     over what the phone registered, in the form of :func:`flow_text`: enough to send to it over UDP even after
     a restart. `parameters` are the other Contact parameters, verbatim. `native` marks a P2PSIP user agent
-    that signed its own registration and takes SIP at `node_id` itself.
+    that signed its own registration and takes SIP at `node_id` itself. `stored_at` (unix seconds) orders what
+    several nodes say of one key.
     """
 
     aor: str
@@ -53,6 +54,7 @@ class Binding(NamedTuple):
     parameters: tuple[tuple[str, str | None], ...] = ()
     user_agent: str = ""
     native: bool = False
+    stored_at: float = 0.0
 
 
 def binding_key(contact: str, instance_id: str = "", reg_id: int = 0) -> bytes:
@@ -234,6 +236,7 @@ class LocationStore(Protocol):
     async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
         """The living bindings of `aor` ("sip:user@domain"), verified; an unknown user has none.
 
+        Among them may be some that have run out; one that was removed has no contact, and ran out in 1970.
         `fresh` asks the responsible node itself, not the nearest copy.
         """
         ...

@@ -151,6 +151,7 @@ def _wanted(
         received=flow_text(flow),
         parameters=tuple((name, value) for name, value in contact.params if name.lower() not in _OWN_PARAMETERS),
         user_agent=(request.get("user-agent") or "")[:128],
+        stored_at=wall,
     )
 
 
@@ -290,7 +291,20 @@ class BindingTable:
         """The wall clock has jumped by `seconds`: every binding keeps the time that it has left."""
         for entries in self._by_aor.values():
             for key, (binding, flow) in entries.items():
-                entries[key] = OwnBinding(binding._replace(expires_at=binding.expires_at + seconds), flow)
+                moved = binding._replace(
+                    expires_at=binding.expires_at + seconds, stored_at=binding.stored_at + seconds
+                )
+                entries[key] = OwnBinding(moved, flow)
+
+    def moved_on(self, stored: Sequence[Binding], node_id: bytes) -> None:
+        """Forget the bindings that another node has replaced or removed since their phones registered here.
+
+        `stored` is what the location store says, `node_id` this node.
+        """
+        for other in stored:
+            own = self._by_aor.get(other.aor, {}).get(other.key)
+            if own is not None and other.node_id != node_id and other.stored_at > own.binding.stored_at:
+                self.drop(other.aor, other.key)
 
     def __iter__(self) -> Iterator[OwnBinding]:
         for entries in list(self._by_aor.values()):
@@ -320,7 +334,8 @@ class Registrar:
         undone.
         """
         stored = await self._location.bindings(aor, True)
-        existing = {binding.key: binding for binding in stored if binding.aor == aor}
+        self._table.moved_on(stored, self._node_id)
+        existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
         existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
         if made.puts and self._table.full:
