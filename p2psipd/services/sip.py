@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 from twisted.application.service import Service
@@ -421,6 +421,9 @@ class SipService(Service):
             return
         origin = Origin.PHONE if _peer(flow) is None else Origin.NODE
         targets = await self._locate(Query(uri, origin, self._wall()))
+        if not targets and origin is Origin.PHONE:
+            with suppress(LocationUnavailable):
+                await self._gate.must_exist(uri)
         self._forward(context, targets)
 
     # ---- registrar -----------------------------------------------------------------------------------------

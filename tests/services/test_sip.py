@@ -275,10 +275,16 @@ def test_options_for_the_node_needs_no_credentials(alice: Phone) -> None:
 
 
 def test_unregistered_user_is_480(alice: Phone) -> None:
-    """A user of a served domain without bindings is not available."""
+    """RFC 3261 16.5: a user of a served domain without bindings is not available."""
     request = alice.request("MESSAGE", f"sip:bob@{DOMAIN}")
     answered = alice.ask(request)
     assert isinstance(answered, Response) and answered.status == 480
+
+
+def test_unknown_user_is_404(alice: Phone) -> None:
+    """RFC 3261 21.4.5: a user of a served domain who has no password does not exist."""
+    answered = alice.ask(alice.request("MESSAGE", f"sip:nobody@{DOMAIN}"))
+    assert isinstance(answered, Response) and answered.status == 404
 
 
 def test_foreign_sender_is_refused(world: World, node: Node) -> None:

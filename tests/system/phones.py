@@ -1,4 +1,4 @@
-"""SIP phones and test programs of other projects, driven from a test: baresip, SIPp and sipsak."""
+"""SIP phones and test programs, driven from a test: our own, and baresip, SIPp and sipsak of other projects."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import select
 import socket
 import subprocess
+import sys
 import time
 import wave
 from array import array
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from p2psipd.lab import Lab
 from p2psipd.proto.media.tone import tone_shares
 
 SCENARIOS = Path(__file__).parent / "sipp"
@@ -67,6 +69,28 @@ def run(*command: str, seconds: float = 30.0, cwd: Path | None = None) -> subpro
     return subprocess.run(
         command, capture_output=True, text=True, timeout=seconds, cwd=cwd, stdin=subprocess.DEVNULL, errors="replace"
     )
+
+
+# ---- p2psip ua ---------------------------------------------------------------------------------------------
+
+
+def ua(lab: Lab, verb: str, name: str, at: int, *arguments: str) -> subprocess.Popen[str]:
+    """`p2psip ua VERB` for one of the people of a lab, at one of its peers; `outcome` waits for it."""
+    user = lab.user(name)
+    command = [sys.executable, "-m", "p2psipd.cli.main", "ua", verb, *arguments, "--json"]
+    command += ["--user", f"{name}@{lab.overlay_name}", "--password", user.password, "--server", lab.host(at)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outcome(phone: subprocess.Popen[str], *, fails: bool = False, seconds: float = 30.0) -> Any:
+    """What a phone of ours says of its call; AssertionError if it did not go as expected."""
+    try:
+        output, errors = phone.communicate(timeout=seconds)
+    finally:
+        phone.kill()
+        phone.wait()
+    assert (phone.returncode != 0) is fails, output + errors
+    return json.loads(output)
 
 
 # ---- sipsak ------------------------------------------------------------------------------------------------
@@ -199,9 +223,12 @@ def sipp_register(
     *,
     contact_port: int,
     transport: str = "udp",
+    instance: str = "",
 ) -> None:
-    """Register `user` at `node` ("host:port") with digest, for the phone at host:contact_port."""
-    keys = (("domain", domain), ("contact_port", str(contact_port)))
+    """Register `user` at `node` ("host:port") with digest, for the phone at host:contact_port (RFC 5626: `instance`).
+    """
+    parameter = f';+sip.instance="{instance}"' if instance else ""
+    keys = (("domain", domain), ("contact_port", str(contact_port)), ("instance", parameter))
     with Sipp(
         directory,
         "register",

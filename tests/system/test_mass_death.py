@@ -5,18 +5,16 @@ Of 24 peers 7 die, and when the copies are back 12 of the 17 that are left. Who 
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from math import ceil, comb
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -26,6 +24,7 @@ from p2psipd.lab_files import User
 from p2psipd.proto.reload.ids import resource_id
 
 from .conftest import end_lab, make_lab
+from .phones import outcome, ua
 
 PEERS = 24
 STRIKES = (7, 12)
@@ -146,14 +145,6 @@ def strike(lab: Lab, dying: list[int], how: signal.Signals) -> None:
         os.kill(pid, how)
 
 
-def ua(lab: Lab, verb: str, name: str, at: int, *arguments: str) -> subprocess.Popen[str]:
-    """A phone of ours for one of the people, at one of the peers."""
-    user = lab.user(name)
-    command = [sys.executable, "-m", "p2psipd.cli.main", "ua", verb, *arguments, "--json"]
-    command += ["--user", f"{name}@{lab.overlay_name}", "--password", user.password, "--server", lab.host(at)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @contextmanager
 def bob_answers(lab: Lab, at: int) -> Iterator[subprocess.Popen[str]]:
     """Bob's phone, registered and waiting for one call."""
@@ -165,16 +156,6 @@ def bob_answers(lab: Lab, at: int) -> Iterator[subprocess.Popen[str]]:
     finally:
         phone.kill()
         phone.communicate()
-
-
-def outcome(phone: subprocess.Popen[str]) -> Any:
-    """What a phone says of its call."""
-    try:
-        output, errors = phone.communicate(timeout=30)
-    finally:
-        phone.kill()
-    assert phone.returncode == 0, output + errors
-    return json.loads(output)
 
 
 def alice_calls(lab: Lab, at: int, bob: subprocess.Popen[str]) -> float:

@@ -225,6 +225,12 @@ class Gatekeeper:
         await self._demand(request, user, wall, proxy=False)
         return user
 
+    async def must_exist(self, uri: Uri) -> None:
+        """404 for a user of ours without a password, whom nobody can have registered (RFC 3261 section 21.4.5)."""
+        if isinstance(uri, SipUri) and uri.user and uri.host in self.home.domains:
+            if await self._credentials.ha1(uri.unescaped_user, uri.host) is None:
+                raise Refused(404, why="unknown_user")
+
     async def _demand(self, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> None:
         """Pass only who proves by digest to be the user of `uri`; nothing is looked up for who presents
         nothing.
