@@ -25,6 +25,7 @@ from p2psipd.proto.reload.wire import NodeDestination, ResourceDestination, deco
 _CONFIRM_FOR = 5.0
 _SURPLUS_FOR = 2.0
 _WATCH_FOR = 0.1
+_LATEST_HEDGE = 0.4
 
 
 class LinkLayer(ABC):
@@ -236,9 +237,10 @@ class LinkLayer(ABC):
         return None if link is None else link.framed.srtt
 
     def hedge_after(self, node: NodeId) -> float:
-        """Seconds after which an answer from `node` is late: srtt + 4 rttvar, at least 100 ms."""
+        """Seconds after which an answer from `node` is late: srtt + 4 rttvar, at least 100 ms, at most 400 ms
+        (one slow handshake on a busy machine makes the first estimate of a link seconds long)."""
         link = self.links.to(node)
-        return 0.5 if link is None else link.framed.rto
+        return _LATEST_HEDGE if link is None else min(link.framed.rto, _LATEST_HEDGE)
 
     def idle_for(self, node: NodeId) -> float:
         """Seconds since the last bytes from `node`."""

@@ -59,7 +59,7 @@ _REPLICATING_FOR = 2.0
 _SLOW = 0.12
 # Seconds in which the responsible peer should have answered, wherever it is, and after which to look for others.
 _RESPONSIBLE_LATE = 1.0
-_LOOK_AGAIN = 0.25
+_LOOK_AGAIN = 0.2
 
 
 class UserRequests:
@@ -281,6 +281,7 @@ class _FetchJob:
         self._started_at = peer.now
         self._readers = [] if item.fresh else list(peer.topology.readers(item.resource))
         self._asked: set[NodeId] = set()
+        self._silent: set[NodeId] = set()
         self._open = 0
         self._asked_responsible = False
         self._empty_from_responsible: Answer | None = None
@@ -338,8 +339,10 @@ class _FetchJob:
         for node in nodes:
             self._ask(node)
         if self._asked and not self._item.fresh:
-            # When all have been asked, other holders may be known soon, or links be trusted again.
             late = min(map(peer.hedge_after, nodes), default=_LOOK_AGAIN)
+            if len(self._asked) > 1:
+                # Not one slow answer but trouble: other holders may be known soon, or links be trusted again.
+                late = min(late, _LOOK_AGAIN)
         peer.call_at(peer.now + late, self._hedge)
 
     def _next_readers(self) -> list[NodeId]:
@@ -351,7 +354,8 @@ class _FetchJob:
 
     def _ask(self, node: NodeId) -> None:
         self._asked.add(node)
-        self._send(NodeDestination(node), responsible=False)
+        self._silent.add(node)
+        self._send(NodeDestination(node), responsible=False, node=node)
 
     def _last_resort(self) -> list[NodeId]:
         """Holders whose links are in doubt. Who wants it fresh gets it, where the responsible peer is silent for a
@@ -373,15 +377,23 @@ class _FetchJob:
             self._send(target, responsible=True)
 
     def _hedge(self) -> None:
-        if self._user.waiting(self._item.ref) and self._open:
+        if self._user.waiting(self._item.ref) and self._open and not self._nothing_there():
             before = self._open
             self._ask_next()
             if self._open > before:
                 self._peer.count("hedged")
 
-    def _send(self, target: Destination, responsible: bool, via: NodeId | None = None) -> None:
+    def _send(
+        self, target: Destination, responsible: bool, via: NodeId | None = None, node: NodeId | None = None
+    ) -> None:
         self._open += 1
-        self._peer.request(target, self._body, lambda answer: self._answered(answer, responsible), via=via)
+
+        def answered(answer: Answer) -> None:
+            if node is not None:
+                self._silent.discard(node)
+            self._answered(answer, responsible)
+
+        self._peer.request(target, self._body, answered, via=via)
 
     def _answered(self, answer: Answer, responsible: bool) -> None:
         self._open -= 1
@@ -412,10 +424,27 @@ class _FetchJob:
         asked = {s.kind: s.generation for s in self._item.specifiers if s.generation}
         return bool(asked) and any(asked.get(kind.kind) == kind.generation for kind in answer.kinds)
 
-    def _go_on(self) -> None:
+    def _nothing_there(self) -> bool:
+        """Conclude that there is nothing: the responsible peer and one more say so, and nobody is in doubt.
+
+        When many have just fallen silent, those who say so may be heirs who were not given their copies yet, while the
+        one holder left is only slow.
+        """
         empty = self._empty_from_responsible
-        if empty is not None and (self._empty_from_others or not (self._readers or self._open)):
-            self._done(VerifiedAnswer((), (), self._empty[-1].generations), empty)
+        if empty is None or not (self._empty_from_others or not (self._readers or self._open)):
+            return False
+        links = self._peer.links
+        for node in self._peer.topology.replica_nodes(self._item.resource):
+            link = links.to(node)
+            if link is not None and link.suspect and node not in self._asked:
+                self._ask(node)
+        if any(links.to(node) is not None for node in self._silent):
+            return False
+        self._done(VerifiedAnswer((), (), self._empty[-1].generations), empty)
+        return True
+
+    def _go_on(self) -> None:
+        if self._nothing_there():
             return
         if not self._asked_responsible:
             self._ask_responsible()
