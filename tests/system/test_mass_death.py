@@ -187,7 +187,7 @@ def test_many_peers_die_at_once(whole_lab: Lab, how: signal.Signals) -> None:
     phones = (alive[2], alive[5])
     for count in STRIKES:
         with bob_answers(lab, phones[1]) as bob:
-            held = wait_for_copies(lab, alive)
+            held = wait_for_copies(lab, alive, exactly=True)
             dying = draw(lab, held, alive, count, phones)
             bound = comb(len(alive) - COPIES, count - COPIES) / comb(len(alive), count) if count >= COPIES else 0.0
             assert chance_of_loss(held, len(alive), count) <= bound + 1e-12

@@ -355,7 +355,9 @@ class _FetchJob:
     def _ask(self, node: NodeId) -> None:
         self._asked.add(node)
         self._silent.add(node)
-        self._send(NodeDestination(node), responsible=False, node=node)
+        # Where the responsible peer has died in the meantime, its word is that of the next in line.
+        responsible = self._item.fresh and node == self._peer.topology.nearest(self._item.resource)
+        self._send(NodeDestination(node), responsible=responsible, node=node)
 
     def _last_resort(self) -> list[NodeId]:
         """Holders whose links are in doubt. Who wants it fresh gets it, where the responsible peer is silent for a
@@ -451,7 +453,11 @@ class _FetchJob:
         if self._readers and not self._empty_from_others:
             self._ask(self._readers.pop(0))
         elif not self._open:
-            if self._empty and self._error is None:
+            nodes = self._last_resort()
+            if nodes:
+                for node in nodes:
+                    self._ask(node)
+            elif self._empty and self._error is None:
                 self._user.fail(self._item.ref, RequestTimeout("only replicas answered, and they hold nothing"))
             else:
                 self._user.fail(self._item.ref, self._error or RequestTimeout("no holder answered"))
