@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psipd import config
+from p2psipd.config import wording
 from p2psipd.overlay_files import OverlayFiles
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.toml_lines import key_lines
@@ -181,7 +182,7 @@ def test_example_shows_every_key_with_its_default() -> None:
     for name, block in re.findall(r"^\[(\w+)\]\n(.*?)(?=^\[|\Z)", text, re.M | re.S):
         keys = re.findall(r"^(# )?(\w+) = (.+)$", block, re.M)
         shown[name] = {key: (bool(hidden), tomllib.loads(f"v = {value}")["v"]) for hidden, key, value in keys}
-    sections = {name: config._section_at((name,)) for name in config.NodeConfig.model_fields}
+    sections = {name: wording._section_at((name,)) for name in config.NodeConfig.model_fields}
     assert {name: set(keys) for name, keys in shown.items()} == {
         name: set(section.model_fields) for name, section in sections.items() if section is not None
     }
@@ -332,7 +333,7 @@ _SECTION_VALUES = st.recursive(
 
 @given(
     st.dictionaries(
-        st.sampled_from([(s, k) for s in ("node", "peer", "sip") for k in config._siblings((s,))]),
+        st.sampled_from([(s, k) for s in ("node", "peer", "sip") for k in wording._siblings((s,))]),
         _SECTION_VALUES,
         min_size=1,
         max_size=3,

@@ -1,0 +1,26 @@
+"""The configuration file: one TOML file, checked whole before anything starts; every default stands here,
+once.
+
+:func:`load` reads and checks the file and reports all its faults at once, each as ``file:line: key:
+expected ...``. :func:`load_material` then reads what the file names (overlay document, certificate, key)
+and checks that these belong together. Both raise :class:`ConfigError`, which a command answers with exit
+code :data:`EXIT_CONFIG`.
+
+Neither ``tomllib`` nor pydantic knows line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its
+line.
+"""
+
+from p2psipd.config.faults import EXIT_CONFIG as EXIT_CONFIG
+from p2psipd.config.faults import ConfigError as ConfigError
+from p2psipd.config.faults import Fault as Fault
+from p2psipd.config.material import Material as Material
+from p2psipd.config.material import load_material as load_material
+from p2psipd.config.model import Address as Address
+from p2psipd.config.model import NodeConfig as NodeConfig
+from p2psipd.config.model import PeerSection as PeerSection
+from p2psipd.config.model import SipSection as SipSection
+from p2psipd.config.model import parse_address as parse_address
+from p2psipd.config.reading import DEFAULT_NODE_SIP_PORT as DEFAULT_NODE_SIP_PORT
+from p2psipd.config.reading import KEYLOG_VARIABLE as KEYLOG_VARIABLE
+from p2psipd.config.reading import load as load
+from p2psipd.config.reading import parse as parse

@@ -1,0 +1,131 @@
+"""What the files that the configuration names hold, checked that it belongs together."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from p2psipd.config.faults import ConfigError, Fault
+from p2psipd.config.model import NodeConfig, SipSection
+
+if TYPE_CHECKING:
+    from p2psipd.proto.identity.certificate import Trust
+    from p2psipd.proto.identity.signing import Credential
+    from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+
+
+class Material(NamedTuple):
+    """What the files that the configuration names hold, checked that it belongs together."""
+
+    configuration: OverlayConfiguration
+    credential: Credential
+    trust: Trust
+
+
+def load_material(config: NodeConfig, wall: float | None = None) -> Material:
+    """Read and check the overlay's document, this node's certificate and key, and the phones' certificate.
+
+    ``wall`` is the time at which they must be valid, by default now.  Raises :class:`ConfigError` with every
+    fault.
+    """
+    wall = time.time() if wall is None else wall
+    faults: list[Fault] = []
+    configuration = _read_document(config, wall, faults)
+    credential = _read_credential(config, faults)
+    trust = configuration.trust() if configuration is not None else None
+    if configuration is not None and trust is not None and credential is not None:
+        faults += _identity_faults(config, credential, trust, wall)
+        for domain in config.sip.domains if config.sip is not None else ():
+            if not configuration.serves(domain):
+                faults.append(config.fault("sip.domains", f"expected domains of the overlay: {domain} is none"))
+    if config.has("sip") and config.sip is not None and config.sip.tls:
+        faults += _phone_certificate_faults(config, config.sip)
+    if configuration is None or credential is None or trust is None or faults:
+        raise ConfigError(faults)
+    return Material(configuration, credential, trust)
+
+
+def _read_document(config: NodeConfig, wall: float, faults: list[Fault]) -> OverlayConfiguration | None:
+    from p2psipd.proto.reload.overlay_config import ConfigurationError, parse_configuration
+
+    file = config.overlay.document
+    try:
+        content = Path(file).read_bytes()
+        return parse_configuration(content, wall=wall, trusted_fingerprint=config.overlay.fingerprint)
+    except OSError as error:
+        faults.append(config.fault("overlay.document", f"{file} cannot be read: {error.strerror}"))
+    except ConfigurationError as error:
+        if error.reason == "fingerprint":
+            faults += [config.fault("overlay.fingerprint", text) for _, text in error.faults]
+        else:
+            faults += [Fault(file, line, "", text) for line, text in error.faults]
+    return None
+
+
+def _read_credential(config: NodeConfig, faults: list[Fault]) -> Credential | None:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificate
+
+    from p2psipd.proto.identity.certificate import CertificateError, parse_certificate
+    from p2psipd.proto.identity.signing import Credential
+
+    identity = config.identity
+    certificate = key = None
+    try:
+        loaded = load_pem_x509_certificate(Path(identity.certificate).read_bytes())
+        certificate = parse_certificate(loaded.public_bytes(Encoding.DER))
+    except (OSError, ValueError) as error:
+        text = str(error) if isinstance(error, CertificateError) else f"expected a PEM certificate ({error})"
+        faults.append(config.fault("identity.certificate", f"{identity.certificate}: {text}"))
+    try:
+        key = load_pem_private_key(Path(identity.key).read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        text = f"expected a PEM private key without a password ({error})"
+        faults.append(config.fault("identity.key", f"{identity.key}: {text}"))
+    if certificate is None or key is None:
+        return None
+    if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
+        faults.append(config.fault("identity.key", f"{identity.key}: expected a P-256 or RSA key"))
+        return None
+    try:
+        return Credential(certificate, key)
+    except CertificateError as error:
+        faults.append(config.fault("identity.key", f"{identity.key}: {error}"))
+        return None
+
+
+def _identity_faults(config: NodeConfig, credential: Credential, trust: Trust, wall: float) -> list[Fault]:
+    """Whether the overlay takes this certificate, and for these roles."""
+    from p2psipd.proto.identity.certificate import CertificateError, Role
+
+    key, file = "identity.certificate", config.identity.certificate
+    try:
+        role = trust.check(credential.certificate.der, wall).role
+    except CertificateError as error:
+        return [config.fault(key, f"{file}: {error}")]
+    if config.has("peer") and not role.routes:
+        return [config.fault(key, f'{file}: expected a peer\'s certificate, because node.roles names "peer"')]
+    if config.has("sip") and role is not Role.REGISTRAR:
+        return [config.fault(key, f'{file}: expected a registrar\'s, because node.roles names "sip"')]
+    return []
+
+
+def _phone_certificate_faults(config: NodeConfig, sip: SipSection) -> list[Fault]:
+    """Whether the certificate and key for phones fit."""
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from cryptography.x509 import load_pem_x509_certificates
+
+    try:
+        chain = load_pem_x509_certificates(Path(sip.certificate or "").read_bytes())
+    except (OSError, ValueError) as error:
+        return [config.fault("sip.certificate", f"{sip.certificate}: expected PEM certificates ({error})")]
+    try:
+        key = load_pem_private_key(Path(sip.key or "").read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        return [config.fault("sip.key", f"{sip.key}: expected a PEM private key without a password ({error})")]
+    if key.public_key() != chain[0].public_key():
+        return [config.fault("sip.key", f"{sip.key}: expected the key of {sip.certificate}")]
+    return []

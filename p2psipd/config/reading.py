@@ -1,0 +1,143 @@
+"""From the file to the checked model: TOML, the model, file names, and what lies between keys."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from p2psipd.config.faults import ConfigError, Fault
+from p2psipd.config.model import Address, NodeConfig, SipSection
+from p2psipd.config.wording import fault_of
+from p2psipd.toml_lines import key_lines
+
+#: The environment variable that does the same as ``node.keylog``.
+KEYLOG_VARIABLE = "P2PSIPD_KEYLOG"
+#: The port where other nodes connect for SIP when ``sip.node_listen`` is left out.
+DEFAULT_NODE_SIP_PORT = 5062
+
+
+def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> NodeConfig:
+    """The checked configuration of the file at ``path``.
+
+    ``environ`` (default: nothing) may hold :data:`KEYLOG_VARIABLE`. Raises :class:`ConfigError` with every
+    fault.
+    """
+    file = os.fspath(path)
+    try:
+        with open(file, "rb") as stream:
+            content = stream.read()
+    except OSError as error:
+        raise ConfigError([Fault(file, 0, "", f"cannot be read: {error.strerror}")]) from None
+    return parse(content, file, environ)
+
+
+def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -> NodeConfig:
+    """Check ``content``, the octets of the configuration file named ``file``; as :func:`load`."""
+    try:
+        text = content.decode("utf-8")
+        values = tomllib.loads(text)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Fault(file, line, "", "expected UTF-8 text")]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_fault(file, text, error)]) from None
+    lines = key_lines(text)
+    try:
+        config = NodeConfig.model_validate(values)
+    except ValidationError as error:
+        faults = [fault_of(file, lines, detail) for detail in error.errors(include_url=False)]
+        raise ConfigError(faults) from None
+    config._file, config._lines = file, lines
+    config = _resolve(config, Path(file).absolute().parent, environ or {})
+    faults = [config.fault(key, message) for key, message in _cross_faults(config)]
+    if faults:
+        raise ConfigError(faults)
+    return config
+
+
+def _syntax_fault(file: str, text: str, error: tomllib.TOMLDecodeError) -> Fault:
+    """The line of a syntax error: tomllib tells it only inside its message."""
+    message = str(error)
+    what, _, place = message.rpartition(" (at ")
+    line = 0
+    if place.startswith("line "):
+        line = int(place[5:].split(",")[0])
+    elif place:
+        line = text.count("\n") + 1
+    return Fault(file, line, "", f"expected TOML: {(what or message)[:1].lower()}{(what or message)[1:]}")
+
+
+def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) -> NodeConfig:
+    """File names made absolute, and the defaults that depend on other keys filled in."""
+
+    def absolute(section: BaseModel | None, *names: str) -> Any:
+        if section is None:
+            return None
+        changes = {name: str(directory / value) for name in names if (value := getattr(section, name))}
+        return section.model_copy(update=changes)
+
+    node = absolute(config.node, "state", "control", "log_file", "keylog")
+    if environ.get(KEYLOG_VARIABLE):
+        node = node.model_copy(update={"keylog": str(Path(environ[KEYLOG_VARIABLE]).absolute())})
+    sip = absolute(config.sip, "certificate", "key")
+    if sip is not None and sip.node_listen is None and config.peer is not None:
+        sip = sip.model_copy(update={"node_listen": Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT)})
+    return config.model_copy(
+        update={
+            "overlay": absolute(config.overlay, "document"),
+            "identity": absolute(config.identity, "certificate", "key"),
+            "node": node,
+            "sip": sip,
+        }
+    )
+
+
+def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
+    """Faults that lie between keys: (dotted key, message)."""
+    faults: list[tuple[str, str]] = []
+    peer, sip = config.peer, config.sip
+    if peer is None:
+        faults.append(("peer", "expected this table"))
+    elif not peer.advertise and peer.listen.host in ("0.0.0.0", "::"):
+        faults.append(("peer.listen", "expected peer.advertise beside it: nobody can dial this address"))
+    if "sip" in config.node.roles and sip is None:
+        faults.append(("sip", 'expected this table, because node.roles names "sip"'))
+    if sip is not None and "sip" in config.node.roles:
+        faults += _sip_faults(sip)
+    names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
+    names.append(("identity.key", config.identity.key))
+    if sip is not None and sip.tls:
+        names += [(f"sip.{key}", value) for key in ("certificate", "key") if (value := getattr(sip, key))]
+    for key, name in names:
+        if not os.path.isfile(name):
+            faults.append((key, f"expected a file, there is none at {name}"))
+        elif not os.access(name, os.R_OK):
+            faults.append((key, f"expected a readable file: {name}"))
+    for key, name in (("node.state", config.node.state), ("node.control", config.node.control)):
+        if not os.path.isdir(os.path.dirname(name)):
+            faults.append((key, f"expected a directory at {os.path.dirname(name)}"))
+    if len(os.fsencode(config.node.control)) > 107:
+        faults.append(("node.control", "expected a path of at most 107 bytes, the limit of Unix sockets"))
+    return faults
+
+
+def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
+    faults: list[tuple[str, str]] = []
+    if not (sip.udp or sip.tcp or sip.tls):
+        faults.append(("sip", "expected an address in at least one of udp, tcp and tls"))
+    if sip.tls and not (sip.certificate and sip.key):
+        faults.append(("sip.tls", "expected sip.certificate and sip.key beside it"))
+    for key, listeners in (("sip.udp", sip.udp), ("sip.tcp", (*sip.tcp, *sip.tls))):
+        if len(set(listeners)) < len(listeners):
+            faults.append((key, "expected each address and port once"))
+    node = sip.node_listen
+    if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
+        faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
+    if not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
+        faults.append(("sip.default_expires_seconds", "expected a time between the shortest and the longest"))
+    return faults
