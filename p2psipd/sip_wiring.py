@@ -1,0 +1,120 @@
+"""The SIP side of a node put together over its overlay; imported by nodes that have the role."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from p2psipd import config
+from p2psipd.net.tls import ServerTls
+from p2psipd.proto.reload.ids import NodeId
+from p2psipd.services.overlay import OverlayObserver
+from p2psipd.services.overlay_factory import OverlayNode
+
+if TYPE_CHECKING:
+    from p2psipd.config import Material
+    from p2psipd.net.interconnect import Interconnect
+    from p2psipd.proto.identity.signing import Credential
+    from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+    from p2psipd.services.overlay_location import OverlayCredentials
+    from p2psipd.services.sip import SipService
+
+#: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
+SIPS_APPLICATION = 5061
+
+
+def applications_of(sip: config.SipSection | None) -> dict[int, tuple[tuple[str, int], ...]]:
+    """Where other nodes reach us for SIP."""
+    if sip is None or sip.node_listen is None:
+        return {}
+    host, port = sip.node_advertise or sip.node_listen
+    return {SIPS_APPLICATION: ((host, port),)}
+
+
+def make_sip(
+    reactor: object,
+    section: config.SipSection,
+    material: Material,
+    node: OverlayNode,
+    phones: ServerTls | None,
+    secret: bytes,
+    wiring: SipWiring,
+) -> SipService:
+    """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
+    from p2psipd.net.interconnect import Interconnect
+    from p2psipd.net.sip_transports import Limits
+    from p2psipd.proto.sip.registrar import BindingTable, Bounds
+    from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
+    from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
+    from p2psipd.services.sip import SipService, SipSettings
+
+    overlay, configuration = node.service, material.configuration
+    domains = section.domains or configuration.domains
+    location = OverlayLocation(overlay, overlay.node_id)
+    table = BindingTable()
+    locator = Locator(
+        (OwnBindings(table, overlay.node_id, domains), OverlayBindings(location, table, overlay.node_id, domains))
+    )
+    host, port = section.node_listen or config.Address("127.0.0.1", 0)
+    interconnect = Interconnect(
+        reactor,
+        node.tls,
+        node.trust.judge,
+        listen=(host, port),
+        app_attach=lambda node_id: overlay.app_attach(NodeId(node_id), SIPS_APPLICATION),
+    )
+    settings = SipSettings(
+        domains=domains,
+        overlay=configuration.overlay_name,
+        node_id=overlay.node_id,
+        udp=section.udp,
+        tcp=section.tcp,
+        tls_addresses=section.tls,
+        tls=phones,
+        public_host=section.public_host or "",
+        secret=secret,
+        bounds=Bounds(
+            section.min_expires_seconds,
+            section.max_expires_seconds,
+            section.default_expires_seconds,
+            section.max_contacts,
+        ),
+        limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
+        ring_seconds=float(section.ring_seconds),
+    )
+    credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
+    wiring.interconnect, wiring.credentials = interconnect, credentials
+    return SipService(
+        settings,
+        location=location,
+        credentials=credentials,
+        locate=locator.locate,
+        connector=interconnect,
+        table=table,
+        reactor=reactor,
+        random=random.SystemRandom(),
+        wall=time.time,
+    )
+
+
+class SipWiring(OverlayObserver):
+    """What happens in the overlay and concerns the SIP side."""
+
+    interconnect: Interconnect | None = None
+    credentials: OverlayCredentials | None = None
+
+    def credential_renewed(self, credential: Credential) -> None:
+        """Password keys are wrapped for the new key from now on."""
+        if self.credentials is not None:
+            self.credentials.renew(credential)
+
+    def dial_application(self, node: NodeId, application: int, addresses: tuple[tuple[str, int], ...]) -> None:
+        """Another node wants to speak SIP with us."""
+        if application == SIPS_APPLICATION and self.interconnect is not None:
+            self.interconnect.dial(node, addresses)
+
+    def configuration_changed(self, configuration: OverlayConfiguration) -> None:
+        """A newer document may have revoked nodes that we speak SIP with."""
+        if self.interconnect is not None:
+            self.interconnect.recheck()
