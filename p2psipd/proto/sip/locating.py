@@ -159,13 +159,23 @@ class NodeIdentity(NamedTuple):
     registrar: bool
 
 
+class DomainIdentity(NamedTuple):
+    """Who is at the other end of a connection with another SIP domain: `domains` (lower case) that its certificate
+    proves (RFC 5922), and the name of the :class:`p2psipd.proto.sip.edge.Edge` that owns the connection.
+    """
+
+    domains: tuple[str, ...]
+    edge: str
+
+
 class Origin(Enum):
-    """Who asks: a phone (or whoever speaks SIP to us), or another node of the overlay, whose look-up must not
-    travel on.
+    """Who asks: a phone (or whoever speaks SIP to us); another node of the overlay, whose look-up must not travel
+    on; or another domain (a peer), which is looked up like a phone's but never leaves the overlay again.
     """
 
     PHONE = "phone"
     NODE = "node"
+    PEER = "peer"
 
 
 class Query(NamedTuple):
@@ -184,9 +194,10 @@ class Target(NamedTuple):
     """One place to send a request to (RFC 3261 section 16.5).
 
     `uri` becomes the Request-URI. Then exactly one of: `flow` (send on it), `node_id` (a node of the overlay,
-    reached by the connector), `address` (transport, host, port), or none of them (resolve `uri`). `route` are
-    Route values to put on top (a Path). `instance` names the device: targets of one instance are
-    alternatives, never parallel. `binding` is where it came from.
+    reached by the connector), `address` (transport, host, port), or none of them: a Route is made by
+    `route_maker`, or without one by RFC 3263 from `uri`. `route` are Route values to put on top (a Path).
+    `instance` names the device: targets of one instance are alternatives, never parallel. `binding` is where
+    it came from.
     """
 
     uri: str
@@ -197,6 +208,32 @@ class Target(NamedTuple):
     q: float = 1.0
     instance: str = ""
     binding: Binding | None = None
+    route_maker: RouteMaker | None = None
+
+
+class Attempt(NamedTuple):
+    """One try of a :class:`Route`: send this request on this flow. Our Via is not in it yet."""
+
+    flow: Flow
+    request: Request
+
+
+class Route(Protocol):
+    """The tries by which one request may reach one target, made one after the other (RFC 3263 section 4.3)."""
+
+    async def next(self, last: Response | None) -> Attempt | None:
+        """The first or next try; None when there are no more: the last outcome stands.
+
+        `last` is what the try before got: None at the first call, after a transport failure and after a timeout
+        without any response. Another try follows a 503, a failure and such a timeout, and after any other final
+        response that is not a 2xx this is asked whether there is one. Raises Unreachable, or NotLocated with the
+        status that is to stand for the target.
+        """
+        ...
+
+
+RouteMaker = Callable[[Request, Target], Route]
+"""Makes the Route of a target; the request is the copy for this target, without Record-Route and Via."""
 
 
 class NotLocated(Exception):

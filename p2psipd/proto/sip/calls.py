@@ -1,0 +1,76 @@
+"""What the SIP service tells about calls: one :class:`Call` from its INVITE to its BYE, and who is told.
+
+A call record, an accounting system, or a voice mailbox that waits for unanswered calls is one CallObserver.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from p2psipd.proto.sip.flow import Flow
+
+
+class Call:
+    """One call that passes this node, as far as a proxy can know it. Observers may read it and keep it.
+
+    `caller` and `callee` are URIs as text: who called (the asserted identity, else From) and the Request-URI that
+    was asked for. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered
+    last; whose `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of
+    that branch. `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote.
+    Times are unix seconds, 0 for what has not happened.
+    """
+
+    __slots__ = (
+        "answered_at",
+        "began_at",
+        "call_id",
+        "callee",
+        "caller",
+        "came_on",
+        "cause",
+        "ended_at",
+        "from_tag",
+        "identity",
+        "ringing_at",
+        "target",
+        "to_tag",
+        "went_on",
+    )
+
+    def __init__(
+        self, call_id: str, from_tag: str, caller: str, callee: str, came_on: Flow, identity: str, began_at: float
+    ) -> None:
+        self.call_id = call_id
+        self.from_tag = from_tag
+        self.to_tag = ""
+        self.caller = caller
+        self.callee = callee
+        self.came_on: Any = came_on
+        self.went_on: Any = None
+        self.target = ""
+        self.identity = identity
+        self.cause = ""
+        self.began_at = began_at
+        self.ringing_at = 0.0
+        self.answered_at = 0.0
+        self.ended_at = 0.0
+
+
+class CallObserver(Protocol):
+    """Is told of calls as they happen; must be quick, and may not raise. Times stand in the call."""
+
+    def began(self, call: Call) -> None:
+        """An INVITE outside a dialog was admitted (its sender is proved)."""
+        ...
+
+    def ringing(self, call: Call) -> None:
+        """The first provisional answer above 100."""
+        ...
+
+    def answered(self, call: Call) -> None:
+        """The first 2xx."""
+        ...
+
+    def ended(self, call: Call) -> None:
+        """The call is over; `call.cause` says how: "BYE", a final status ("486"), "cancelled", "lost"."""
+        ...
