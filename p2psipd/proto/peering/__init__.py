@@ -1,0 +1,1 @@
+"""Direct peering between domains: where a call goes that leaves the overlay, decided without any I/O."""
