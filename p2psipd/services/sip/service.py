@@ -1,0 +1,416 @@
+"""The SIP service: its life, its wire, and the ordered steps that a request meets, from top to bottom in
+:meth:`SipService._route`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from p2psipd.net.coroutines import run
+from p2psipd.net.driver import Driver
+from p2psipd.net.resolving import resolve
+from p2psipd.net.sip_transports import Message, SipTransports
+from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.ladder import Ladder, Step
+from p2psipd.proto.sip.locating import (
+    CredentialSource,
+    Locate,
+    LocationStore,
+    LocationUnavailable,
+    NodeConnector,
+    NotLocated,
+    Origin,
+    Query,
+    Target,
+)
+from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.proxy import ForwardingContext, Home, Refused, loop_tag, take_routes, validate
+from p2psipd.proto.sip.record_route import RecordRouter
+from p2psipd.proto.sip.registrar import BindingTable, Registrar, RegistrationRefused
+from p2psipd.proto.sip.transaction import (
+    MessageReceived,
+    MessageRejected,
+    RequestReceived,
+    ResponseReceived,
+    SendMessage,
+    SendStateless,
+    TransactionEnded,
+    TransactionFailed,
+    TransactionLayer,
+    TransactionTimedOut,
+    TransportFailed,
+)
+from p2psipd.services.sip.clock import Clocks
+from p2psipd.services.sip.forwarding import Forwarder
+from p2psipd.services.sip.registering import Registering
+from p2psipd.services.sip.routing import Routing, peer_of
+from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
+
+_COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})
+_SWEEP_SECONDS: Final = 2.0
+_MAX_ROUTING: Final = 5000
+"""Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
+
+
+class _Undated:
+    """The transaction layer in the shape that the driver knows: it has no use for the wall clock."""
+
+    def __init__(self, layer: TransactionLayer) -> None:
+        self._layer = layer
+        self.next_timer = layer.next_timer
+
+    def receive(self, item: Any, now: float, wall: float) -> list[Any]:
+        """One input."""
+        return self._layer.receive(item, now)
+
+    def handle_timer(self, now: float, wall: float) -> list[Any]:
+        """What is due."""
+        return self._layer.handle_timer(now)
+
+
+class SipService(Service):
+    """The SIP side of a node; see the package's docstring for how it is made.
+
+    `counters` counts by reason what was refused, dropped, challenged and routed; `listening` names the
+    sockets.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        settings: SipSettings,
+        *,
+        location: LocationStore,
+        credentials: CredentialSource,
+        locate: Locate,
+        connector: NodeConnector | None,
+        table: BindingTable,
+        reactor: Any,
+        random: Any,
+        wall: Callable[[], float],
+        transports: Any = None,
+        resolver: Callable[[str], Awaitable[Sequence[str]]] | None = None,
+    ) -> None:
+        """`transports` takes the place of real sockets in tests: a callable like SipTransports."""
+        self.setName("sip")  # type: ignore[no-untyped-call]
+        self.counters: Counter[str] = Counter()
+        self._settings = settings
+        self._locate = locate
+        self._connector = connector
+        self._table = table
+        self._reactor = reactor
+        self._clocks = Clocks(reactor, wall, self._clock_jumped)
+        self._jumped = False
+        self._ladder = Ladder()
+        self._layer = TransactionLayer(random)
+        self._driver = self._new_driver()
+        secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
+        self._transports = (transports or SipTransports)(
+            reactor,
+            self._received,
+            self._malformed,
+            self._flow_lost,
+            limits=settings.limits,
+            public_host=settings.public_host,
+        )
+        home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
+        digest = DigestGate(secret, random, settings.node_id, wall() - 1.0)
+        self._gate = Gatekeeper(home, settings.domains[0], digest, credentials)
+        registrar = Registrar(location, table, settings.node_id, settings.bounds)
+        self._registering = Registering(self._gate, registrar, table, self._clocks)
+        self._routing = Routing(
+            settings.overlay,
+            RecordRouter(secret, random.getrandbits(32), settings.overlay, settings.node_id),
+            self._transports,
+            connector,
+            resolver or (lambda host: resolve(reactor, host)),
+        )
+        self._forwarder = Forwarder(
+            self._routing,
+            self._clocks,
+            self._ladder,
+            self.counters,
+            home,
+            feed=self._driver.feed,
+            start=self._start,
+            relocate=self._relocate,
+            new_tag=self._layer.new_tag,
+        )
+        self._waiting = 0
+        self._sweeper: Any = None
+
+    def _new_driver(self) -> Driver:
+        return Driver(
+            _Undated(self._layer),
+            {
+                SendMessage: self._send,
+                RequestReceived: self._request,
+                ResponseReceived: self._response,
+                TransactionTimedOut: lambda event: self._forwarder.failed(event.transaction, 408),
+                TransactionFailed: lambda event: self._forwarder.failed(event.transaction, 503),
+                TransactionEnded: lambda event: self._forwarder.ended(event.transaction),
+                MessageRejected: self._rejected,
+            },
+            self._reactor,
+            name="sip",
+            wall=self._clocks.wall,
+        )
+
+    # ---- life ----------------------------------------------------------------------------------------------
+
+    def startService(self) -> None:
+        """Listen. Raises twisted's CannotListenError."""
+        super().startService()  # type: ignore[no-untyped-call]
+        settings, transports = self._settings, self._transports
+        for address in settings.udp:
+            transports.listen_udp(address)
+        for address in settings.tcp:
+            transports.listen_tcp(address)
+        for address in settings.tls_addresses:
+            transports.listen_tls(address, settings.tls)
+        addresses = {address for _, address in transports.listening}
+        if settings.public_host:
+            addresses |= {(settings.public_host, port) for _, port in addresses}
+        self._gate.home = self._forwarder.home = self._gate.home._replace(addresses=frozenset(addresses))
+        if self._connector is not None:
+            self._connector.start(self._received, self._flow_lost)
+        self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
+
+    def stopService(self) -> Deferred[Any]:
+        """Close everything; resolves when the sockets are closed."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        self._driver.stop()
+        waiting = list(self._transports.stop())
+        if self._connector is not None:
+            waiting.append(self._connector.stop())
+        return gatherResults([d for d in waiting if isinstance(d, Deferred)], consumeErrors=True)
+
+    @property
+    def listening(self) -> list[tuple[str, Address]]:
+        """(transport, (host, port)) of each socket."""
+        return list(self._transports.listening)
+
+    def _sweep(self) -> None:
+        """Every two seconds: timer C of calls, bindings that have run out, and a look at the clock."""
+        self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
+        self._forwarder.sweep()
+        self._table.expire(self._clocks.wall())
+        if self._jumped:
+            self._jumped = False
+            Deferred.fromCoroutine(self._registering.announce())
+
+    def _clock_jumped(self, seconds: float) -> None:
+        """Bindings keep the seconds that they have left."""
+        if len(self._table):
+            self._table.move(seconds)
+            self._jumped = True
+
+    # ---- what the operator asks ----------------------------------------------------------------------------
+
+    def registrations(self) -> list[dict[str, object]]:
+        """The living bindings that this node owns."""
+        wall = self._clocks.wall()
+        return [
+            {
+                "aor": own.binding.aor,
+                "contact": own.binding.contact,
+                "expires_in": round(own.binding.expires_at - wall),
+                "received": own.binding.received,
+                "reachable": own.flow is not None,
+                "user_agent": own.binding.user_agent,
+            }
+            for own in self._table
+            if own.binding.expires_at > wall
+        ]
+
+    def calls(self) -> list[dict[str, object]]:
+        """The last calls, oldest first (see Ladder.calls)."""
+        return self._ladder.calls()
+
+    def ladder(self, call_id: str) -> list[Step]:
+        """The messages of one call."""
+        return self._ladder.steps(call_id)
+
+    def statistics(self) -> dict[str, int]:
+        """Counters by reason, those of the transports, and what is open now."""
+        return {
+            **self.counters,
+            **{f"transport_{name}": count for name, count in self._transports.counters.items()},
+            "transactions_open": self._layer.open_count,
+            "transactions_lingering": self._layer.lingering_count,
+            "registrations": len(self._table),
+        }
+
+    # ---- from and to the wire ------------------------------------------------------------------------------
+
+    def _received(self, flow: Flow, message: Message) -> None:
+        self._driver.feed(MessageReceived(flow, message))
+
+    def _malformed(self, flow: Flow, error: SipError) -> None:
+        """A datagram that is no SIP message: answered if it can be, else dropped (RFC 3261 section 18.3)."""
+        self.counters["malformed"] += 1
+        request = error.request
+        if request is not None and request.method != "ACK":
+            try:
+                response = make_response(request, error.status, error.reason)
+            except SipError:
+                return
+            self._driver.feed(SendStateless(flow, response))
+
+    def _flow_lost(self, flow: Flow) -> None:
+        self._table.flow_lost(flow)
+        self._driver.feed(TransportFailed(flow=flow, reason="connection lost"))
+
+    def _send(self, order: SendMessage) -> None:
+        flow: Any = order.flow
+        flow.write(order.data)
+        self._ladder.sent(order.data, self._clocks.wall(), flow)
+
+    def _rejected(self, event: MessageRejected) -> None:
+        self.counters["rejected"] += 1
+        self.log.debug("rejected from {flow}: {reason}", flow=event.flow, reason=event.error.reason)
+
+    def _note(self, flow: Flow, message: Message) -> None:
+        """A received message in the ladder of its call."""
+        if message.call_id in self._ladder:
+            if isinstance(message, Request):
+                line = f"{message.method} {message.uri_text} SIP/2.0"
+            else:
+                line = f"SIP/2.0 {message.status} {message.reason}"
+            self._ladder.note(message.call_id, self._clocks.wall(), flow, False, line.encode("utf-8", "replace"))
+
+    # ---- requests and responses ----------------------------------------------------------------------------
+
+    def _response(self, event: ResponseReceived) -> None:
+        self._note(event.flow, event.response)
+        self._forwarder.answered(event.transaction, event.response)
+
+    def _request(self, event: RequestReceived) -> None:
+        request, flow, transaction = event.request, event.flow, event.transaction
+        method = request.method
+        self.counters[method if method in _COUNTED else "other_method"] += 1
+        if method == "INVITE" and request.to_tag is None:
+            self._ladder.begin(request.call_id, request.from_.uri_text, request.uri_text, self._clocks.wall())
+        self._note(flow, request)
+        if method == "ACK":
+            self._forwarder.acknowledge(flow, request)
+        elif method == "CANCEL":
+            self._forwarder.cancel(event)
+        elif self._waiting >= _MAX_ROUTING:
+            self.counters["overload"] += 1
+            headers = [("Retry-After", RETRY_AFTER)]
+            self._forwarder.reply(transaction, make_response(request, 503, headers=headers))
+        else:
+            phone = peer_of(flow) is None
+            context = ForwardingContext(
+                request,
+                self._settings.ring_seconds,
+                may_relocate=phone,
+                hide_flow=phone,
+                transaction=transaction,
+                flow=flow,
+            )
+            self._forwarder.begin(context)
+            self._start(self._serve(context))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            waiting = run(work)
+        except Exception:
+            self._broken(Failure())
+            return
+        if waiting is not None:
+            self._waiting += 1
+            waiting.addErrback(self._broken).addBoth(self._waited)
+
+    def _waited(self, result: object) -> None:
+        self._waiting -= 1
+
+    def _broken(self, failure: Failure) -> None:
+        self.counters["fault"] += 1
+        self.log.failure("a request could not be served", failure=failure)
+
+    async def _serve(self, context: ForwardingContext) -> None:
+        """Route one request; whatever refuses it on the way becomes its answer."""
+        request = context.request
+        try:
+            await self._route(context)
+            return
+        except (Refused, RegistrationRefused) as error:
+            self.counters[error.why or "refused"] += 1
+            response = make_response(request, error.status, error.reason or None, headers=error.headers)
+        except NotLocated as error:
+            response = make_response(request, error.status, error.reason)
+        except LocationUnavailable as error:
+            self.log.warn("the location service failed: {error}", error=str(error))
+            response = make_response(request, 503, headers=[("Retry-After", RETRY_AFTER)])
+        except SipError as error:
+            response = make_response(request, error.status, error.reason or None)
+        except Exception:
+            self.counters["fault"] += 1
+            self.log.failure("{method} could not be routed", method=request.method)
+            response = make_response(request, 500)
+        self._forwarder.refuse(context, response)
+
+    async def _route(self, context: ForwardingContext) -> None:
+        """A request from top to bottom: validity, routes, who asks, policy, where to, forward."""
+        request, flow = context.request, context.flow
+        forwarder, home = self._forwarder, self._gate.home
+        validate(request, home.addresses)
+        context.tag = loop_tag(request) if request.to_tag is None else ""
+        taken = take_routes(request, home)
+        if request.method == "REGISTER":
+            response = await self._registering.register(request, flow)
+            self.counters["registered"] += 1
+            forwarder.answer(context, response)
+            return
+        if taken and request.to_tag is not None:
+            self._gate.check_assertion(flow, request)
+            forwarder.forward(context, [self._routing.along_dialog(request, taken)])
+            return
+        uri = self._gate.place(request.uri)
+        if request.method == "OPTIONS" and self._gate.is_node(uri):
+            forwarder.answer(context, _capabilities(request))
+            return
+        self._gate.check_assertion(flow, request)
+        if peer_of(flow) is None:
+            await self._gate.prove(request, self._clocks.wall())
+        if request.has("route"):
+            forwarder.forward(context, [self._routing.along_route(request)])
+            return
+        origin = Origin.PHONE if peer_of(flow) is None else Origin.NODE
+        targets = await self._locate(Query(uri, origin, self._clocks.wall()))
+        if not targets and origin is Origin.PHONE:
+            with suppress(LocationUnavailable):
+                await self._gate.must_exist(uri)
+        forwarder.forward(context, targets)
+
+    async def _relocate(self, context: ForwardingContext) -> None:
+        """The record was out of date: look once more, afresh (profile section 7)."""
+        targets: Sequence[Target] = ()
+        try:
+            uri = self._gate.place(context.request.uri)
+            targets = await self._locate(Query(uri, Origin.PHONE, self._clocks.wall(), fresh=True))
+        except (NotLocated, LocationUnavailable) as error:
+            self.log.info("nothing newer is known: {error}", error=str(error))
+        self._forwarder.forward(context, targets)
+
+
+def _capabilities(request: Request) -> Response:
+    """The 200 to an OPTIONS for this node (RFC 3261 section 11.2)."""
+    headers = [("Allow", ALLOW), ("Accept", "*/*"), ("Supported", "path, outbound")]
+    return make_response(request, 200, headers=headers)
