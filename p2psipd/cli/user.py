@@ -8,73 +8,21 @@ runs.
 
 from __future__ import annotations
 
-import functools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import click
 
 from p2psipd.cli.console import EXIT_NEGATIVE, Negative, emit, json_option, table
-from p2psipd.cli.overlay import address_option, faults_of
-from p2psipd.overlay_files import OverlayFilesError, check_aor, issued_registrars, load_certificate
-from p2psipd.proto.identity.certificate import NodeCertificate, Role, generate_private_key
-from p2psipd.proto.reload.errors import ReloadError
-from p2psipd.proto.reload.overlay_config import OverlayConfiguration, parse_configuration
+from p2psipd.cli.overlay import faults_of
+from p2psipd.cli.provisioning import Place, opened, place_options, with_overlay
+from p2psipd.overlay_files import check_aor
+from p2psipd.proto.identity.certificate import NodeCertificate
+from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 from p2psipd.proto.reload.sip_usage import EPOCH_KEY_LENGTH
 from p2psipd.provisioning_files import ProvisioningFiles
 from p2psipd.services.provisioning import Provisioner
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class Place(NamedTuple):
-    """Where a verb works: the options that all of them have."""
-
-    directory: Path
-    document: Path | None
-    operator: Path | None
-    registrars: tuple[Path, ...]
-    peers: tuple[tuple[str, int], ...]
-    seconds: float
-
-    @property
-    def document_path(self) -> Path:
-        """The configuration document: as given, else in the directory, else beside it."""
-        if self.document is not None:
-            return self.document
-        here = self.directory / "overlay.xml"
-        return here if here.exists() else self.directory.parent / "overlay.xml"
-
-
-def _place_options(command: _Function) -> _Function:
-    """The options that say where; the command gets them as one ``Place``."""
-
-    @functools.wraps(command)  # which takes along the options that the command has already
-    def bound(**arguments: Any) -> Any:
-        place = Place(*(arguments.pop(name) for name in Place._fields))
-        return command(place=place, **arguments)
-
-    path = click.Path(path_type=Path)
-    decorated: Any = bound
-    for option in (
-        click.option("--seconds", default=15.0, show_default=True, help="How long to wait for the overlay."),
-        click.option("--peer", "peers", multiple=True, type=address_option, metavar="HOST:PORT",
-                     help="A peer to go through. Default: the document's bootstrap nodes."),
-        click.option("--registrar", "registrars", multiple=True, type=path, metavar="PEM",
-                     help="Certificate of one more registrar."),
-        click.option("--operator", type=path, metavar="D", help="The operator's directory, whose ca/ lists the "
-                     "registrars. Default: the one above --dir, if it is one."),
-        click.option("--overlay", "document", type=path, metavar="FILE",
-                     help="The configuration document. Default: overlay.xml in --dir or above it."),
-        click.option("--dir", "directory", default="provisioning", show_default=True, type=path, metavar="DIR",
-                     help="The provisioning node's directory: node.pem, node.key, users.json, epochs.json."),
-    ):  # fmt: skip
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
 
 
 @click.group()
@@ -87,7 +35,7 @@ def user() -> None:
 @click.option("--from", "source", type=click.File("r"), help="Lines of NAME PASSWORD; - is standard input.")
 @click.option("--password", envvar="P2PSIP_PASSWORD", help="Better in $P2PSIP_PASSWORD, or asked for.")
 @click.option("--replace", is_flag=True, help="Users that exist already get the new password.")
-@_place_options
+@place_options
 @json_option
 def add(place: Place, names: tuple[str, ...], source: Any, password: str | None, replace: bool, as_json: bool) -> None:
     """Give users a password: NAME is alice@overlay.example, or alice for the overlay's first domain."""
@@ -97,7 +45,7 @@ def add(place: Place, names: tuple[str, ...], source: Any, password: str | None,
 @user.command()
 @click.argument("name")
 @click.option("--password", envvar="P2PSIP_PASSWORD", help="Better in $P2PSIP_PASSWORD, or asked for.")
-@_place_options
+@place_options
 @json_option
 def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None:
     """Change a user's password."""
@@ -106,24 +54,24 @@ def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None
 
 @user.command()
 @click.argument("name")
-@_place_options
+@place_options
 @json_option
 def remove(place: Place, name: str, as_json: bool) -> None:
     """Remove a user: their phones are refused from then on (what they registered runs out)."""
-    with _opened(place) as (files, configuration, _):
+    with opened(place) as (files, configuration, _):
         aor = check_aor(name, configuration)
         _must_be_known(files, aor)
 
         async def work(provisioner: Provisioner) -> None:
             await provisioner.remove_user(aor)
 
-        _with_overlay(place, files, configuration, work)
+        with_overlay(place, files, configuration, work)
         files.forget_user(aor)
     emit({"removed": aor}, as_json, lambda done: f"{done['removed']} removed")
 
 
 @user.command("list")
-@_place_options
+@place_options
 @json_option
 def list_users(place: Place, as_json: bool) -> None:
     """The users that were added from this directory."""
@@ -135,7 +83,7 @@ def list_users(place: Place, as_json: bool) -> None:
 
 
 @user.command()
-@_place_options
+@place_options
 @json_option
 def refresh(place: Place, as_json: bool) -> None:
     """Store everything anew, for 30 days or as long as our certificate lasts. Do it weekly, and after a renewal of it.
@@ -143,14 +91,14 @@ def refresh(place: Place, as_json: bool) -> None:
     New registrars are given the key. The exit code is 1 if a user's credential is not in the overlay any
     more.
     """
-    with _opened(place) as (files, configuration, registrars):
+    with opened(place) as (files, configuration, registrars):
         complete = _renew(place, files, configuration, registrars, as_json)
     if not complete:
         raise click.exceptions.Exit(EXIT_NEGATIVE)
 
 
 @user.command()
-@_place_options
+@place_options
 @json_option
 def rekey(place: Place, as_json: bool) -> None:
     """Begin a new epoch: a new key for the registrars of now, every credential encrypted anew.
@@ -158,7 +106,7 @@ def rekey(place: Place, as_json: bool) -> None:
     Do it after a registrar was revoked (p2psip overlay update --bad-node). What it knew it still knows, and
     an HA1 is as good as a password: the users that are listed should be given new ones.
     """
-    with _opened(place) as (files, configuration, registrars):
+    with opened(place) as (files, configuration, registrars):
         files.add_epoch(secrets.token_bytes(EPOCH_KEY_LENGTH))
         complete = _renew(place, files, configuration, registrars, as_json)
         if complete:
@@ -192,40 +140,6 @@ def _with_passwords(names: tuple[str, ...], source: Any, password: str | None) -
     return pairs
 
 
-@contextmanager
-def _opened(place: Place) -> Iterator[tuple[ProvisioningFiles, OverlayConfiguration, list[NodeCertificate]]]:
-    """The provisioning directory, the document and the registrars, with their faults shown as the command
-    line does.
-    """
-    path = place.document_path
-    with faults_of(path):
-        if not path.exists():
-            raise OverlayFilesError(f"no configuration document {path}: say where it is with --overlay")
-        configuration = parse_configuration(path.read_bytes(), wall=time.time())
-        registrars = _registrars(place, configuration)
-        with ProvisioningFiles.open(place.directory) as files:
-            if not files.epochs:
-                files.add_epoch(secrets.token_bytes(EPOCH_KEY_LENGTH))
-            try:
-                yield files, configuration, registrars
-            except ReloadError as error:
-                raise Negative(str(error)) from None
-
-
-def _registrars(place: Place, configuration: OverlayConfiguration) -> list[NodeCertificate]:
-    """The registrars that are given the key: those of the operator's journal and those that were named."""
-    operator = place.operator
-    if operator is None and (place.directory.parent / "ca").is_dir():
-        operator = place.directory.parent
-    found = issued_registrars(operator, configuration) if operator is not None else []
-    for path in place.registrars:
-        certificate = load_certificate(path)
-        if certificate.role is not Role.REGISTRAR:
-            raise OverlayFilesError(f"{path}: a registrar's certificate expected, this is {certificate.user}")
-        found.append(configuration.trust().check(certificate.der, time.time()))
-    return list({certificate.node_id: certificate for certificate in found}.values())
-
-
 def _must_be_known(files: ProvisioningFiles, aor: str) -> None:
     if aor not in files.users:
         raise Negative(f"{aor} is no user that was added here (p2psip user list)")
@@ -233,7 +147,7 @@ def _must_be_known(files: ProvisioningFiles, aor: str) -> None:
 
 def _put(place: Place, pairs: list[tuple[str, str]], as_json: bool, *, may_exist: bool, must_exist: bool) -> None:
     """Store passwords, and the key for all registrars."""
-    with _opened(place) as (files, configuration, registrars):
+    with opened(place) as (files, configuration, registrars):
         passwords = {check_aor(name, configuration): password for name, password in pairs}
         for aor in passwords:
             if must_exist:
@@ -247,7 +161,7 @@ def _put(place: Place, pairs: list[tuple[str, str]], as_json: bool, *, may_exist
                 await provisioner.put_user(aor, password)
                 files.note_user(aor, time.time(), changed=True)
 
-        _with_overlay(place, files, configuration, work)
+        with_overlay(place, files, configuration, work)
     result = {"users": list(passwords), "registrars": len(registrars), "epoch": max(files.epochs)}
     emit(
         result,
@@ -278,7 +192,7 @@ def _renew(
             else:
                 missing.append(aor)
 
-    _with_overlay(place, files, configuration, work)
+    with_overlay(place, files, configuration, work)
     result = {"epoch": max(files.epochs), "registrars": len(registrars), "renewed": renewed, "missing": missing}
     emit(result, as_json, _render_renewal)
     return not missing
@@ -289,46 +203,3 @@ def _render_renewal(result: dict[str, Any]) -> str:
     lines += [f"  {aor}" for aor in result["renewed"]]
     lines += [f"  {aor}: not in the overlay any more; p2psip user passwd {aor}" for aor in result["missing"]]
     return "\n".join(lines)
-
-
-def _with_overlay(
-    place: Place,
-    files: ProvisioningFiles,
-    configuration: OverlayConfiguration,
-    work: Callable[[Provisioner], Awaitable[None]],
-) -> None:
-    """Run ``work`` as a client node on a reactor of this process.  Raises what it raises."""
-    from twisted.internet import reactor as installed
-    from twisted.internet.defer import Deferred
-    from twisted.python.failure import Failure
-
-    from p2psipd.services.overlay_factory import client_session
-
-    reactor: Any = installed
-    # A step of the wall clock must not disturb timers.
-    reactor.seconds = time.monotonic
-    outcome: list[Any] = []
-
-    async def main() -> None:
-        session = client_session(reactor, configuration, files.credential, bootstrap=place.peers, seconds=place.seconds)
-        async with session as overlay:
-            provisioner = Provisioner(
-                overlay,
-                configuration.overlay_name,
-                files.credential,
-                files.epochs,
-                wall=time.time,
-                draw=secrets.token_bytes,
-                draw_key=generate_private_key,
-            )
-            await work(provisioner)
-
-    def begin() -> None:
-        Deferred.fromCoroutine(main()).addBoth(outcome.append).addBoth(lambda _: reactor.stop())
-
-    reactor.callWhenRunning(begin)
-    reactor.run()
-    if not outcome:
-        raise Negative("interrupted")
-    if isinstance(outcome[0], Failure):
-        outcome[0].raiseException()

@@ -92,7 +92,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
         asyncio.run(run())
 
-    monkeypatch.setattr(module, "_with_overlay", with_dictionary)
+    monkeypatch.setattr(module, "with_overlay", with_dictionary)
     monkeypatch.delenv("P2PSIP_PASSWORD", raising=False)
     return made
 
