@@ -75,9 +75,7 @@ def decode_packet(data: bytes) -> RtpPacket:
     if offset > end:
         raise MediaError("the RTP header is longer than the packet")
     csrc = struct.unpack_from(f"!{first & 0x0F}I", data, 12)
-    return RtpPacket(
-        second & 0x7F, sequence, timestamp, ssrc, data[offset:end], bool(second & 0x80), csrc, extension
-    )
+    return RtpPacket(second & 0x7F, sequence, timestamp, ssrc, data[offset:end], bool(second & 0x80), csrc, extension)
 
 
 class Reception:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.sdp import AudioParameters
 
 
@@ -18,7 +19,9 @@ class AgentSettings(NamedTuple):
     `aor` is its address of record (`sip:alice@overlay.example`), `contact` the URI under which this device is
     reached, `media_host` the IP address for its session descriptions. With `server` the agent's flow leads to
     a registrar and outbound proxy; without, calls go straight to the IP address in the called URI. `expires`
-    is the registration asked for, in seconds. More than `max_calls` at once are refused with 486.
+    is the registration asked for, in seconds. More than `max_calls` at once are refused with 486. `instance`
+    ("urn:uuid:...") makes the agent an outbound user agent (RFC 5626): one registration for each flow, kept alive.
+    `session_seconds` is the session interval to ask for in our calls (RFC 4028), 0 to ask for none.
     """
 
     aor: str
@@ -29,6 +32,8 @@ class AgentSettings(NamedTuple):
     server: bool = True
     expires: int = 600
     max_calls: int = 16
+    instance: str = ""
+    session_seconds: int = 0
 
 
 # ---- inputs: what the local user wants
@@ -71,6 +76,22 @@ class HangUp(NamedTuple):
     call: int
 
 
+class Hold(NamedTuple):
+    """Put the far side on hold by re-INVITE (RFC 3264 section 8.4), or with `on` False take it back.
+
+    CallChanged or ChangeRefused follows. A call that is not established is left as it is.
+    """
+
+    call: int
+    on: bool = True
+
+
+class KeepAliveAnswered(NamedTuple):
+    """The far side of a flow answered a keep-alive (RFC 5626 section 4.4)."""
+
+    flow: Flow
+
+
 class SendText(NamedTuple):
     """Send a MESSAGE (RFC 3428) of plain text to `target`; RequestAnswered follows with `ref`."""
 
@@ -91,12 +112,25 @@ class SendOptions(NamedTuple):
 
 class RegistrationChanged(NamedTuple):
     """The registrar answered (or nobody did: 408, 503). `expires` is seconds granted, 0 when not
-    registered."""
+    registered; `registrar` the number of the flow, counted from 0."""
 
     registered: bool
     status: int
     reason: str
     expires: int = 0
+    registrar: int = 0
+
+
+class SendKeepAlive(NamedTuple):
+    """Send a keep-alive (RFC 5626 section 4.4): CRLF CRLF on a connection, over UDP a STUN Binding request."""
+
+    flow: Flow
+
+
+class CloseFlow(NamedTuple):
+    """A flow whose far side is silent: close its connection, if it has one."""
+
+    flow: Flow
 
 
 class IncomingCall(NamedTuple):
@@ -122,10 +156,25 @@ class CallEstablished(NamedTuple):
 
 
 class CallChanged(NamedTuple):
-    """A re-INVITE of the far side changed the audio (another address, hold, resumption)."""
+    """A re-INVITE or UPDATE, theirs or ours, changed the audio (another address, hold, resumption)."""
 
     call: int
     audio: AudioParameters
+
+
+class ChangeRefused(NamedTuple):
+    """Our re-INVITE was refused; the call goes on as it was (RFC 3261 section 14.1)."""
+
+    call: int
+    status: int
+    reason: str
+
+
+class DigitsReceived(NamedTuple):
+    """Keys that the far side sent in an INFO (application/dtmf-relay or application/dtmf)."""
+
+    call: int
+    digits: str
 
 
 class CallEnded(NamedTuple):

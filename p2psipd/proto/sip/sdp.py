@@ -19,12 +19,12 @@ SEND_RECEIVE: Final = "sendrecv"
 SEND_ONLY: Final = "sendonly"
 RECEIVE_ONLY: Final = "recvonly"
 INACTIVE: Final = "inactive"
-_MIRRORED: Final = {
-    SEND_RECEIVE: SEND_RECEIVE,
-    SEND_ONLY: RECEIVE_ONLY,
-    RECEIVE_ONLY: SEND_ONLY,
-    INACTIVE: INACTIVE,
-}
+_MIRRORED: Final = {SEND_RECEIVE: SEND_RECEIVE, SEND_ONLY: RECEIVE_ONLY, RECEIVE_ONLY: SEND_ONLY, INACTIVE: INACTIVE}
+
+EVENTS: Final = "telephone-event"
+EVENT_PAYLOAD: Final = 101
+"""The payload type under which we offer telephone events (RFC 4733); dynamic, 101 by habit of all phones."""
+_DIGITS: Final = "0-15"
 
 STATIC_PAYLOADS: Final = {"0": PCMU, "8": PCMA}
 """Payload types that need no rtpmap (RFC 3551 section 6) and that we speak."""
@@ -59,14 +59,27 @@ class Media(NamedTuple):
 
     def codec_of(self, payload: str) -> str | None:
         """PCMU or PCMA if that is what `payload` stands for here (8 kHz, one channel), else None."""
+        mapping = self._mapping(payload)
+        if mapping is None:
+            return STATIC_PAYLOADS.get(payload)
+        encoding, _, rate = mapping.upper().partition("/")
+        return encoding if encoding in _PAYLOAD_OF and rate in ("8000", "8000/1") else None
+
+    @property
+    def events(self) -> int | None:
+        """The payload type of telephone events at 8 kHz (RFC 4733 section 7.1.1), None without them."""
+        for payload in self.formats:
+            mapping = self._mapping(payload)
+            if mapping is not None and mapping.lower() == f"{EVENTS}/8000" and payload.isdigit() and len(payload) < 4:
+                return int(payload) if int(payload) < 128 else None
+        return None
+
+    def _mapping(self, payload: str) -> str | None:
+        """What rtpmap says of a payload type."""
         for name, value in self.attributes:
-            if name != "rtpmap" or value is None:
-                continue
-            number, _, mapping = value.partition(" ")
-            if number == payload:
-                encoding, _, rate = mapping.strip().upper().partition("/")
-                return encoding if encoding in _PAYLOAD_OF and rate in ("8000", "8000/1") else None
-        return STATIC_PAYLOADS.get(payload)
+            if name == "rtpmap" and value is not None and value.partition(" ")[0] == payload:
+                return value.partition(" ")[2].strip()
+        return None
 
 
 class SessionDescription(NamedTuple):
@@ -82,11 +95,7 @@ class SessionDescription(NamedTuple):
 
     def encode(self) -> bytes:
         """The description's octets, CRLF line ends (RFC 8866 section 5)."""
-        lines = [
-            "v=0",
-            f"o=- {self.session_id} {self.version} IN {_address(self.origin_host)}",
-            f"s={self.name}",
-        ]
+        lines = ["v=0", f"o=- {self.session_id} {self.version} IN {_address(self.origin_host)}", f"s={self.name}"]
         if self.host is not None:
             lines.append(f"c=IN {_address(self.host)}")
         lines.append("t=0 0")
@@ -114,7 +123,8 @@ class AudioParameters(NamedTuple):
     """What offer and answer agreed on: where to send, the payload type and codec, and what flows.
 
     `sending` and `receiving` are ours, after both sides' directions; `host` is "" while the far side holds
-    the call by address 0.0.0.0 (RFC 3264 section 8.4).
+    the call by address 0.0.0.0 (RFC 3264 section 8.4). `events` is the payload type of telephone events, None
+    if the far side takes none.
     """
 
     host: str
@@ -123,6 +133,7 @@ class AudioParameters(NamedTuple):
     codec: str
     sending: bool
     receiving: bool
+    events: int | None = None
 
 
 def _address(host: str) -> str:
@@ -210,11 +221,14 @@ def _close_media(media: list[Media], attributes: list[tuple[str, str | None]]) -
         media[-1] = media[-1]._replace(attributes=tuple(attributes))
 
 
-def _audio(port: int, codecs: tuple[tuple[str, str], ...], direction: str) -> Media:
-    """An audio description of `codecs` as (payload, codec), 20 ms a packet."""
-    maps = tuple(("rtpmap", f"{payload} {codec}/8000") for payload, codec in codecs)
-    payloads = tuple(payload for payload, _ in codecs)
-    return Media("audio", port, "RTP/AVP", payloads, None, (*maps, ("ptime", "20"), (direction, None)))
+def _audio(port: int, codecs: tuple[tuple[str, str], ...], direction: str, events: int | None) -> Media:
+    """An audio description of `codecs` as (payload, codec) and telephone events, 20 ms a packet."""
+    maps = [("rtpmap", f"{payload} {codec}/8000") for payload, codec in codecs]
+    payloads = [payload for payload, _ in codecs]
+    if events is not None:
+        maps += [("rtpmap", f"{events} {EVENTS}/8000"), ("fmtp", f"{events} {_DIGITS}")]
+        payloads.append(str(events))
+    return Media("audio", port, "RTP/AVP", tuple(payloads), None, (*maps, ("ptime", "20"), (direction, None)))
 
 
 def make_offer(
@@ -227,7 +241,7 @@ def make_offer(
     direction: str = SEND_RECEIVE,
 ) -> SessionDescription:
     """An offer of one audio stream received at host:port, best codec first (RFC 3264 section 5)."""
-    audio = _audio(port, tuple((_PAYLOAD_OF[codec], codec) for codec in codecs), direction)
+    audio = _audio(port, tuple((_PAYLOAD_OF[codec], codec) for codec in codecs), direction, EVENT_PAYLOAD)
     return SessionDescription(session_id, version, host, host, (audio,))
 
 
@@ -239,11 +253,13 @@ def make_answer(
     *,
     version: int = 1,
     codecs: tuple[str, ...] = (PCMU, PCMA),
+    holding: bool = False,
 ) -> SessionDescription:
     """The answer that takes the offer's first audio stream we can speak and refuses the rest (RFC 3264
     section 6).
 
-    The offerer's order of codecs decides. SdpError if no stream has a codec of ours: the call is then
+    The offerer's order of codecs decides. While we are `holding` we want nothing sent to us, whatever is offered
+    (section 8.4). SdpError if no stream has a codec of ours: the call is then
     answered 488.
     """
     answered: list[Media] = []
@@ -255,7 +271,10 @@ def make_answer(
             answered.append(Media(media.kind, 0, media.protocol, media.formats[:1]))
             continue
         taken = True
-        audio = _audio(port, (chosen,), _MIRRORED[offer.direction_of(media)])
+        direction = _MIRRORED[offer.direction_of(media)]
+        if holding:
+            direction = SEND_ONLY if direction in (SEND_RECEIVE, SEND_ONLY) else INACTIVE
+        audio = _audio(port, (chosen,), direction, media.events)
         answered.append(audio._replace(protocol=media.protocol))
     if not taken:
         raise SdpError(f"the offer has no audio in {' or '.join(codecs)} over RTP/AVP")
@@ -298,5 +317,6 @@ def agreed_audio(local: SessionDescription, remote: SessionDescription) -> Audio
             codec,
             mine in (SEND_RECEIVE, SEND_ONLY) and other in (SEND_RECEIVE, RECEIVE_ONLY),
             mine in (SEND_RECEIVE, RECEIVE_ONLY) and other in (SEND_RECEIVE, SEND_ONLY),
+            theirs.events if ours.events is not None else None,
         )
     raise SdpError("offer and answer share no audio stream")

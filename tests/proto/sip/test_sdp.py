@@ -42,7 +42,7 @@ def test_offer_round_trip() -> None:
     """Our offer reads back as it was made, CRLF at each line's end."""
     offer = make_offer("127.0.0.1", 4000, 77)
     assert parse_sdp(offer.encode()) == offer
-    assert b"m=audio 4000 RTP/AVP 0 8\r\n" in offer.encode()
+    assert b"m=audio 4000 RTP/AVP 0 8 101\r\n" in offer.encode()
 
 
 def test_answer_takes_the_first_codec_of_the_offer_and_refuses_the_rest() -> None:
@@ -51,7 +51,7 @@ def test_answer_takes_the_first_codec_of_the_offer_and_refuses_the_rest() -> Non
     answer = make_answer(offer, "127.0.0.1", 5000, 3)
     assert [(media.kind, media.port, media.formats) for media in answer.media] == [
         ("video", 0, ("99",)),
-        ("audio", 5000, ("8",)),
+        ("audio", 5000, ("8", "101")),
     ]
     agreed = agreed_audio(answer, offer)
     assert (agreed.host, agreed.port, agreed.payload_type, agreed.codec) == ("192.0.2.10", 4000, 8, PCMA)
