@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
 
+from p2psipd.proto.nat.stun import binding_response
 from p2psipd.proto.sip.flow import Address, Flow
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ _KEPT_FLOWS: Final = 20_000
 _SHORTEST: Final = 16
 
 
+def everybody(source: str) -> bool:
+    """The default of `admit`: no source is turned away."""
+    return True
+
+
 class UdpFlow(Flow):
     """A pair of UDP addresses; `write` sends one datagram."""
 
@@ -30,6 +36,7 @@ class UdpFlow(Flow):
 
     #: Nodes speak SIP to each other over TLS alone.
     peer: None = None
+    domains: tuple[str, ...] = ()
 
     def __init__(self, listener: UdpListener, remote: Address) -> None:
         super().__init__("UDP", remote, listener.local, listener.number, listener.sent_by)
@@ -52,22 +59,32 @@ class UdpFlow(Flow):
 class UdpListener(DatagramProtocol):
     """One UDP socket. `receive(flow, data)` is called for each datagram that may be SIP.
 
-    `number` tells listeners of one node apart; `sent_by` goes into our Via. `lost` counts datagrams that the
-    kernel would not take, `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by
-    nobody over UDP), `other` what begins like STUN and not like SIP.
+    `number` tells listeners of one node apart; `sent_by` goes into our Via. `admit(host)` is asked before anything
+    is read of a datagram. `lost` counts datagrams that the kernel would not take, `refused` those not admitted,
+    `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by nobody over UDP), `bindings`
+    STUN Binding requests, which are answered (section 3.5.2), `other` the rest of what begins like STUN.
     """
 
     noisy = False
 
-    def __init__(self, number: int, receive: Callable[[Flow, bytes], None], sent_by_host: str = "") -> None:
+    def __init__(
+        self,
+        number: int,
+        receive: Callable[[Flow, bytes], None],
+        sent_by_host: str = "",
+        admit: Callable[[str], bool] = everybody,
+    ) -> None:
         self.number = number
         self.local: Address = ("", 0)
         self.sent_by: Address = ("", 0)
         self.open = False
         self.lost = 0
+        self.refused = 0
         self.keep_alives = 0
+        self.bindings = 0
         self.other = 0
         self._receive = receive
+        self._admit = admit
         self._sent_by_host = sent_by_host
         self._flows: dict[Address, UdpFlow] = {}
         self._socket: Any = None
@@ -109,13 +126,23 @@ class UdpListener(DatagramProtocol):
 
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """One datagram: a message, a keep-alive, or something else."""
-        if len(datagram) < _SHORTEST:
+        if not self._admit(addr[0]):
+            self.refused += 1
+        elif len(datagram) < _SHORTEST:
             self.keep_alives += 1
         elif datagram[0] < 4:
-            self.other += 1
+            self._not_sip(datagram, (addr[0], addr[1]))
         else:
             remote = addr if len(addr) == 2 else (addr[0], addr[1])
             self._receive(self._flows.get(remote) or self.flow(remote), datagram)
+
+    def _not_sip(self, datagram: bytes, remote: Address) -> None:
+        answer = binding_response(datagram, remote)
+        if answer is None:
+            self.other += 1
+        else:
+            self.bindings += 1
+            self.send(answer, remote)
 
     def send(self, data: bytes, remote: Address) -> None:
         """Send one datagram."""
@@ -133,4 +160,4 @@ class UdpListener(DatagramProtocol):
         self.lost += 1
 
 
-__all__ = ["RECEIVE_BUFFER", "CannotListenError", "UdpFlow", "UdpListener"]
+__all__ = ["RECEIVE_BUFFER", "CannotListenError", "UdpFlow", "UdpListener", "everybody"]

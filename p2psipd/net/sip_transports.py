@@ -1,5 +1,5 @@
-"""SIP over UDP, TCP and TLS: listeners, the table of connections, keep-alives and limits (RFC 3261 section
-18, RFC 5626).
+"""SIP over UDP, TCP, TLS and WebSocket: listeners, the table of connections, and which of them to use (RFC 3261
+section 18, RFC 5626, RFC 5923, RFC 7118).
 
 :class:`SipTransports` turns bytes into parsed messages on flows, and nothing else: what a message means is
 decided by whoever gave it ``receive``. A flow of this module has ``write(data)`` and ``alive``.
@@ -9,263 +9,36 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
-from twisted.internet.protocol import connectionDone as _done
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-from p2psipd.net.datagrams import UdpListener
-from p2psipd.net.tls import tls_factory
+from p2psipd.net.connections import Limits, Message, SipConnection, SipStream, StreamFlow
+from p2psipd.net.datagrams import UdpListener, everybody
+from p2psipd.net.domain_tls import DomainTls
+from p2psipd.net.tls import peer_certificate, tls_factory
+from p2psipd.proto.identity.policy import has_identity, sip_identities
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
-from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
-from p2psipd.proto.sip.stream import KeepAlive, StreamParser
+from p2psipd.proto.sip.message import Request, parse_message
 
-_PING: Final = b"\r\n\r\n"
-_PONG: Final = b"\r\n"
+__all__ = ["Limits", "Message", "SipTransports", "StreamFlow"]
+
+#: A request that is larger goes over TCP where the path MTU is not known (RFC 3261 section 18.1.1).
+LARGEST_DATAGRAM: Final = 1300
+
 _SWEEP_SECONDS: Final = 5.0
+#: A host that takes no TCP is not asked again for so long, and not waited for longer than that the first time.
+_UDP_ONLY_SECONDS: Final = 600.0
+_TCP_PATIENCE: Final = 2.0
+_KEPT_HOSTS: Final = 10_000
+_TLS_PORT: Final = 5061
 
-Message = Request | Response
-
-
-class Limits(NamedTuple):
-    """What connections may cost: numbers, seconds and octets.
-
-    `silent` is how long a connection may live before its first message, `partial` how long one message may
-    take to arrive, `idle` how long nothing may come at all, `stalled` how long a peer may refuse to read,
-    `unread` how much it may leave unread.
-    """
-
-    connections: int = 2000
-    per_address: int = 64
-    connect: float = 5.0
-    handshake: float = 5.0
-    silent: float = 30.0
-    partial: float = 30.0
-    idle: float = 3720.0
-    stalled: float = 20.0
-    unread: int = 1024 * 1024
-
-
-class StreamFlow(Flow):
-    """A TCP or TLS connection; `write` queues bytes on it. `peer` is who is there, on connections between
-    nodes.
-    """
-
-    __slots__ = ("peer", "protocol")
-
-    def __init__(
-        self,
-        transport: str,
-        remote: Address,
-        local: Address,
-        number: int,
-        sent_by: Address,
-        protocol: SipStreamProtocol,
-    ) -> None:
-        super().__init__(transport, remote, local, number, sent_by)
-        self.protocol = protocol
-        self.peer: NodeIdentity | None = None
-
-    def towards(self, remote: Address) -> StreamFlow:
-        """Itself: a connection leads to one place only."""
-        return self
-
-    def write(self, data: bytes) -> None:
-        """Send `data`; a connection that is gone drops it."""
-        self.protocol.send(data)
-
-    @property
-    def alive(self) -> bool:
-        """Whether the connection is still open."""
-        return self.protocol.alive
-
-
-@implementer(IHandshakeListener)
-class SipStreamProtocol(Protocol):
-    """One TCP or TLS connection that speaks SIP."""
-
-    def __init__(self, owner: SipTransports, number: int, transport_name: str, host: str, inbound: bool) -> None:
-        self.number = number
-        self.host = host
-        self.inbound = inbound
-        self.flow: Any = None
-        self.alive = False
-        self.usable = False
-        self.messages = 0
-        self.last_heard = 0.0
-        self.last_message = 0.0
-        self.since = 0.0
-        self.partial_since: float | None = None
-        self.stalled_since: float | None = None
-        self.opened: Deferred[StreamFlow] | None = None
-        self._name = transport_name
-        self._owner = owner
-        self._parser = StreamParser()
-        self._unread = 0
-        self._deadline: Any = None
-
-    def connectionMade(self) -> None:
-        """TCP is up; TLS still has to be."""
-        transport: Any = self.transport
-        transport.setTcpNoDelay(True)
-        transport.setTcpKeepAlive(True)
-        if self._name == "TCP":
-            self._up()
-        else:
-            self._deadline = self._owner.clock.callLater(self._owner.limits.handshake, self._late)
-
-    def _late(self) -> None:
-        """The handshake took too long."""
-        self._deadline = None
-        self.drop("handshake")
-
-    def handshakeCompleted(self) -> None:
-        """TLS is up."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        identify = self._owner.identify
-        try:
-            self._up(identify(self.transport) if identify is not None else None)
-        except ValueError as error:
-            self._owner.log.info("connection of {host} refused: {error}", host=self.host, error=str(error))
-            self.drop("refused")
-
-    def _up(self, peer_identity: NodeIdentity | None = None) -> None:
-        transport: Any = self.transport
-        peer, here = transport.getPeer(), transport.getHost()
-        transport.registerProducer(self, True)
-        self.alive = True
-        self.since = self.last_heard = self.last_message = self._owner.clock.seconds()
-        self.flow = self._owner.opened(self, self._name, (peer.host, peer.port), (here.host, here.port))
-        self.flow.peer = peer_identity
-        if self._owner.greets:
-            # Under TLS 1.3 only what the other side says shows that it has accepted our certificate.
-            transport.write(_PING)
-        else:
-            self._usable()
-
-    def _usable(self) -> None:
-        self.usable = True
-        if self.opened is not None:
-            waiting, self.opened = self.opened, None
-            waiting.callback(self.flow)
-        self._owner.usable(self.flow)
-
-    def dataReceived(self, data: bytes) -> None:
-        """Bytes: messages go to the owner, a ping is answered, garbage closes the connection."""
-        if not self.alive or self.flow is None:
-            return
-        now = self.last_heard = self._owner.clock.seconds()
-        if not self.usable:
-            self._usable()
-        parser = self._parser
-        try:
-            items = parser.feed(data)
-            for item in items:
-                if item is KeepAlive.PING:
-                    self._owner.counters["pings"] += 1
-                    self.send(_PONG)
-                elif isinstance(item, Request | Response):
-                    self.messages += 1
-                    self.last_message = now
-                    self._owner.receive(self.flow, item)
-                    if not self.alive:
-                        return
-            if parser.failed:
-                parser.feed(b"")
-        except SipError as error:
-            self._garbage(error)
-            return
-        if not parser.pending:
-            self.partial_since = None
-        elif self.partial_since is None:
-            self.partial_since = now
-
-    def _garbage(self, error: SipError) -> None:
-        """Framing is lost: answer what can be answered, and close (RFC 3261 section 18.3)."""
-        if error.request is not None and error.request.method != "ACK":
-            try:
-                self.send(make_response(error.request, error.status, error.reason).encode())
-            except SipError:
-                # Not even its Via or From can be copied: there is nobody to answer.
-                self._owner.counters["unanswerable"] += 1
-        self.drop("malformed", gently=True)
-
-    def send(self, data: bytes) -> None:
-        """Queue `data`, unless the peer has left too much unread."""
-        if not self.alive:
-            return
-        if self.stalled_since is not None:
-            self._unread += len(data)
-            if self._unread > self._owner.limits.unread:
-                self.drop("slow")
-                return
-        transport: Any = self.transport
-        transport.write(data)
-
-    def pauseProducing(self) -> None:
-        """The peer does not read as fast as we write; told again at each write while that lasts."""
-        if self.stalled_since is None:
-            self.stalled_since = self._owner.clock.seconds()
-            self._unread = 0
-
-    def resumeProducing(self) -> None:
-        """The peer has caught up."""
-        self.stalled_since = None
-
-    def stopProducing(self) -> None:
-        """The transport is closing."""
-        self.stalled_since = None
-
-    def drop(self, reason: str, *, gently: bool = False) -> None:
-        """Close, counting `reason`; gently lets queued bytes out first."""
-        self._owner.counters[f"closed_{reason}"] += 1
-        self._owner.log.debug("connection of {host} closed: {reason}", host=self.host, reason=reason)
-        transport: Any = self.transport
-        if transport is None:
-            return
-        if gently:
-            transport.unregisterProducer()
-            transport.loseConnection()
-        else:
-            transport.abortConnection()
-
-    def connectionLost(self, reason: Failure = _done) -> None:
-        """Gone: tell everybody."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        self.alive = False
-        if self.opened is not None:
-            waiting, self.opened = self.opened, None
-            waiting.errback(Failure(Unreachable(f"{self.host}: {reason.getErrorMessage()}")))
-        self._owner.closed(self)
-
-    def overdue(self, now: float, limits: Limits) -> str | None:
-        """Why this connection should be dropped now, or None."""
-        if self.stalled_since is not None and now - self.stalled_since > limits.stalled:
-            return "slow"
-        if self.partial_since is not None and now - self.partial_since > limits.partial:
-            return "partial"
-        if not self.usable and self.alive and now - self.last_heard > limits.handshake:
-            return "ungreeted"
-        if (
-            self.inbound
-            and self.flow is not None
-            and self.flow.peer is None
-            and not self.messages
-            and now - self.since > limits.silent
-        ):
-            return "silent"
-        return "idle" if self.alive and now - self.last_heard > limits.idle else None
+OriginPolicy = Callable[[str], bool]
 
 
 class _Accepting(Factory):
@@ -273,12 +46,12 @@ class _Accepting(Factory):
 
     noisy = False
 
-    def __init__(self, owner: SipTransports, name: str) -> None:
+    def __init__(self, owner: SipTransports, make: Callable[[int, str], SipConnection]) -> None:
         self._owner = owner
-        self._name = name
+        self._make = make
 
-    def buildProtocol(self, addr: Any) -> SipStreamProtocol | None:
-        return self._owner.accept(self._name, addr.host)
+    def buildProtocol(self, addr: Any) -> SipConnection | None:
+        return self._owner.accept(addr.host, self._make)
 
 
 class _Dialling(ClientFactory[Protocol]):
@@ -286,10 +59,10 @@ class _Dialling(ClientFactory[Protocol]):
 
     noisy = False
 
-    def __init__(self, made: SipStreamProtocol) -> None:
+    def __init__(self, made: SipConnection) -> None:
         self._made = made
 
-    def buildProtocol(self, addr: Any) -> SipStreamProtocol:
+    def buildProtocol(self, addr: Any) -> SipConnection:
         return self._made
 
     def clientConnectionFailed(self, connector: Any, reason: Failure) -> None:
@@ -306,13 +79,16 @@ class SipTransports:
     """All sockets of one SIP node, and the table of its connections.
 
     `receive(flow, message)` gets every parsed message; `malformed(flow, error)` every datagram that is none;
-    `lost(flow)` every connection that has ended. `counters` counts why connections were refused and closed.
-    Connections are found again by (transport, host, port) of the other side, so that one is used in both
-    directions (RFC 3261 section 18.2.2).
+    `lost(flow)` every connection that has ended. `admit(host)` is asked for every datagram and every new connection
+    before anything of it is read. `counters` counts why connections were refused and closed.
 
-    `identify(transport)` makes it the table of connections between nodes: it says who the other side of a
-    completed TLS handshake is, or refuses with ValueError; both sides then greet with a keep-alive, and a
-    connection is `usable` at the first bytes heard.
+    A connection is found again by transport and address of the other side, and used in both directions (RFC 3261
+    section 18.2.2). Over TLS it must also speak for the domain that is wanted; the address of one that was opened
+    by the other side is its Via's, if that says "alias" and the certificate was verified (RFC 5923 section 8).
+
+    `tls_client` dials over TLS: a DomainTls, or between nodes a NodeTls, which knows no domains. There
+    `identify(transport)` says who the other side of a completed TLS handshake is, or refuses with ValueError; both
+    sides then greet with a keep-alive, and a connection is `usable` at the first bytes heard.
     """
 
     log = Logger()
@@ -329,12 +105,14 @@ class SipTransports:
         tls_client: Any = None,
         identify: Callable[[Any], NodeIdentity] | None = None,
         usable: Callable[[StreamFlow], None] | None = None,
+        admit: Callable[[str], bool] | None = None,
+        flow_class: type[StreamFlow] = StreamFlow,
     ) -> None:
         self.clock = reactor
         self.identify = identify
         self.greets = identify is not None
         self.usable = usable or _unnoticed
-        self.receive = receive
+        self.receive: Callable[[Flow, Message], None] = receive
         self.limits = limits or Limits()
         self.counters: Counter[str] = Counter()
         self.udp: list[UdpListener] = []
@@ -343,12 +121,15 @@ class SipTransports:
         self._lost = lost
         self._public_host = public_host
         self._tls_client = tls_client
+        self._admit = admit or everybody
+        self._flow_class = flow_class
         self._ports: list[Any] = []
-        self._sent_by: dict[str, Address] = {}
-        self._connections: dict[int, SipStreamProtocol] = {}
-        self._by_remote: dict[tuple[str, str, int], StreamFlow] = {}
+        self._connections: dict[int, SipConnection] = {}
+        self._by_remote: dict[tuple[str, str, int], dict[StreamFlow, None]] = {}
+        self._aliases: dict[StreamFlow, tuple[str, str, int]] = {}
         self._per_address: Counter[str] = Counter()
-        self._opening: dict[tuple[str, str, int], list[Deferred[Flow]]] = {}
+        self._opening: dict[tuple[str, str, int, str], list[Deferred[Flow]]] = {}
+        self._udp_only: dict[Address, float] = {}
         self._number = 0
         self._sweeper: Any = None
 
@@ -356,7 +137,7 @@ class SipTransports:
 
     def listen_udp(self, address: Address) -> Address:
         """Listen for datagrams; the address really bound. Raises twisted's CannotListenError."""
-        listener = UdpListener(len(self.udp), self._datagram, self._public_host)
+        listener = UdpListener(len(self.udp), self._datagram, self._public_host, self._admit)
         self._ports.append(listener.listen(self.clock, address))
         self.udp.append(listener)
         self.listening.append(("UDP", listener.local))
@@ -364,22 +145,37 @@ class SipTransports:
 
     def listen_tcp(self, address: Address) -> Address:
         """Listen for TCP connections; the address really bound."""
-        return self._listen("TCP", address, _Accepting(self, "TCP"))
+        return self._listen("TCP", address, self._accepting_streams("TCP"))
 
     def listen_tls(self, address: Address, tls: Any) -> Address:
         """Listen for TLS connections with the server side of `tls` (p2psipd.net.tls); the address really
         bound.
         """
-        return self._listen("TLS", address, tls_factory(tls, False, _Accepting(self, "TLS"), self.clock))
+        return self._listen("TLS", address, tls_factory(tls, False, self._accepting_streams("TLS"), self.clock))
+
+    def listen_web(self, address: Address, tls: Any = None, origins: OriginPolicy | None = None) -> Address:
+        """Listen for WebSocket connections, over TLS (WSS) where `tls` is given; the address really bound.
+
+        `origins(origin)` says whether pages from there may connect; None admits all.
+        """
+        from p2psipd.net.web import SipWebSocket, any_origin
+
+        policy = origins or any_origin
+        name = "WS" if tls is None else "WSS"
+        factory: Any = _Accepting(self, lambda number, host: SipWebSocket(self, number, name, host, policy))
+        if tls is not None:
+            factory = tls_factory(tls, False, factory, self.clock)
+        return self._listen(name, address, factory)
+
+    def _accepting_streams(self, name: str) -> _Accepting:
+        return _Accepting(self, lambda number, host: SipStream(self, number, name, host, True))
 
     def _listen(self, name: str, address: Address, factory: Any) -> Address:
         port = self.clock.listenTCP(address[1], factory, backlog=512, interface=address[0])
         self._ports.append(port)
         host = port.getHost()
         self.listening.append((name, (host.host, host.port)))
-        self._sent_by.setdefault(name, (self._public_host or host.host, host.port))
-        if self._sweeper is None:
-            self._sweeper = self.clock.callLater(_SWEEP_SECONDS, self._sweep)
+        self._sweep_from_now_on()
         return host.host, host.port
 
     def stop(self) -> list[Any]:
@@ -389,8 +185,8 @@ class SipTransports:
             self._sweeper = None
         waiting = [port.stopListening() for port in self._ports]
         self._ports.clear()
-        for protocol in list(self._connections.values()):
-            protocol.drop("stopped", gently=True)
+        for connection in list(self._connections.values()):
+            connection.drop("stopped", gently=True)
         return waiting
 
     # ---- inbound -------------------------------------------------------------------------------------------
@@ -403,77 +199,127 @@ class SipTransports:
             return
         self.receive(flow, message)
 
-    def accept(self, name: str, host: str) -> SipStreamProtocol | None:
-        """A protocol for a connection from `host`, or None where the caps are reached."""
-        if len(self._connections) >= self.limits.connections:
+    def accept(self, host: str, make: Callable[[int, str], SipConnection]) -> SipConnection | None:
+        """A protocol for a connection from `host`, or None where it is not admitted or the caps are reached."""
+        if not self._admit(host):
+            self.counters["refused_admission"] += 1
+        elif len(self._connections) >= self.limits.connections:
             self.counters["refused_connections"] += 1
-            return None
-        if self._per_address[host] >= self.limits.per_address:
+        elif self._per_address[host] >= self.limits.per_address:
             self.counters["refused_per_address"] += 1
-            return None
-        return self._track(name, host, inbound=True)
+        else:
+            return self._track(host, make)
+        return None
 
-    def _track(self, name: str, host: str, *, inbound: bool) -> SipStreamProtocol:
+    def _track(self, host: str, make: Callable[[int, str], SipConnection]) -> SipConnection:
         self._number += 1
-        protocol = SipStreamProtocol(self, self._number, name, host, inbound)
-        self._connections[self._number] = protocol
+        connection = self._connections[self._number] = make(self._number, host)
         self._per_address[host] += 1
-        return protocol
+        return connection
 
-    def opened(self, protocol: SipStreamProtocol, name: str, remote: Address, local: Address) -> StreamFlow:
-        """A connection is usable: its flow, entered in the table."""
-        sent_by = self._sent_by.get(name) or (self._public_host or local[0], local[1])
-        flow = StreamFlow(name, remote, local, protocol.number, sent_by, protocol)
-        self._by_remote[(name, *remote)] = flow
+    def opened(self, connection: SipConnection, remote: Address, local: Address) -> StreamFlow:
+        """A connection is up: its flow, entered in the table."""
+        name = connection.name
+        flow = self._flow_class(
+            name, remote, local, connection.number, self._sent_by(name, local, connection.inbound), connection
+        )
+        if not self.greets and name in ("TLS", "WSS") and getattr(connection.transport, "verified", False):
+            flow.domains = sip_identities(peer_certificate(connection.transport) or b"")
+        self._by_remote.setdefault((name, *remote), {})[flow] = None
         self.counters["opened"] += 1
         return flow
 
-    def closed(self, protocol: SipStreamProtocol) -> None:
+    def _sent_by(self, name: str, local: Address, inbound: bool) -> Address:
+        """What Via and Record-Route name on a connection: where a new one would reach us (RFC 3261 section 18.1.1)."""
+        if inbound:
+            return self._public_host or local[0], local[1]
+        ports = [(host, port) for transport, (host, port) in self.listening if transport == name]
+        fitting = [port for host, port in ports if host == local[0]]
+        fitting += [port for host, port in ports if (":" in host) == (":" in local[0])]
+        return self._public_host or local[0], fitting[0] if fitting else local[1]
+
+    def closed(self, connection: SipConnection) -> None:
         """A connection has ended."""
-        if self._connections.pop(protocol.number, None) is None:
+        if self._connections.pop(connection.number, None) is None:
             return
-        self._per_address[protocol.host] -= 1
-        if self._per_address[protocol.host] <= 0:
-            del self._per_address[protocol.host]
-        flow = protocol.flow
+        self._per_address[connection.host] -= 1
+        if self._per_address[connection.host] <= 0:
+            del self._per_address[connection.host]
+        flow = connection.flow
         if flow is not None:
-            key = (flow.transport, *flow.remote)
-            if self._by_remote.get(key) is flow:
-                del self._by_remote[key]
+            self._leave((flow.transport, *flow.remote), flow)
+            alias = self._aliases.pop(flow, None)
+            if alias is not None:
+                self._leave(alias, flow)
             self._lost(flow)
+
+    def _leave(self, key: tuple[str, str, int], flow: StreamFlow) -> None:
+        flows = self._by_remote.get(key)
+        if flows is not None:
+            flows.pop(flow, None)
+            if not flows:
+                del self._by_remote[key]
+
+    def alias(self, flow: Flow, request: Request) -> None:
+        """Let requests to the address in `request`'s top Via use the connection that it came over, if its "alias"
+        asks for that and the client has proved a domain (RFC 5923 section 8.2).
+        """
+        if not isinstance(flow, StreamFlow) or not flow.inbound or not flow.domains or flow in self._aliases:
+            return
+        via = request.top_via
+        if "alias" in via.params:
+            key = self._aliases[flow] = (flow.transport, flow.remote[0], via.port or _TLS_PORT)
+            self._by_remote.setdefault(key, {})[flow] = None
+            self.counters["aliases"] += 1
+
+    def _sweep_from_now_on(self) -> None:
+        if self._sweeper is None:
+            self._sweeper = self.clock.callLater(_SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeper = self.clock.callLater(_SWEEP_SECONDS, self._sweep)
         now = self.clock.seconds()
-        for protocol in list(self._connections.values()):
-            reason = protocol.overdue(now, self.limits)
+        for connection in list(self._connections.values()):
+            reason = connection.overdue(now, self.limits)
             if reason is not None:
-                protocol.drop(reason)
+                connection.drop(reason)
 
     # ---- outbound ------------------------------------------------------------------------------------------
 
     def connection(self, number: int) -> StreamFlow | None:
         """The live connection with this number."""
-        protocol = self._connections.get(number)
-        return protocol.flow if protocol is not None and protocol.alive else None
+        found = self._connections.get(number)
+        return found.flow if found is not None and found.alive else None
 
     def __len__(self) -> int:
         return len(self._connections)
 
-    async def reach(self, transport: str, host: str, port: int, *, fresh: bool = False) -> Flow:
+    async def reach(self, transport: str, host: str, port: int, *, domain: str = "", fresh: bool = False) -> Flow:
         """A flow to a numeric `host`: a UDP listener of its address family, an open connection, or a new one.
 
-        `fresh` passes an open connection over: the other side has said that it has none. Raises Unreachable.
+        `domain` is whom a TLS server must prove to be (default: `host` itself). `fresh` passes open connections
+        over: the other side has said that it has none. Raises Unreachable.
         """
         if transport == "UDP":
             for listener in self.udp:
                 if (":" in listener.local[0]) == (":" in host):
                     return listener.flow((host, port))
             raise Unreachable("no UDP listener of that address family")
-        key = (transport, host, port)
-        open_flow = self._by_remote.get(key)
-        if not fresh and open_flow is not None and open_flow.protocol.usable and open_flow.alive:
-            return open_flow
+        domain = (domain or host) if transport == "TLS" and isinstance(self._tls_client, DomainTls) else ""
+        found = None if fresh else self._open_to(transport, host, port, domain)
+        return found or await self._dial_once(transport, host, port, domain)
+
+    def _open_to(self, transport: str, host: str, port: int, domain: str) -> Flow | None:
+        """An open connection that leads there, the newest first."""
+        for flow in reversed(self._by_remote.get((transport, host, port), ())):
+            usable = flow.protocol.usable and flow.alive and flow.protocol.closing_since is None
+            if usable and (not domain or has_identity(flow.domains, domain)):
+                return flow
+        return None
+
+    async def _dial_once(self, transport: str, host: str, port: int, domain: str) -> Flow:
+        """One new connection for all who want the same at the same time."""
+        key = (transport, host, port, domain)
         if key in self._opening:
             shared: Deferred[Flow] = Deferred()
             self._opening[key].append(shared)
@@ -481,7 +327,7 @@ class SipTransports:
         waiters: list[Deferred[Flow]] = []
         self._opening[key] = waiters
         try:
-            flow = await self._dial(transport, host, port)
+            flow = await self._dial(transport, host, port, domain)
         except Unreachable as error:
             del self._opening[key]
             for waiting in waiters:
@@ -492,22 +338,58 @@ class SipTransports:
             waiting.callback(flow)
         return flow
 
-    async def _dial(self, transport: str, host: str, port: int) -> Flow:
+    async def _dial(self, transport: str, host: str, port: int, domain: str) -> Flow:
         if len(self._connections) >= self.limits.connections:
             raise Unreachable("too many connections")
         if transport not in ("TCP", "TLS") or (transport == "TLS" and self._tls_client is None):
             raise Unreachable(f"{transport} can't be dialled from here")
-        protocol = self._track(transport, host, inbound=False)
+        creator = self._tls_client
+        if domain:
+            try:
+                creator = self._tls_client.towards(domain)
+            except ValueError as error:
+                raise Unreachable(f"{domain}: {error}") from None
+        connection = self._track(host, lambda number, where: SipStream(self, number, transport, where, False))
         opened: Deferred[StreamFlow] = Deferred()
-        protocol.opened = opened
-        factory: Any = _Dialling(protocol)
+        connection.opened = opened
+        factory: Any = _Dialling(connection)
         if transport == "TLS":
-            factory = tls_factory(self._tls_client, True, factory, self.clock)
-        self.clock.connectTCP(host, port, factory, timeout=self.limits.connect)
-        if self._sweeper is None:
-            self._sweeper = self.clock.callLater(_SWEEP_SECONDS, self._sweep)
+            factory = tls_factory(creator, True, factory, self.clock)
+        connector = self.clock.connectTCP(host, port, factory, timeout=self.limits.connect)
+        self._sweep_from_now_on()
         try:
-            return await opened
+            flow = await opened
         except Unreachable:
-            self.closed(protocol)
+            self.closed(connection)
             raise
+        except CancelledError:
+            connector.disconnect()
+            self.closed(connection)
+            raise Unreachable(f"{host}: given up") from None
+        if domain:
+            shown = sip_identities(peer_certificate(connection.transport) or b"")
+            flow.domains = tuple(dict.fromkeys((domain, *shown)))
+        return flow
+
+    # ---- large requests (RFC 3261 section 18.1.1) ----------------------------------------------------------
+
+    def too_large(self, flow: Flow, octets: int) -> bool:
+        """Whether a request of so many octets, its new Via among them, should not go over `flow`'s UDP."""
+        return flow.transport == "UDP" and octets > LARGEST_DATAGRAM
+
+    async def congestion_controlled(self, flow: Flow) -> Flow:
+        """A TCP connection to where the UDP `flow` leads; `flow` itself where that can't be had, as for 10 minutes
+        then.
+        """
+        now = self.clock.seconds()
+        if self._udp_only.get(flow.remote, now) > now:
+            return flow
+        result: Deferred[Flow] = Deferred.fromCoroutine(self.reach("TCP", *flow.remote))
+        try:
+            return await result.addTimeout(_TCP_PATIENCE, self.clock)
+        except (Unreachable, TimeoutError):
+            if len(self._udp_only) >= _KEPT_HOSTS:
+                self._udp_only.clear()
+            self._udp_only[flow.remote] = now + _UDP_ONLY_SECONDS
+            self.counters["large_over_udp"] += 1
+            return flow

@@ -66,7 +66,8 @@ class KeyLog:
         self._file.write(line + b"\n")
 
 
-def _new_context(session_id: bytes, keylog: KeyLog | None) -> SSL.Context:
+def new_context(session_id: bytes, keylog: KeyLog | None) -> SSL.Context:
+    """A context that keeps the rules of this module; certificates and verification are the caller's matter."""
     context = SSL.Context(SSL.TLS_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_options(_OPTIONS)
@@ -108,7 +109,7 @@ class NodeTls:
         self._context = self._make(certificate, private_key, roots)
 
     def _make(self, certificate: bytes, private_key: PrivateKey, roots: Iterable[bytes]) -> SSL.Context:
-        context = _new_context(b"p2psipd-node", self._keylog)
+        context = new_context(b"p2psipd-node", self._keylog)
         context.use_certificate(x509.load_der_x509_certificate(certificate))
         context.use_privatekey(private_key)
         context.check_privatekey()
@@ -147,13 +148,19 @@ class CertificateFileError(ValueError):
 
 @implementer(IOpenSSLServerConnectionCreator)
 class ServerTls:
-    """TLS with a server certificate only, for phones.  Files are PEM: the chain, leaf first, and the key.
+    """TLS with a server certificate, for phones.  Files are PEM: the chain, leaf first, and the key.
 
-    Raises :class:`CertificateFileError` when they cannot be used.
+    With ``client_authorities`` (a PEM file of roots) clients are asked for a certificate.  They need not have one,
+    and one that those roots do not vouch for counts as none: :attr:`TlsProtocol.verified` says which it was.
+
+    Raises :class:`CertificateFileError` when the files cannot be used.
     """
 
-    def __init__(self, certificate_file: str, key_file: str, *, keylog: KeyLog | None = None) -> None:
+    def __init__(
+        self, certificate_file: str, key_file: str, *, client_authorities: str = "", keylog: KeyLog | None = None
+    ) -> None:
         self._files = (certificate_file, key_file)
+        self._client_authorities = client_authorities
         self._keylog = keylog
         self._context = self._make()
 
@@ -165,19 +172,25 @@ class ServerTls:
 
     def _make(self) -> SSL.Context:
         certificate_file, key_file = self._files
-        context = _new_context(b"p2psipd-phones", self._keylog)
+        context = new_context(b"p2psipd-phones", self._keylog)
         try:
             context.use_certificate_chain_file(certificate_file)
             context.use_privatekey_file(key_file)
             context.check_privatekey()
+            if self._client_authorities:
+                context.load_verify_locations(self._client_authorities)
         except (SSL.Error, OSError) as error:
             detail = error.args[0] if error.args else error
             raise CertificateFileError(f"{certificate_file} and {key_file}: {detail}") from None
+        if self._client_authorities:
+            context.set_verify(SSL.VERIFY_PEER, _look_at_client)
         return context
 
     def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """A connection for the accepting side."""
-        return SSL.Connection(self._context, None)
+        connection = SSL.Connection(self._context, None)
+        connection.set_app_data(protocol)
+        return connection
 
 
 class _EagerTransport:
@@ -207,15 +220,36 @@ class _EagerTransport:
 
 
 class TlsProtocol(TLSMemoryBIOProtocol):
-    """TLS over a connection.  ``refusal`` says why the other side's certificate was refused, if it was."""
+    """TLS over a connection.
+
+    ``refusal`` says why the other side's certificate was refused, if it was.  ``verified`` is whether its chain was
+    good, where a listener asks for certificates without demanding them.
+    """
 
     refusal = ""
+    verified = False
 
     def makeConnection(self, transport: Any) -> None:
         """Begin the handshake."""
         TLSMemoryBIOProtocol.makeConnection(self, transport)
         if hasattr(transport, "writeSomeData") and self.transport is transport:
             self.transport = cast(Any, _EagerTransport(transport))
+
+
+#: OpenSSL's X509_V_ERR_INVALID_PURPOSE.  Public authorities issue certificates for servers alone; that its holder is
+#: a client here takes nothing from what the certificate says of its domain.
+_WRONG_PURPOSE = 26
+
+
+def _look_at_client(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+    """OpenSSL's callback, once a certificate of the chain, the root first; always True: nobody needs a certificate."""
+    protocol = connection.get_app_data()
+    if isinstance(protocol, TlsProtocol):
+        good = bool(ok) or (depth == 0 and error == _WRONG_PURPOSE)
+        if not good:
+            protocol.refusal = f"chain not good (OpenSSL error {error})"
+        protocol.verified = good and not protocol.refusal
+    return True
 
 
 def _refuse(connection: SSL.Connection, reason: str) -> bool:
@@ -240,9 +274,7 @@ class TlsFactory(TLSMemoryBIOFactory):
         return None if wrapped is None else cast(Any, TlsProtocol)(self, wrapped)
 
 
-def tls_factory(
-    creator: NodeTls | ServerTls, is_client: bool, wrapped: IProtocolFactory, clock: IReactorTime
-) -> TlsFactory:
+def tls_factory(creator: Any, is_client: bool, wrapped: IProtocolFactory, clock: IReactorTime) -> TlsFactory:
     """``wrapped`` behind TLS.  ``is_client`` is the TLS role, which need not be the TCP role."""
     return TlsFactory(creator, is_client, wrapped, clock)
 

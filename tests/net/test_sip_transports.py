@@ -5,119 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.protocol import ClientFactory, DatagramProtocol, Protocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.datagrams import RECEIVE_BUFFER
 from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
-from p2psipd.net.sip_transports import Limits, Message, SipTransports
+from p2psipd.net.sip_transports import Limits
 from p2psipd.net.tls import ServerTls
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust
-from p2psipd.proto.sip.errors import SipError
-from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.locating import Unreachable
 from p2psipd.proto.sip.message import Request, make_response
 from tests.net.identities import Identity, node
-
-HOST = "127.0.250.1"
-OPTIONS = (
-    b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.250.9:5060;branch=z9hG4bK1;rport\r\nFrom: <sip:a@b>;tag=1\r\n"
-    b"To: <sip:x>\r\nCall-ID: 1\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
-)
+from tests.net.sip_remotes import HOST, OPTIONS, Recorder, RemoteUdp, TransportsCase, until
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Let the reactor run until `condition` holds."""
-    end = reactor.seconds() + seconds
-    while not condition():
-        if reactor.seconds() > end:
-            raise AssertionError("it did not happen in time")
-        await deferLater(reactor, 0.005)
-
-
-class Remote(Protocol):
-    """A plain TCP client that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.closed = False
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-
-    def connectionLost(self, reason: object = None) -> None:
-        self.closed = True
-
-
-class RemoteUdp(DatagramProtocol):
-    """A UDP client that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.data: list[bytes] = []
-
-    def datagramReceived(self, datagram: bytes, addr: object) -> None:
-        self.data.append(datagram)
-
-
-class Recorder:
-    """What the transports told."""
-
-    def __init__(self) -> None:
-        self.messages: list[tuple[Any, Message]] = []
-        self.malformed: list[SipError] = []
-        self.lost: list[Flow] = []
-
-    def receive(self, flow: Flow, message: Message) -> None:
-        self.messages.append((flow, message))
-
-    def on_malformed(self, flow: Flow, error: SipError) -> None:
-        self.malformed.append(error)
-
-    def on_lost(self, flow: Flow) -> None:
-        self.lost.append(flow)
-
-
-class SipTransportsTests(TestCase):
+class SipTransportsTests(TransportsCase):
     """Listeners for phones."""
-
-    timeout = 30
-
-    def setUp(self) -> None:
-        self.heard = Recorder()
-        self.remotes: list[Remote] = []
-
-    def make(self, **limits: Any) -> SipTransports:
-        transports = SipTransports(
-            reactor, self.heard.receive, self.heard.on_malformed, self.heard.on_lost, limits=Limits(**limits)
-        )
-
-        def stop() -> Deferred[Any]:
-            waiting = transports.stop()
-            for remote in self.remotes:
-                if remote.transport is not None:
-                    remote.transport.loseConnection()
-            done = Deferred.fromCoroutine(until(lambda: not len(transports) and all(r.closed for r in self.remotes)))
-            return gatherResults([done, *[d for d in waiting if d is not None]])
-
-        self.addCleanup(stop)
-        return transports
-
-    async def dial(self, address: tuple[str, int]) -> Remote:
-        remote = Remote()
-        factory: ClientFactory[Protocol] = ClientFactory()
-        factory.noisy = False
-        factory.buildProtocol = lambda addr: remote  # type: ignore[method-assign, assignment]
-        reactor.connectTCP(*address, factory)
-        await until(lambda: remote.transport is not None or remote.closed)
-        self.remotes.append(remote)
-        return remote
 
     def test_datagram_and_answer(self) -> Deferred[None]:
         """A UDP request arrives on a flow whose write reaches the sender; the socket's buffer is as large as

@@ -10,8 +10,10 @@ from enum import Enum
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge, SipError
 from p2psipd.proto.sip.message import Request, Response, parse_head
 
-__all__ = ["PONG", "KeepAlive", "StreamParser"]
+__all__ = ["PING", "PONG", "KeepAlive", "StreamParser"]
 
+PING = b"\r\n\r\n"
+"""The question whether the other side lives."""
 PONG = b"\r\n"
 """The answer to a KeepAlive.PING."""
 
@@ -50,6 +52,11 @@ class StreamParser:
     def pending(self) -> int:
         """Octets of an unfinished message that are held back."""
         return len(self._buffer)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the rest of a message is still to come."""
+        return self._message is not None or bool(self._buffer)
 
     @property
     def failed(self) -> SipError | None:

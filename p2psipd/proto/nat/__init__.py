@@ -1,0 +1,1 @@
+"""Protocols that cross address translators."""
