@@ -16,6 +16,7 @@ from p2psipd.config.faults import Fault as Fault
 from p2psipd.config.material import Material as Material
 from p2psipd.config.material import load_material as load_material
 from p2psipd.config.model import Address as Address
+from p2psipd.config.model import DnsSection as DnsSection
 from p2psipd.config.model import NodeConfig as NodeConfig
 from p2psipd.config.model import PeerSection as PeerSection
 from p2psipd.config.model import SipSection as SipSection

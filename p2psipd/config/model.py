@@ -71,6 +71,13 @@ def _to_dialable(address: Address) -> Address:
     return address
 
 
+def _to_name_server(value: object) -> Address:
+    """Numeric, because asking for its name is what it is needed for; the port may be left out."""
+    if isinstance(value, str) and (value.count(":") != 1 and "]" not in value):
+        value = f"[{value}]:53" if ":" in value else f"{value}:53"
+    return _to_listener(_to_dialable(_to_address(value)))
+
+
 def _to_domain(name: str) -> str:
     name = name.rstrip(".").lower()
     labels = name.split(".")
@@ -92,6 +99,7 @@ def _to_fingerprint(text: str) -> str:
 AnyAddress = Annotated[Address, BeforeValidator(_to_address)]
 Listener = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_listener)]
 Dialable = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_dialable)]
+NameServer = Annotated[Address, BeforeValidator(_to_name_server)]
 OptionalListener = Annotated[Address | None, BeforeValidator(_to_optional_listener)]
 Domain = Annotated[str, AfterValidator(_to_domain)]
 Fingerprint = Annotated[str, AfterValidator(_to_fingerprint)]
@@ -180,6 +188,14 @@ class SipSection(Section):
     ring_seconds: Count = 180
 
 
+class DnsSection(Section):
+    """``[dns]``: whom the node asks for other domains."""
+
+    servers: tuple[NameServer, ...] = Field(default=(), max_length=8, strict=False)
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=30)] = 5.0
+    dnssec: tuple[Domain, ...] = Field(default=(), strict=False)
+
+
 class NodeConfig(Section):
     """The whole file, checked. File names are absolute after :func:`load`."""
 
@@ -191,6 +207,7 @@ class NodeConfig(Section):
     node: NodeSection
     peer: PeerSection | None = None
     sip: SipSection | None = None
+    dns: DnsSection = DnsSection()
 
     def fault(self, key: str, message: str) -> Fault:
         """A fault of a dotted key of this file, with its line."""

@@ -23,7 +23,7 @@ from p2psipd.net.dns_messages import NXDOMAIN, Question, Reply, ask_for, canonic
 from p2psipd.net.dns_servers import DnsServers, RandomSource
 from p2psipd.proto.dns import NO_RECORD, A, Aaaa, Answer, Record, Status
 
-__all__ = ["DnsClient", "hosts_of", "name_servers"]
+__all__ = ["DnsClient", "client_for", "hosts_of", "name_servers"]
 
 #: Aliases followed for one look-up.
 MAX_ALIASES: Final = 8
@@ -196,6 +196,19 @@ def _from_hosts(addresses: Sequence[str], type: str) -> Answer:
         ]
     )
     return Answer(Status.FOUND if found else Status.NONE, found, _HOSTS_SECONDS)
+
+
+def client_for(
+    reactor: Any,
+    servers: Sequence[tuple[str, int]],
+    timeout_seconds: float,
+    dnssec: Iterable[str],
+    random: RandomSource,
+) -> DnsClient:
+    """The client of a node: the servers of its configuration, else the machine's, and the machine's hosts file."""
+    return DnsClient(
+        reactor, servers or name_servers(), random, timeout_seconds=timeout_seconds, hosts=hosts_of(), dnssec=dnssec
+    )
 
 
 # ---- the machine's own files -------------------------------------------------------------------------------
