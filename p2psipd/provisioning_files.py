@@ -3,6 +3,7 @@
 DIR/node.pem node.key     its certificate (p2psip ca issue provisioning NAME --out DIR)
 DIR/epochs.json           the keys of the epochs; with them every user's HA1 values can be read
 DIR/users.json            who the users are, and since when; no passwords
+DIR/numbers.json          which telephone numbers and names stand for which users
 """
 
 from __future__ import annotations
@@ -25,18 +26,28 @@ from p2psipd.proto.reload.sip_usage import EPOCH_KEY_LENGTH
 
 _EPOCHS: Final = "epochs.json"
 _USERS: Final = "users.json"
+_NUMBERS: Final = "numbers.json"
 
 
 class ProvisioningFiles:
-    """A provisioning directory, open: ``credential``, ``epochs`` (keys by number), ``users`` (by AOR)."""
+    """A provisioning directory, open: ``credential``, ``epochs`` (keys by number), ``users`` (by AOR).
+
+    ``numbers`` holds by "number@domain" the AOR that it stands for.
+    """
 
     def __init__(
-        self, directory: Path, credential: Credential, epochs: dict[int, bytes], users: dict[str, dict[str, Any]]
+        self,
+        directory: Path,
+        credential: Credential,
+        epochs: dict[int, bytes],
+        users: dict[str, dict[str, Any]],
+        numbers: dict[str, str],
     ) -> None:
         self.directory = directory
         self.credential = credential
         self.epochs = epochs
         self.users = users
+        self.numbers = numbers
 
     @classmethod
     @contextmanager
@@ -55,7 +66,8 @@ class ProvisioningFiles:
             raise OverlayFilesError(f"{directory / 'node.pem'}: a provisioning certificate expected, this is {user}")
         with open(directory / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield cls(directory, credential, _read_epochs(directory / _EPOCHS), _read_users(directory / _USERS))
+            epochs, users = _read_epochs(directory / _EPOCHS), _read_users(directory / _USERS)
+            yield cls(directory, credential, epochs, users, _read_numbers(directory / _NUMBERS))
 
     def add_epoch(self, key: bytes) -> int:
         """Begin a new epoch with this key; its number."""
@@ -83,6 +95,19 @@ class ProvisioningFiles:
         self.users.pop(aor, None)
         self._write_users()
 
+    def note_number(self, number: str, target: str) -> None:
+        """Remember that a number stands for an AOR."""
+        self.numbers[number] = target
+        self._write_numbers()
+
+    def forget_number(self, number: str) -> None:
+        """Forget a number."""
+        self.numbers.pop(number, None)
+        self._write_numbers()
+
+    def _write_numbers(self) -> None:
+        _write_private(self.directory / _NUMBERS, dict(sorted(self.numbers.items())))
+
     def _write_epochs(self) -> None:
         content = {str(number): b64encode(key).decode() for number, key in self.epochs.items()}
         _write_private(self.directory / _EPOCHS, content)
@@ -106,6 +131,13 @@ def _read_users(path: Path) -> dict[str, dict[str, Any]]:
     if not all(isinstance(entry, dict) for entry in users.values()):
         raise OverlayFilesError(f"{path}: an object for each user expected")
     return users
+
+
+def _read_numbers(path: Path) -> dict[str, str]:
+    numbers = _read_object(path)
+    if not all(isinstance(target, str) for target in numbers.values()):
+        raise OverlayFilesError(f"{path}: an address of record for each number expected")
+    return numbers
 
 
 def _read_object(path: Path) -> dict[str, Any]:

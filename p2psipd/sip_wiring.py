@@ -46,6 +46,7 @@ def make_sip(
     from p2psipd.net.sip_transports import Limits
     from p2psipd.proto.sip.registrar import BindingTable, Bounds
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
+    from p2psipd.services.numbers import Numbers, OverlayNumbers
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService, SipSettings
 

@@ -191,6 +191,8 @@ def _renew(
                 renewed.append(aor)
             else:
                 missing.append(aor)
+        for number, target in files.numbers.items():
+            await provisioner.put_alias(number, target)
 
     with_overlay(place, files, configuration, work)
     result = {"epoch": max(files.epochs), "registrars": len(registrars), "renewed": renewed, "missing": missing}

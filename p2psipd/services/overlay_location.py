@@ -49,10 +49,12 @@ RECEIVED_EXTENSION: Final = 1
 USER_AGENT_EXTENSION: Final = 2
 
 #: A name that stands for another name is followed this far.
-_LONGEST_CHAIN: Final = 3
-#: Passwords are asked for anew after this time; an unknown user sooner.
-_KNOWN_SECONDS: Final = 15.0
+_LONGEST_CHAIN: Final = 5
+#: Passwords are asked for anew after this time: so long may one who was removed go on. A wrong password is compared
+#: with what the overlay has now, if that was not asked a moment ago.
+_KNOWN_SECONDS: Final = 60.0
 _UNKNOWN_SECONDS: Final = 3.0
+_MOMENT: Final = 0.5
 _CACHED_USERS: Final = 10_000
 
 #: The tokens of RFC 7616 for our algorithms.
@@ -231,10 +233,14 @@ def _to_registration(name: str, binding: Binding) -> ProxyRegistration:
 
 
 class _Cached(NamedTuple):
-    """What is known of one user until an instant of the wall clock; None: there is no such user."""
+    """What was known of one user at an instant of the monotonic clock; None: there was no such user."""
 
     passwords: Mapping[str, bytes] | None
-    until: float
+    asked_at: float
+
+
+def _kept_for(passwords: Mapping[str, bytes] | None) -> float:
+    return _UNKNOWN_SECONDS if passwords is None else _KNOWN_SECONDS
 
 
 class OverlayCredentials:
@@ -257,16 +263,18 @@ class OverlayCredentials:
         self._keys: dict[int, bytes] = {}
         self._users: dict[str, _Cached] = {}
 
-    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
-        """H(user:realm:password) by algorithm token; None for an unknown user."""
-        name = f"{user}@{realm}"
+    async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
+        """H(user:realm:password) by algorithm token; None for an unknown user.
+
+        `fresh` asks the overlay again, unless it was asked a moment ago.
+        """
+        name, now = f"{user}@{realm}", self._now()
         known = self._users.get(name)
-        if known is not None and known.until > self._now():
+        if known is not None and now - known.asked_at < (_MOMENT if fresh else _kept_for(known.passwords)):
             return known.passwords
         passwords = await self._ask(name)
-        until = self._now() + (_UNKNOWN_SECONDS if passwords is None else _KNOWN_SECONDS)
         self._users.pop(name, None)
-        self._users[name] = _Cached(passwords, until)
+        self._users[name] = _Cached(passwords, now)
         while len(self._users) > _CACHED_USERS:
             del self._users[next(iter(self._users))]
         return passwords

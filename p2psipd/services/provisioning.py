@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 from p2psipd.proto.identity.certificate import DAY, NodeCertificate
 from p2psipd.proto.reload.errors import InvalidMessage, NotFound
 from p2psipd.proto.reload.ids import ResourceId, resource_id
-from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY
+from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY, PROXY_REGISTRATION
 from p2psipd.proto.reload.peer_io import StoreValue
 from p2psipd.proto.reload.sip_usage import (
     NONCE_LENGTH,
     DigestAlgorithm,
     DigestCredential,
+    ProxyAlias,
+    alias_key,
     digest_key_entry,
     digest_key_name,
     hashed_passwords,
@@ -153,3 +155,15 @@ class Provisioner:
             except InvalidMessage:
                 return None
         return None
+
+    async def put_alias(self, name: str, target: str) -> None:
+        """Have `name` ("+12125551212@overlay.example") stand for the AOR `target` ("alice@overlay.example").
+
+        RFC 7904 section 4.2 step 2; whoever looks for the name finds the phones of the target.
+        """
+        alias = ProxyAlias(name, target)
+        await self._overlay.store(name, PROXY_REGISTRATION, [StoreValue(alias.encode(), self.lifetime(), alias.key)])
+
+    async def remove_alias(self, name: str, target: str) -> None:
+        """Store that `name` no longer stands for `target`."""
+        await self._overlay.store(name, PROXY_REGISTRATION, [StoreValue(None, LONGEST_LIFETIME, alias_key(target))])
