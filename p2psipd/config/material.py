@@ -39,7 +39,7 @@ def load_material(config: NodeConfig, wall: float | None = None) -> Material:
         for domain in config.sip.domains if config.sip is not None else ():
             if not configuration.serves(domain):
                 faults.append(config.fault("sip.domains", f"expected domains of the overlay: {domain} is none"))
-    if config.has("sip") and config.sip is not None and config.sip.tls:
+    if config.has("sip") and config.sip is not None and (config.sip.tls or config.sip.wss):
         faults += _phone_certificate_faults(config, config.sip)
     if configuration is None or credential is None or trust is None or faults:
         raise ConfigError(faults)

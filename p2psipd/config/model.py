@@ -173,8 +173,13 @@ class SipSection(Section):
     udp: tuple[Listener, ...] = Field(default=(), strict=False)
     tcp: tuple[Listener, ...] = Field(default=(), strict=False)
     tls: tuple[Listener, ...] = Field(default=(), strict=False)
+    wss: tuple[Listener, ...] = Field(default=(), strict=False)
+    ws: tuple[Listener, ...] = Field(default=(), strict=False)
+    web_origins: tuple[str, ...] = Field(default=(), strict=False)
     certificate: FileName | None = None
     key: FileName | None = None
+    authorities: FileName | None = None
+    client_authorities: FileName | None = None
     domains: tuple[Domain, ...] = Field(default=(), strict=False)
     node_listen: Listener | None = None
     node_advertise: Dialable | None = None

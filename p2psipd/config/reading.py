@@ -20,6 +20,9 @@ KEYLOG_VARIABLE = "P2PSIPD_KEYLOG"
 #: The port where other nodes connect for SIP when ``sip.node_listen`` is left out.
 DEFAULT_NODE_SIP_PORT = 5062
 
+#: The keys of ``[sip]`` that name files.
+_SIP_FILES = ("certificate", "key", "authorities", "client_authorities")
+
 
 def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> NodeConfig:
     """The checked configuration of the file at ``path``.
@@ -84,7 +87,7 @@ def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) ->
     node = absolute(config.node, "state", "control", "log_file", "keylog")
     if environ.get(KEYLOG_VARIABLE):
         node = node.model_copy(update={"keylog": str(Path(environ[KEYLOG_VARIABLE]).absolute())})
-    sip = absolute(config.sip, "certificate", "key")
+    sip = absolute(config.sip, *_SIP_FILES)
     if sip is not None and sip.node_listen is None and config.peer is not None:
         sip = sip.model_copy(update={"node_listen": Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT)})
     return config.model_copy(
@@ -111,8 +114,8 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
         faults += _sip_faults(sip)
     names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
     names.append(("identity.key", config.identity.key))
-    if sip is not None and sip.tls:
-        names += [(f"sip.{key}", value) for key in ("certificate", "key") if (value := getattr(sip, key))]
+    if sip is not None and "sip" in config.node.roles:
+        names += [(f"sip.{key}", value) for key in _SIP_FILES if (value := getattr(sip, key))]
     for key, name in names:
         if not os.path.isfile(name):
             faults.append((key, f"expected a file, there is none at {name}"))
@@ -128,11 +131,12 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
 
 def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     faults: list[tuple[str, str]] = []
-    if not (sip.udp or sip.tcp or sip.tls):
-        faults.append(("sip", "expected an address in at least one of udp, tcp and tls"))
-    if sip.tls and not (sip.certificate and sip.key):
-        faults.append(("sip.tls", "expected sip.certificate and sip.key beside it"))
-    for key, listeners in (("sip.udp", sip.udp), ("sip.tcp", (*sip.tcp, *sip.tls))):
+    if not (sip.udp or sip.tcp or sip.tls or sip.wss or sip.ws):
+        faults.append(("sip", "expected an address in at least one of udp, tcp, tls, wss and ws"))
+    for key, secure in (("sip.tls", sip.tls), ("sip.wss", sip.wss)):
+        if secure and not (sip.certificate and sip.key):
+            faults.append((key, "expected sip.certificate and sip.key beside it"))
+    for key, listeners in (("sip.udp", sip.udp), ("sip.tcp", (*sip.tcp, *sip.tls, *sip.wss, *sip.ws))):
         if len(set(listeners)) < len(listeners):
             faults.append((key, "expected each address and port once"))
     node = sip.node_listen

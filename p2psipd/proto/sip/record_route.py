@@ -30,6 +30,8 @@ _UDP: Final = Struct(">BBH")
 _STREAM: Final = Struct(">BIQ")
 _KIND_UDP, _KIND_STREAM = 1, 2
 _MAC_OCTETS: Final = 8
+_PARAMETER: Final = {"TCP": "tcp", "TLS": "tls", "WS": "ws", "WSS": "ws"}
+"""The transport parameter of a URI by Via transport; there is no "wss" (RFC 7118 section 5.2)."""
 _MAX_TOKEN: Final = 80
 _KEPT: Final = 20_000
 
@@ -69,7 +71,7 @@ class RecordRouter:
                 self._values.clear()
             host, port = flow.sent_by
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            transport = "" if flow.transport == "UDP" else f";transport={flow.transport.lower()}"
+            transport = "" if flow.transport == "UDP" else f";transport={_PARAMETER.get(flow.transport, 'tcp')}"
             found = self._values[flow] = f"<sip:{self.token(flow)}@{where}{transport};lr>"
         return found
 
