@@ -299,7 +299,8 @@ class _Search:
         offered = [record for record in records if record.target != "." and record.port]
         if not offered:
             self._refusal = f"SRV {name}: the domain says that it does not offer this service"
-        return in_srv_order(offered, self._random)[:MAX_SERVERS]
+        nearest = sorted(offered, key=lambda record: record.priority)[:MAX_SERVERS]
+        return in_srv_order(nearest, self._random)
 
     async def _at_addresses(self, transport: str, name: str, port: int) -> AsyncIterator[Hop]:
         """Every address of `name` (RFC 7984 section 4), asked for both families at once."""
