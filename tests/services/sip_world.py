@@ -149,7 +149,7 @@ class MemoryCredentials:
         self.passwords = dict(passwords)
         self.asked: list[str] = []
 
-    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
+    async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         self.asked.append(user)
         if user not in self.passwords:
             return None
@@ -425,6 +425,10 @@ class Phone:
         again = self.answer_challenge(request, first)
         self.last = again
         self.send(again)
+        self.world.settle()
+        if not self.inbox:
+            # A refused password is answered after a while.
+            self.world.pass_time(0.3)
         return self.take()
 
     def register(self, *contacts: str, expires: int | None = 600, headers: Sequence[tuple[str, str]] = ()) -> Response:

@@ -83,6 +83,7 @@ def test_unknown_user_looks_like_a_wrong_password(world: World, node: Node, bob:
     first = ghost.take_response(401)
     assert world.credentials.asked == []
     ghost.send(ghost.answer_challenge(request, first))
+    world.pass_time(0.3)
     second = ghost.take_response(401)
     bob.password = "guess"
     real = bob.register()

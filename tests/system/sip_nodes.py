@@ -53,7 +53,7 @@ class Passwords:
         self._passwords = dict(pair.split(":") for pair in pairs)
         self._known: dict[str, Mapping[str, bytes]] = {}
 
-    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
+    async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         if user in self._passwords and user not in self._known:
             self._known[user] = {
                 each.value: bytes.fromhex(ha1(each, user, realm, self._passwords[user]))

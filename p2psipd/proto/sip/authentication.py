@@ -5,7 +5,7 @@ section 7).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from hmac import compare_digest
 from typing import Any, Final, Protocol
@@ -16,27 +16,36 @@ from p2psipd.proto.sip.digest import (
     NonceCounts,
     NonceIssuer,
     NonceState,
+    OpenedNonce,
     challenges,
     verify,
 )
 from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.guessing import Guesses
 from p2psipd.proto.sip.headers import NameAddr
 from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.proxy import Home, Refused
+from p2psipd.proto.sip.shared_secret import SharedSecret
 from p2psipd.proto.sip.uri import SipUri, Uri
 
 #: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because
 #: phones from before that RFC look at the first line alone and give up at a name that they do not know
 #: (sipsak, SIPp).
-ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256)
+ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256, Algorithm.SHA_512_256)
 
 #: User agents that fail at the first line with an algorithm that they do not know, wherever it stands: libre
 #: before 2.
 _KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.", re.IGNORECASE)
 
-_NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32)}
+_NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32),
+                  Algorithm.SHA_512_256.value: bytes(32)}  # fmt: skip
 _MAX_CREDENTIALS: Final = 8
+_TEMPLATES: Final = 100
+
+#: Every refusal of a password takes so many seconds: longer than a look-up, so that nobody can tell by the time
+#: whether a user was known here, known elsewhere, or nowhere.
+REFUSAL_SECONDS: Final = 0.25
 
 
 class RandomSource(Protocol):
@@ -58,8 +67,9 @@ class Verdict(Enum):
 class DigestGate:
     """Challenges requests and checks what comes back.
 
-    `key` makes nonces, `issuer` names this node in them; whoever shares the key recognises them as stale
-    ones. Nonces from before `since` (unix seconds: the start of the process) are stale.
+    `secrets` make nonces, `issuer` names this node in them; whoever shares the secrets recognises them as stale
+    ones. Nonces from before `since` (unix seconds: the start of the process) are stale, because which of their
+    counts were used is forgotten: a phone that is told so repeats its request with a new nonce and asks nobody.
 
     The digest-uri is not compared with the Request-URI: phones and test tools differ in what they write
     there, and the nonce count already makes each answer good for one request.
@@ -67,27 +77,43 @@ class DigestGate:
 
     def __init__(
         self,
-        key: bytes,
+        secrets: SharedSecret,
         random: RandomSource,
         issuer: bytes = b"",
         since: float = 0.0,
-        algorithms: tuple[Algorithm, ...] = ALGORITHMS,
+        algorithms: Sequence[Algorithm] = ALGORITHMS,
     ) -> None:
-        self._issuer = NonceIssuer(key, issuer=issuer)
+        self._issuer = NonceIssuer(secrets, issuer=issuer)
         self._counts = NonceCounts(since=since)
         self._random = random
-        self._algorithms = algorithms
+        self._algorithms = tuple(algorithms)
+        self._templates: dict[tuple[str, bool, bool], list[tuple[str, str]]] = {}
 
     def challenge(
-        self, request: Request, realm: str, wall: float, *, proxy: bool, stale: bool = False
+        self, request: Request, realm: str, wall: float, *, proxy: bool, stale: bool = False, source: str = ""
     ) -> list[tuple[str, str]]:
-        """The header lines of a 401 to `request`, or with `proxy` of a 407."""
+        """The header lines of a 401 to `request`, or with `proxy` of a 407, to the address `source`."""
         name = "Proxy-Authenticate" if proxy else "WWW-Authenticate"
-        algorithms = self._algorithms
-        if Algorithm.MD5 in algorithms and _KNOWS_MD5_ALONE.match(request.get("user-agent") or ""):
-            algorithms = (Algorithm.MD5,)
-        nonce = self._issuer.issue(wall, self._random)
-        return [(name, value) for value in challenges(realm, nonce, algorithms, stale)]
+        plain = _KNOWS_MD5_ALONE.match(request.get("user-agent") or "") is not None
+        nonce = self._issuer.issue(wall, self._random, source)
+        return [(name, before + nonce + after) for before, after in self._template(realm, stale, plain)]
+
+    def _template(self, realm: str, stale: bool, md5_alone: bool) -> list[tuple[str, str]]:
+        """Each challenge line, before and after its nonce."""
+        key = (realm, stale, md5_alone)
+        found = self._templates.get(key)
+        if found is None:
+            algorithms = self._algorithms
+            if md5_alone and Algorithm.MD5 in algorithms:
+                algorithms = (Algorithm.MD5,)
+            if len(self._templates) >= _TEMPLATES:
+                self._templates.clear()
+            found = []
+            for line in challenges(realm, "\x00", algorithms, stale):
+                before, _, after = line.partition("\x00")
+                found.append((before, after))
+            self._templates[key] = found
+        return found
 
     def presented(self, request: Request, realm: str, *, proxy: bool) -> Credentials | None:
         """The credentials in `request` for `realm`, if there are any that can be read."""
@@ -101,27 +127,25 @@ class DigestGate:
                 return credentials
         return None
 
+    def nonce(self, credentials: Credentials, wall: float, source: str = "") -> OpenedNonce:
+        """What the nonce of `credentials` is worth, presented from `source`; nothing needs to be looked up for it."""
+        return self._issuer.open(credentials.nonce, wall, source)
+
     def check(
-        self,
-        credentials: Credentials,
-        request: Request,
-        known: Mapping[str, bytes] | None,
-        wall: float,
+        self, credentials: Credentials, request: Request, known: Mapping[str, bytes] | None, nonce: OpenedNonce
     ) -> Verdict:
-        """Judge `credentials` against the user's HA1 values (None: unknown user, who takes as long to
-        refuse).
+        """Judge `credentials` with this `nonce` against the user's HA1 values (None: unknown user, who takes as long
+        to refuse).
         """
-        state = self._issuer.check(credentials.nonce, wall)
         secret = (known or _NOBODY).get(credentials.algorithm.value)
-        if state is NonceState.FORGED or secret is None:
+        if nonce.state is NonceState.FORGED or secret is None:
             return Verdict.WRONG
         right = verify(credentials, request.method, secret.hex(), request.body)
         if not right or known is None:
             return Verdict.WRONG
-        if state is NonceState.STALE:
+        if nonce.state is NonceState.STALE:
             return Verdict.STALE
-        issued_at = self._issuer.issued_at(credentials.nonce)
-        if issued_at is None or not self._counts.accept(credentials.nonce, credentials.nc, issued_at):
+        if not self._counts.accept(credentials.nonce, credentials.nc, nonce.issued_at):
             return Verdict.STALE
         return Verdict.GOOD
 
@@ -145,18 +169,48 @@ def may_assert(peer: NodeIdentity, uri: object, domains: frozenset[str]) -> bool
     return uri.aor == peer.user
 
 
+class Waiting(Protocol):
+    """The clock as the gate needs it."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        ...
+
+    async def wait(self, seconds: float) -> None:
+        """Return after so many seconds."""
+        ...
+
+
+Owner = Callable[[SipUri], Awaitable[str | None]]
+"""The AOR ("sip:alice@domain") that a number of ours stands for; None where it is no such number."""
+
+
 class Gatekeeper:
     """Decides whether a request may go on, for the proxy and the registrar.
 
     `home` may change when listeners are added; `domain` is the one that our own addresses stand for, in the
-    URIs of phones that were set up with an IP address. Every refusal is raised as Refused.
+    URIs of phones that were set up with an IP address. `owner` says whose a number is: its owner may use it in
+    From, and register it. `guesses` counts wrong passwords. Every refusal is raised as Refused.
     """
 
-    def __init__(self, home: Home, domain: str, digest: DigestGate, credentials: CredentialSource) -> None:
+    def __init__(
+        self,
+        home: Home,
+        domain: str,
+        digest: DigestGate,
+        credentials: CredentialSource,
+        waiting: Waiting,
+        *,
+        guesses: Guesses | None = None,
+        owner: Owner | None = None,
+    ) -> None:
         self.home = home
+        self.guesses = guesses or Guesses()
         self._domain = domain
         self._digest = digest
         self._credentials = credentials
+        self._waiting = waiting
+        self._owner = owner
 
     def place(self, uri: Uri) -> Uri:
         """A Request-URI, with our address replaced by the domain."""
@@ -195,7 +249,7 @@ class Gatekeeper:
         if not may_assert(peer, uri, self.home.domains):
             raise Refused(403, "Not Yours to Assert", why="refused_assertion")
 
-    async def prove(self, request: Request, wall: float) -> None:
+    async def prove(self, flow: Any, request: Request, wall: float) -> None:
         """407 until the sender has proved to be the user in From (RFC 3261 section 22.3).
 
         What it asserts itself is removed. A phone that was set up with our address instead of the domain gets the
@@ -203,7 +257,7 @@ class Gatekeeper:
         """
         sender = request.from_.uri
         user = self._identity(sender)
-        await self._demand(request, user, wall, proxy=True)
+        await self._demand(flow, request, user, wall, proxy=True)
         request.remove("proxy-authorization")
         request.remove("p-asserted-identity")
         if user is not sender:
@@ -222,7 +276,7 @@ class Gatekeeper:
             self._identity(request.uri)
         except Refused:
             raise Refused(404, "Not a Domain of Ours", why="refused_domain") from None
-        await self._demand(request, user, wall, proxy=False)
+        await self._demand(flow, request, user, wall, proxy=False)
         return user
 
     async def must_exist(self, uri: Uri) -> None:
@@ -231,20 +285,56 @@ class Gatekeeper:
             if await self._credentials.ha1(uri.unescaped_user, uri.host) is None:
                 raise Refused(404, why="unknown_user")
 
-    async def _demand(self, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> None:
-        """Pass only who proves by digest to be the user of `uri`; nothing is looked up for who presents
-        nothing.
+    async def _demand(self, flow: Any, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> None:
+        """Pass only who proves by digest to be the user of `uri`.
+
+        Nothing is looked up for who presents nothing, a nonce that nobody here made, or too many wrong passwords; and
+        a refusal takes the same time whether or not there is such a user.
         """
-        realm = uri.host
+        realm, source = uri.host, flow.remote[0]
         presented = self._digest.presented(request, realm, proxy=proxy)
-        verdict = None
-        if presented is not None:
-            known = await self._credentials.ha1(presented.username.partition("@")[0], realm)
-            verdict = self._digest.check(presented, request, known, wall)
-        if verdict is not Verdict.GOOD or presented is None:
+        stale = False
+        if presented is None:
+            why = "challenged"
+        else:
+            verdict, why = await self._judge(presented, request, realm, wall, source)
+            if verdict is Verdict.GOOD:
+                if not (names_user(presented, uri, realm) or await self._owns(presented, uri, realm)):
+                    raise Refused(403, "Not Your Name", why="refused_identity")
+                return
             stale = verdict is Verdict.STALE
-            headers = self._digest.challenge(request, realm, wall, proxy=proxy, stale=stale)
-            why = "challenged" if verdict is None else f"digest_{verdict.value}"
-            raise Refused(407 if proxy else 401, headers=headers, why=why)
-        if not names_user(presented, uri, realm):
-            raise Refused(403, "Not Your Name", why="refused_identity")
+        headers = self._digest.challenge(request, realm, wall, proxy=proxy, stale=stale, source=source)
+        raise Refused(407 if proxy else 401, headers=headers, why=why)
+
+    async def _judge(
+        self, presented: Credentials, request: Request, realm: str, wall: float, source: str
+    ) -> tuple[Verdict, str]:
+        """The verdict, and a word for counting."""
+        began = self._waiting.now()
+        user = presented.username.partition("@")[0]
+        nonce = self._digest.nonce(presented, wall, source)
+        if nonce.state is NonceState.FORGED:
+            return Verdict.WRONG, "digest_forged"
+        if not self.guesses.may_try(source, user, began):
+            return Verdict.WRONG, "digest_slowed"
+        known = await self._credentials.ha1(user, realm)
+        verdict = self._digest.check(presented, request, known, nonce)
+        if verdict is Verdict.WRONG:
+            # Perhaps the password has just been changed, or the user been added.
+            known = await self._credentials.ha1(user, realm, fresh=True)
+            verdict = self._digest.check(presented, request, known, nonce)
+        if verdict is Verdict.GOOD:
+            self.guesses.right(source, user)
+        elif verdict is Verdict.WRONG:
+            if nonce.for_source:
+                self.guesses.wrong(source, user, began)
+            await self._waiting.wait(max(0.0, REFUSAL_SECONDS - (self._waiting.now() - began)))
+        return verdict, f"digest_{verdict.value}"
+
+    async def _owns(self, presented: Credentials, uri: SipUri, realm: str) -> bool:
+        """Whether `uri` is a number of the user that has proved itself."""
+        aor = await self._owner(uri) if self._owner is not None else None
+        if aor is None:
+            return False
+        user = presented.username if "@" in presented.username else f"{presented.username}@{realm}"
+        return compare_digest(aor.encode("utf-8", "surrogateescape"), f"sip:{user}".encode("utf-8", "surrogateescape"))

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from p2psipd.proto.sip.errors import MalformedMessage
 from p2psipd.proto.sip.headers import quote, unquote
 from p2psipd.proto.sip.parameters import TOKEN, check_text
+from p2psipd.proto.sip.shared_secret import NONCES, SharedSecret
 
 __all__ = [
     "Algorithm",
@@ -30,6 +31,7 @@ __all__ = [
     "NonceCounts",
     "NonceIssuer",
     "NonceState",
+    "OpenedNonce",
     "answer",
     "challenges",
     "choose",
@@ -40,6 +42,7 @@ __all__ = [
 _PARAM = re.compile(rf'[\s,]*+({TOKEN}++)\s*+=\s*+("(?:[^"\\]|\\.)*+"|[^\s,"]*+)\s*+(?=,|$)', re.DOTALL)
 _HEX8 = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_LENGTH = 8192
+_SOURCES = 10_000
 
 
 class _Random(Protocol):
@@ -171,10 +174,7 @@ def _algorithm(token: str) -> tuple[Algorithm, bool]:
 
 
 def challenges(
-    realm: str,
-    nonce: str,
-    algorithms: Sequence[Algorithm] = (Algorithm.SHA_256, Algorithm.MD5),
-    stale: bool = False,
+    realm: str, nonce: str, algorithms: Sequence[Algorithm] = (Algorithm.SHA_256, Algorithm.MD5), stale: bool = False
 ) -> list[str]:
     """One header value an algorithm, in the given order: most preferred first (RFC 8760 section 2.3)."""
     return [str(Challenge(realm, nonce, algorithm, ("auth",), stale)) for algorithm in algorithms]
@@ -347,66 +347,81 @@ def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorit
 
 
 class NonceState(Enum):
-    """A nonce is ours and fresh; or genuine, but old or another registrar's (stale=true); or none of ours."""
+    """A nonce is ours and fresh; or genuine, but old, another registrar's or another address's (stale=true); or none
+    of ours.
+    """
 
     VALID = "valid"
     STALE = "stale"
     FORGED = "forged"
 
 
+class OpenedNonce(NamedTuple):
+    """What a nonce says: its state, when it was made (wall seconds), and whether for the address that presents it."""
+
+    state: NonceState
+    issued_at: float = 0.0
+    for_source: bool = False
+
+
 _NONCE_OCTETS = 36
+_FORGED = OpenedNonce(NonceState.FORGED)
 
 
 class NonceIssuer:
-    """Makes and recognises nonces without remembering them: time, issuer and 64 random bits under an HMAC.
+    """Makes and recognises nonces without remembering them: time, issuer, the address that asked and 32 random bits
+    under an HMAC.
 
-    Registrars that share `key` recognise each other's nonces, and call them stale: counts are remembered by
-    the one who issued.  `issuer` is a name of this node; `lifetime` is seconds.  48 characters of base64url
-    each.
+    Registrars that share `secrets` recognise each other's nonces, also after a restart, and call them stale: which
+    counts were used is remembered by the one who issued, as long as it runs. A nonce that is presented from another
+    address than it was given to is stale as well, so that nobody can guess passwords in the name of an address at
+    which he hears no answers. `issuer` is a name of this node; `lifetime` is seconds. 48 characters of base64url each.
     """
 
-    __slots__ = ("_issuer", "_key", "_lifetime")
+    __slots__ = ("_issuer", "_lifetime", "_secrets", "_sources")
 
-    def __init__(self, key: bytes, lifetime: float = 300.0, issuer: bytes = b"") -> None:
-        self._key = key
+    def __init__(self, secrets: SharedSecret, lifetime: float = 300.0, issuer: bytes = b"") -> None:
+        self._secrets = secrets
         self._lifetime = lifetime
         self._issuer = sha256(issuer).digest()[:4]
+        self._sources: dict[str, bytes] = {}
 
-    def issue(self, wall: float, random: _Random) -> str:
-        """A new nonce."""
+    def issue(self, wall: float, random: _Random, source: str = "") -> str:
+        """A new nonce for who asks from the address `source`."""
         stamp = max(0, int(wall * 1000)).to_bytes(8, "big")
-        head = stamp + self._issuer + random.getrandbits(64).to_bytes(8, "big")
-        return urlsafe_b64encode(head + self._mac(head)).decode("ascii")
+        head = stamp + self._issuer + self._source(source) + random.getrandbits(32).to_bytes(4, "big")
+        return urlsafe_b64encode(head + _mac(self._secrets.keys(NONCES)[0], head)).decode("ascii")
 
-    def _mac(self, head: bytes) -> bytes:
-        return hmac.digest(self._key, b"sip digest nonce" + head, "sha256")[:16]
+    def _source(self, source: str) -> bytes:
+        known = self._sources.get(source)
+        if known is None:
+            if len(self._sources) >= _SOURCES:
+                self._sources.clear()
+            known = self._sources[source] = sha256(source.encode("utf-8", "surrogateescape")).digest()[:4]
+        return known
 
-    def _open(self, nonce: str) -> bytes | None:
+    def open(self, nonce: str, wall: float, source: str = "") -> OpenedNonce:
+        """What this nonce is now, presented from `source`. One from more than a minute in the future is stale."""
         if len(nonce) != 48 or not nonce.isascii():
-            return None
+            return _FORGED
         try:
             raw = urlsafe_b64decode(nonce)
         except (Base64Error, ValueError):
-            return None
+            return _FORGED
         # One text a nonce: the decoder skips characters outside its alphabet.
-        if len(raw) != _NONCE_OCTETS or not hmac.compare_digest(raw[20:], self._mac(raw[:20])):
-            return None
-        return raw[:20]
+        if len(raw) != _NONCE_OCTETS:
+            return _FORGED
+        head, mac = raw[:20], raw[20:]
+        if not any(hmac.compare_digest(mac, _mac(key, head)) for key in self._secrets.keys(NONCES)):
+            return _FORGED
+        issued_at = int.from_bytes(head[:8], "big") / 1000
+        for_source = head[12:16] == self._source(source)
+        fresh = head[8:12] == self._issuer and -60 <= wall - issued_at <= self._lifetime
+        return OpenedNonce(NonceState.VALID if fresh and for_source else NonceState.STALE, issued_at, for_source)
 
-    def issued_at(self, nonce: str) -> float | None:
-        """When a genuine nonce was made (wall seconds); None for a forged one."""
-        head = self._open(nonce)
-        return None if head is None else int.from_bytes(head[:8], "big") / 1000
 
-    def check(self, nonce: str, wall: float) -> NonceState:
-        """What this nonce is now.  One from more than a minute in the future is stale."""
-        head = self._open(nonce)
-        if head is None:
-            return NonceState.FORGED
-        age = wall - int.from_bytes(head[:8], "big") / 1000
-        if head[8:12] != self._issuer or not -60 <= age <= self._lifetime:
-            return NonceState.STALE
-        return NonceState.VALID
+def _mac(key: bytes, head: bytes) -> bytes:
+    return hmac.digest(key, head, "sha256")[:16]
 
 
 class NonceCounts:
@@ -421,7 +436,7 @@ class NonceCounts:
 
     _WINDOW = 64
 
-    def __init__(self, limit: int = 20_000, since: float = float("-inf")) -> None:
+    def __init__(self, limit: int = 50_000, since: float = float("-inf")) -> None:
         self._limit = limit
         self._forgotten_until = since
         self._seen: OrderedDict[str, tuple[float, int, int]] = OrderedDict()

@@ -292,10 +292,11 @@ class LocationStore(Protocol):
 class CredentialSource(Protocol):
     """Who knows the users' passwords, as HA1 values (RFC 7616 section 3.4.2)."""
 
-    async def ha1(self, user: str, realm: str) -> Mapping[str, bytes] | None:
+    async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         """The raw H(user:realm:password) by algorithm token ("MD5", "SHA-256"); None for an unknown user.
 
-        Raises LocationUnavailable if that can't be known now.
+        `fresh` asks past what is remembered, which has just proved wrong. Raises LocationUnavailable if that can't be
+        known now.
         """
         ...
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from twisted.internet.task import deferLater
+
 _JUMP_SECONDS: Final = 2.0
 """The wall clock may go so much faster or slower than the monotonic one between two looks; else it has jumped."""
 
@@ -17,6 +19,11 @@ class Clocks:
         self._read_wall = wall
         self._jumped = jumped
         self._ahead = wall() - self.now()
+        self._reactor = reactor
+
+    async def wait(self, seconds: float) -> None:
+        """Return after so many seconds."""
+        await deferLater(self._reactor, seconds)
 
     def wall(self) -> float:
         """Unix time."""

@@ -18,7 +18,7 @@ from p2psipd.net.coroutines import run
 from p2psipd.net.driver import Driver
 from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Message, SipTransports
-from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper
+from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.ladder import Ladder, Step
@@ -37,6 +37,7 @@ from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import ForwardingContext, Home, Refused, loop_tag, take_routes, validate
 from p2psipd.proto.sip.record_route import RecordRouter
 from p2psipd.proto.sip.registrar import BindingTable, Registrar, RegistrationRefused
+from p2psipd.proto.sip.shared_secret import OwnSecret, SharedSecret
 from p2psipd.proto.sip.transaction import (
     MessageReceived,
     MessageRejected,
@@ -101,8 +102,12 @@ class SipService(Service):
         wall: Callable[[], float],
         transports: Any = None,
         resolver: Callable[[str], Awaitable[Sequence[str]]] | None = None,
+        secrets: SharedSecret | None = None,
+        owner: Owner | None = None,
     ) -> None:
-        """`transports` takes the place of real sockets in tests: a callable like SipTransports."""
+        """`secrets` are shared with the other registrars (None: this node's own, from `settings.secret`); `owner` says
+        whose a number is. `transports` takes the place of real sockets in tests: a callable like SipTransports.
+        """
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
         self._settings = settings
@@ -123,10 +128,12 @@ class SipService(Service):
             self._flow_lost,
             limits=settings.limits,
             public_host=settings.public_host,
+            tls_client=settings.tls_client,
         )
         home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
-        digest = DigestGate(secret, random, settings.node_id, wall() - 1.0)
-        self._gate = Gatekeeper(home, settings.domains[0], digest, credentials)
+        secrets = secrets or OwnSecret(secret)
+        digest = DigestGate(secrets, random, settings.node_id, wall() - 1.0, settings.algorithms)
+        self._gate = Gatekeeper(home, settings.domains[0], digest, credentials, self._clocks, owner=owner)
         registrar = Registrar(location, table, settings.node_id, settings.bounds)
         self._registering = Registering(self._gate, registrar, table, self._clocks)
         self._routing = Routing(
@@ -179,6 +186,12 @@ class SipService(Service):
             transports.listen_tcp(address)
         for address in settings.tls_addresses:
             transports.listen_tls(address, settings.tls)
+        origins = frozenset(settings.web_origins)
+        policy = origins.__contains__ if origins else None
+        for address in settings.secure_web:
+            transports.listen_web(address, settings.tls, policy)
+        for address in settings.web:
+            transports.listen_web(address, None, policy)
         addresses = {address for _, address in transports.listening}
         if settings.public_host:
             addresses |= {(settings.public_host, port) for _, port in addresses}
@@ -388,7 +401,7 @@ class SipService(Service):
             return
         self._gate.check_assertion(flow, request)
         if peer_of(flow) is None:
-            await self._gate.prove(request, self._clocks.wall())
+            await self._gate.prove(flow, request, self._clocks.wall())
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from p2psipd.net.sip_transports import Limits
+from p2psipd.proto.sip.authentication import ALGORITHMS
+from p2psipd.proto.sip.digest import Algorithm
 from p2psipd.proto.sip.flow import Address
 from p2psipd.proto.sip.registrar import Bounds
 
@@ -18,9 +20,11 @@ class SipSettings(NamedTuple):
 
     `domains` are the SIP domains served (lower case), the first is the realm of requests that name our
     address instead of a domain; `node_id` and `overlay` this node's Node-ID and overlay name. `tls` is the
-    p2psipd.net.tls.ServerTls of the SIPS listeners. `secret` (32 octets or more; empty: drawn at start) keys
+    p2psipd.net.tls.ServerTls of the SIPS and secure WebSocket listeners (`secure_web`; `web` are those without TLS,
+    `web_origins` the pages that may use them, none means all), `tls_client` the p2psipd.net.domain_tls.DomainTls for
+    other domains (None: they are not dialled over TLS). `secret` (32 octets or more; empty: drawn at start) keys
     nonces and flow tokens. `public_host` is what Via and Record-Route name (empty: the listener's own
-    address).
+    address). `algorithms` are those of the digest challenge, most preferred first.
     """
 
     domains: tuple[str, ...]
@@ -30,8 +34,13 @@ class SipSettings(NamedTuple):
     tcp: tuple[Address, ...] = ()
     tls_addresses: tuple[Address, ...] = ()
     tls: Any = None
+    secure_web: tuple[Address, ...] = ()
+    web: tuple[Address, ...] = ()
+    web_origins: tuple[str, ...] = ()
+    tls_client: Any = None
     public_host: str = ""
     secret: bytes = b""
     bounds: Bounds = Bounds()
     limits: Limits = Limits()
     ring_seconds: float = 180.0
+    algorithms: tuple[Algorithm, ...] = ALGORITHMS
