@@ -1,16 +1,18 @@
 # The project's everyday commands.  Each makes what it needs, beginning with the environment in .venv.
-.PHONY: help test lint demo lab lab-down bench-overlay clean
+.PHONY: help test lint fuzz demo lab lab-down bench-overlay clean
 
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 LAB ?= .lab
 PEERS ?= 8
+FUZZ_SECONDS ?= 600
 
 help:
 	@echo "make demo           two phones call each other over an overlay of $(PEERS) peers on this machine"
 	@echo "make lab            the same overlay, left running (make lab-down ends it)"
 	@echo "make test           everything that is checked: style, types, walls between packages, tests"
+	@echo "make fuzz           the SIP core under coverage-guided fuzzing, $(FUZZ_SECONDS) s, new finds in .fuzz/"
 	@echo "make bench-overlay  the overlay's figures, side by side with other implementations"
 
 $(VENV)/.run: setup.cfg setup.py pyproject.toml scripts/make-venv.sh
@@ -43,6 +45,12 @@ test: $(VENV)/.test
 	@sh scripts/install-test-programs.sh
 	@$(MAKE) --no-print-directory lint
 	@$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.test
+	@for target in parser stream transaction digest; do mkdir -p .fuzz/$$target; $(BIN)/python tests/fuzz/fuzz.py $$target \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -dict=tests/fuzz/sip.dict -artifact_prefix=.fuzz/$$target- -verbosity=0 \
+	    .fuzz/$$target tests/fuzz/corpus/$$target tests/vectors/sip/rfc4475 & pids="$$pids $$!"; done; \
+	failed=0; for pid in $$pids; do wait $$pid || failed=1; done; exit $$failed
 
 bench-overlay: $(VENV)/.bench
 	@$(BIN)/python -m bench.overlay

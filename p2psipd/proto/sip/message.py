@@ -19,7 +19,7 @@ from p2psipd.proto.sip.errors import (
     UnsupportedVersion,
 )
 from p2psipd.proto.sip.fields import Message
-from p2psipd.proto.sip.names import RAW_NAMES, REASONS, canonical_raw
+from p2psipd.proto.sip.names import METHODS, RAW_NAMES, REASONS, canonical_raw
 from p2psipd.proto.sip.parameters import check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 
@@ -29,7 +29,6 @@ MAX_LINES = 512
 
 _LINE_END = re.compile(rb"\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
-_BARE_CR = re.compile(rb"\r(?!\n)")
 _REQUEST_LINE = re.compile(rb"([A-Za-z0-9\-.!%*_+`'~]++) ([!-~]++) ([Ss][Ii][Pp]/[0-9]++\.[0-9]++)")
 _STATUS_LINE = re.compile(rb"([Ss][Ii][Pp]/[0-9]++\.[0-9]++) ([0-9]{3})(?: (.*+))?", re.DOTALL)
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]++")
@@ -93,7 +92,9 @@ class Request(Message):
 
     def _check_start(self) -> None:
         if self.cseq.method != self.method:
-            raise MalformedMessage("CSeq does not fit the method")
+            # RFC 4475 section 3.1.2.18: of a method that nobody knows it may be the CSeq that is right.
+            status = 400 if self.method in METHODS else 501
+            raise MalformedMessage("CSeq does not fit the method", status=status)
         uri = self.uri
         # RFC 3261 section 19.1.1: headers must not stand in a Request-URI.
         if isinstance(uri, SipUri) and uri.headers:
@@ -221,7 +222,7 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):
         fault = fault or MalformedMessage("bare CR in a header")
         # The answer copies lines of the request, and must not carry the fault on.
-        lines = [_BARE_CR.sub(b" ", line) for line in lines]
+        lines = [b"\r\n".join([part.replace(b"\r", b" ") for part in line.split(b"\r\n")]) for line in lines]
     message = _parse_start(start, names, lines, fault)
     length = None
     if "content-length" in names:

@@ -1,4 +1,4 @@
-"""Names of SIP: headers, their compact forms, which of them are lists, and reason phrases (IANA SIP parameters)."""
+"""Names of SIP: methods, headers, their compact forms, which of them are lists, and reason phrases (IANA registry)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import re
 
 from p2psipd.proto.sip.errors import MalformedMessage
 
-__all__ = ["LIST_HEADERS", "REASONS", "canonical", "canonical_raw", "written"]
+__all__ = ["LIST_HEADERS", "METHODS", "REASONS", "canonical", "canonical_raw", "written"]
+
+METHODS = frozenset({
+    "ACK", "BYE", "CANCEL", "INFO", "INVITE", "MESSAGE", "NOTIFY", "OPTIONS", "PRACK", "PUBLISH", "REFER",
+    "REGISTER", "SUBSCRIBE", "UPDATE",
+})
 
 _COMPACT = {
     "a": "accept-contact", "b": "referred-by", "c": "content-type", "d": "request-disposition",
