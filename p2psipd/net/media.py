@@ -11,7 +11,7 @@ import wave
 from array import array
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import CannotListenError
@@ -21,7 +21,8 @@ from twisted.internet.protocol import DatagramProtocol
 from p2psipd.proto.media.errors import MediaError
 from p2psipd.proto.media.g711 import SAMPLE_RATE, decode, encode
 from p2psipd.proto.media.rtp import Reception, RtpPacket, decode_packet
-from p2psipd.proto.media.tone import ToneGenerator, tone_shares
+from p2psipd.proto.media.telephone_event import DigitReceiver, DigitSender
+from p2psipd.proto.media.tone import tone_shares
 
 PACKET_SECONDS: Final = 0.02
 PACKET_SAMPLES: Final = 160
@@ -30,6 +31,7 @@ CATCH_UP: Final = 5
 RECORD_SECONDS: Final = 600
 """Received audio kept for one call (9.6 MB); what comes later is counted but not kept."""
 PORT_ATTEMPTS: Final = 50
+MAX_DIGITS: Final = 1000
 
 _SILENT_PACKET: Final = array("h", bytes(2 * PACKET_SAMPLES))
 
@@ -37,7 +39,8 @@ _SILENT_PACKET: Final = array("h", bytes(2 * PACKET_SAMPLES))
 class AudioStream(NamedTuple):
     """Where an RTP session sends to, and how: what offer and answer agreed on.
 
-    `host` "" and `sending` False both stop the sending; `codec` is PCMU or PCMA.
+    `host` "" and `sending` False both stop the sending; `codec` is PCMU or PCMA. `events` is the payload type of
+    telephone events (RFC 4733), None where the far side takes none.
     """
 
     host: str
@@ -46,22 +49,34 @@ class AudioStream(NamedTuple):
     codec: str
     sending: bool = True
     receiving: bool = True
+    events: int | None = None
+
+
+class Source(Protocol):
+    """What is sent: a tone, a recording."""
+
+    def samples(self, count: int) -> array[int]:
+        """The next `count` samples."""
+        ...
 
 
 class RtpSession(DatagramProtocol):
     """One RTP port. `listen()` takes an even port, `begin()` starts or redirects the stream, `stop()` frees
     the port.
 
-    `tone` Hz is sent, silence if None. Audio is taken from the agreed host; from another one only while that
-    has sent nothing (a phone behind a NAT, or with several addresses), and then from that one alone. Packets
-    of any other host are counted in `strangers` and dropped; malformed ones are counted in `malformed`.
+    `source` is sent, silence if None; `send_digits` sends keys in its place, and keys that come are in `digits`.
+    Audio is taken from the agreed host; from another one only while that has sent nothing (a phone behind a NAT, or
+    with several addresses), and then from that one alone. Packets of any other host are counted in `strangers` and
+    dropped; malformed ones are counted in `malformed`.
     """
 
-    def __init__(self, reactor: Any, host: str, random: Any, tone: float | None = None) -> None:
+    def __init__(self, reactor: Any, host: str, random: Any, source: Source | None = None) -> None:
         self._reactor = reactor
         self._host = host
         self._random = random
-        self._tone = None if tone is None else ToneGenerator(tone)
+        self._playing = source
+        self._sending_digits = DigitSender(PACKET_SAMPLES)
+        self._receiving_digits = DigitReceiver()
         self._port: Any = None
         self._stream: AudioStream | None = None
         self._source: str | None = None
@@ -76,6 +91,7 @@ class RtpSession(DatagramProtocol):
         self._first_at: float | None = None
         self._last_at = 0.0
         self.reception = Reception()
+        self.digits = ""
         self.sent = 0
         self.strangers = 0
         self.malformed = 0
@@ -98,9 +114,23 @@ class RtpSession(DatagramProtocol):
                 continue
         raise CannotListenError(self._host, 0, OSError(f"no free RTP port in {PORT_ATTEMPTS} tries"))
 
-    def set_tone(self, tone: float | None) -> None:
-        """Send this tone from the next packet on; None is silence."""
-        self._tone = None if tone is None else ToneGenerator(tone)
+    def play(self, source: Source | None) -> None:
+        """Send this from the next packet on; None is silence."""
+        self._playing = source
+
+    @property
+    def takes_digits(self) -> bool:
+        """Whether the far side agreed to telephone events."""
+        return self._stream is not None and self._stream.events is not None
+
+    @property
+    def sends_digits(self) -> bool:
+        """Whether keys are still to be sent."""
+        return not self._sending_digits.idle
+
+    def send_digits(self, digits: str) -> None:
+        """Send these keys, a tenth of a second each; ValueError for what is no key."""
+        self._sending_digits.add(digits)
 
     def begin(self, stream: AudioStream) -> None:
         """Send to and listen for `stream` from now on; called again when a re-INVITE changes it."""
@@ -140,21 +170,23 @@ class RtpSession(DatagramProtocol):
     def _send_one(self) -> None:
         """Send the next packet, or let its time pass while the stream is on hold."""
         stream = self._stream
-        if stream is not None and stream.sending and stream.host and self.transport is not None:
-            samples = self._tone.samples(PACKET_SAMPLES) if self._tone else _SILENT_PACKET
-            packet = RtpPacket(
-                stream.payload_type,
-                self._sequence,
-                self._timestamp,
-                self._ssrc,
-                encode(samples, stream.codec),
-                self._marker,
-            )
+        if stream is not None and stream.host and self.transport is not None and stream.sending:
+            packet = self._next_packet(stream)
             self.transport.write(packet.encode(), (stream.host, stream.port))
             self._marker = False
             self._sequence = self._sequence + 1 & 0xFFFF
             self.sent += 1
         self._timestamp = self._timestamp + PACKET_SAMPLES & 0xFFFFFFFF
+
+    def _next_packet(self, stream: AudioStream) -> RtpPacket:
+        """A key while there are keys to be sent, else audio."""
+        event = self._sending_digits.next(self._timestamp) if stream.events is not None else None
+        if event is not None and stream.events is not None:
+            payload, began, first = event
+            return RtpPacket(stream.events, self._sequence, began, self._ssrc, payload, first)
+        samples = self._playing.samples(PACKET_SAMPLES) if self._playing else _SILENT_PACKET
+        payload = encode(samples, stream.codec)
+        return RtpPacket(stream.payload_type, self._sequence, self._timestamp, self._ssrc, payload, self._marker)
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
         """Take one datagram from the network; anything that is not our stream is counted and dropped."""
@@ -169,12 +201,24 @@ class RtpSession(DatagramProtocol):
             return
         self._source = addr[0]
         now = self._reactor.seconds()
+        if packet.payload_type == stream.events:
+            if self.reception.receive(packet, now, SAMPLE_RATE, timed=False):
+                self._receive_digits(packet)
+            return
         if packet.payload_type != stream.payload_type or not stream.receiving:
             return
         if self.reception.receive(packet, now, SAMPLE_RATE):
             self._first_at = now if self._first_at is None else self._first_at
             self._last_at = now
             self._record(packet, stream.codec)
+
+    def _receive_digits(self, packet: RtpPacket) -> None:
+        try:
+            self.digits += self._receiving_digits.receive(packet.payload, packet.timestamp)
+        except MediaError:
+            self.malformed += 1
+        # A flood of keys is no call: what nobody will read is not kept.
+        self.digits = self.digits[-MAX_DIGITS:]
 
     def connectionRefused(self) -> None:
         """An ICMP error says that nobody listens yet; RTP goes on regardless (the far side may be opening its

@@ -13,8 +13,9 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from p2psipd.net.media import AudioStream, RtpSession
-from p2psipd.net.user_agent import CallFailed, RegistrationFailed, UserAgent, UserCall, answer_with_tone
+from p2psipd.net.user_agent import CallFailed, RegistrationFailed, UserAgent, UserAgentError, UserCall, answer_with_tone
 from p2psipd.proto.media.rtp import RtpPacket, decode_packet
+from p2psipd.proto.media.tone import ToneGenerator
 
 
 def pause(seconds: float) -> Deferred[None]:
@@ -61,8 +62,7 @@ class CallTests(TestCase):
         call.write_wav(path)
         with wave.open(str(path)) as file:
             self.assertEqual(
-                (file.getframerate(), file.getnframes()),
-                (8000, round(8000 * call.received_tone()["seconds"])),
+                (file.getframerate(), file.getnframes()), (8000, round(8000 * call.received_tone()["seconds"]))
             )
         lines = [(entry.direction, entry.line.split()[0], entry.method) for entry in alice.ladder]
         self.assertEqual(lines[0], ("->", "INVITE", "INVITE"))
@@ -76,6 +76,39 @@ class CallTests(TestCase):
     def test_call_over_tcp(self) -> Deferred[None]:
         """A tone each way is heard at the other end, with SIP over TCP."""
         return Deferred.fromCoroutine(self._call("tcp"))
+
+    def test_digits_hold_and_a_recording(self) -> Deferred[None]:
+        """Keys arrive as telephone events and none twice; on hold nothing is sent; samples are played once."""
+
+        async def scenario() -> None:
+            alice, bob = await self._pair("udp")
+            taken: list[UserCall] = []
+            bob.on_call = lambda call: (taken.append(call), call.answer(None))
+            call = await alice.call(bob.contact, play=ToneGenerator(600).samples(16000))
+            call.send_digits("12#")
+            await pause(0.6)
+            self.assertEqual(taken[0].digits, "12#")
+            self.assertFalse(call.is_sending_digits)
+            with self.assertRaises(ValueError):
+                call.send_digits("x")
+            await taken[0].hold()
+            await pause(0.05)
+            self.assertTrue(call.is_held)
+            sent = call.received_tone()["sent"]
+            await pause(0.2)
+            self.assertEqual(call.received_tone()["sent"], sent)
+            await taken[0].hold(False)
+            await pause(0.2)
+            self.assertGreater(call.received_tone()["sent"], sent)
+            await call.hang_up()
+            heard = taken[0].received_tone((600,))
+            # The keys and the hold are silence in the recording, and tear its blocks apart.
+            self.assertGreater(heard["power"][600], 0.5, heard)
+            self.assertEqual(heard["lost"], 0)
+            with self.assertRaises(UserAgentError):
+                await call.hold()
+
+        return Deferred.fromCoroutine(scenario())
 
     def test_refusals_and_messages(self) -> Deferred[None]:
         """A call that nobody takes fails with 480, a MESSAGE arrives, OPTIONS is answered."""
@@ -126,9 +159,7 @@ class CallTests(TestCase):
         async def scenario() -> None:
             _, bob = await self._pair("udp")
             carol = UserAgent(
-                reactor,
-                "sip:carol@overlay.example",
-                server=("127.0.9.2", int(bob.contact.split(":")[2].split(";")[0])),
+                reactor, "sip:carol@overlay.example", server=("127.0.9.2", int(bob.contact.split(":")[2].split(";")[0]))
             )
             self.addCleanup(lambda: Deferred.fromCoroutine(carol.stop()))
             with self.assertRaises(RegistrationFailed) as caught:
@@ -185,7 +216,7 @@ class PaceTests(SynchronousTestCase):
 
     def setUp(self) -> None:
         self.reactor = _Reactor()
-        self.session = RtpSession(self.reactor, "127.0.0.1", random.Random(1), 440)
+        self.session = RtpSession(self.reactor, "127.0.0.1", random.Random(1), ToneGenerator(440))
         self.session.listen()
         self.session.begin(FAR)
 
@@ -216,9 +247,7 @@ class PaceTests(SynchronousTestCase):
         self.reactor.advance(1.0)
         first, second = self._packets()
         self.assertTrue(second.marker)
-        self.assertEqual(
-            (second.sequence - first.sequence, second.timestamp - first.timestamp & 0xFFFFFFFF), (1, 8000)
-        )
+        self.assertEqual((second.sequence - first.sequence, second.timestamp - first.timestamp & 0xFFFFFFFF), (1, 8000))
 
     def test_hold_stops_the_sending(self) -> None:
         """While the far side holds, nothing is sent, and the clock goes on."""

@@ -114,9 +114,9 @@ class Reception:
         """Packets that were sent and never came, repeated ones not counted as arrivals."""
         return max(0, self.expected - self.received)
 
-    def receive(self, packet: RtpPacket, now: float, clock_rate: int = 8000) -> bool:
+    def receive(self, packet: RtpPacket, now: float, clock_rate: int = 8000, *, timed: bool = True) -> bool:
         """Note a packet that arrived at `now` (monotonic seconds); False if it is a repetition or out of
-        bounds."""
+        bounds. Packets of an event bear the time of its beginning: they are not `timed`, and tell no jitter."""
         if packet.ssrc != self.ssrc:
             self._restart(packet)
         else:
@@ -136,7 +136,8 @@ class Reception:
             elif not self._note_late(0x10000 - ahead):
                 return False
         self.received += 1
-        self._note_transit(packet, now, clock_rate)
+        if timed:
+            self._note_transit(packet, now, clock_rate)
         return True
 
     def _restart(self, packet: RtpPacket) -> None:
