@@ -27,14 +27,14 @@ from twisted.python.usage import UsageError
 from p2psipd import config
 from p2psipd.logs import Log, make_log
 from p2psipd.net.links import LinkLimits
-from p2psipd.net.tls import CertificateFileError, KeyLog, ServerTls
+from p2psipd.net.tls import CertificateFileError, KeyLog
 from p2psipd.node import NodeService
 from p2psipd.proto.reload.ids import NodeId
 from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.peer_parameters import PeerParameters
 from p2psipd.services.admin import ControlSocketInUse
 from p2psipd.services.overlay_factory import make_overlay
-from p2psipd.sip_wiring import SipWiring, applications_of, make_sip
+from p2psipd.sip_wiring import SipTls, SipWiring, applications_of, make_sip
 from p2psipd.store.sqlite import SqliteStore, StateError
 from p2psipd.supervision import settle_collector
 
@@ -157,14 +157,13 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
         observer=observer,
     )
     sip: SipService | None = None
-    phones: ServerTls | None = None
+    sip_tls: SipTls | None = None
     if sip_section is not None:
-        if sip_section.tls:
-            phones = ServerTls(sip_section.certificate or "", sip_section.key or "", keylog=keylog)
+        sip_tls = SipTls(sip_section, keylog)
         secret = state.octets.get(_SECRET_NAME) or secrets.token_bytes(_SECRET_OCTETS)
         store.set_octets(_SECRET_NAME, secret)
-        sip = make_sip(reactor, sip_section, material, node, phones, secret, observer)
-    return NodeService(reactor, checked, node, sip, phones, log, file)
+        sip = make_sip(reactor, sip_section, material, node, sip_tls, secret, observer)
+    return NodeService(reactor, checked, node, sip, sip_tls, log, file)
 
 
 def _limits(peer: config.PeerSection) -> LinkLimits:

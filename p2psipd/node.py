@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from p2psipd import config
 from p2psipd.logs import Log
-from p2psipd.net.tls import CertificateFileError, ServerTls
+from p2psipd.net.tls import CertificateFileError
 from p2psipd.proto.reload.overlay_config import newer
 from p2psipd.services.admin import AdminService, BadRequest, Parameters, Resource, Text
 from p2psipd.services.inspection import BadArgument, Inspection
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from p2psipd.config import NodeConfig
     from p2psipd.metrics import Snapshot
     from p2psipd.services.sip import SipService
+    from p2psipd.sip_wiring import SipTls
 
 #: Objects made and not yet freed before the garbage collector looks at the young ones.
 _COLLECT_AFTER = 10_000
@@ -61,7 +62,7 @@ class NodeService(MultiService):
         checked: NodeConfig,
         node: OverlayNode,
         sip: SipService | None,
-        phones: ServerTls | None,
+        sip_tls: SipTls | None,
         log: Log,
         file: str,
     ) -> None:
@@ -73,7 +74,7 @@ class NodeService(MultiService):
         self._reactor = reactor
         self._config = checked
         self._node = node
-        self._phones = phones
+        self._sip_tls = sip_tls
         self._file = file
         self._stopping: Deferred[Any] | None = None
         self._leaving: Deferred[bool] | None = None
@@ -144,7 +145,7 @@ class NodeService(MultiService):
     def reload(self) -> dict[str, Any]:
         """Read the configuration again and apply what can change while the node runs; raises ConfigError.
 
-        That is: this node's certificate and key, the overlay's document, the phones' certificate, the log
+        That is: this node's certificate and key, the overlay's document, the files of [sip], the log
         level.
         """
         checked = config.load(self._file, os.environ)
@@ -161,9 +162,10 @@ class NodeService(MultiService):
         if new.der != old.der:
             self.overlay.new_credential(material.credential)
             applied.append("certificate")
-        if self._phones is not None:
-            self._phones.reload()
-            applied.append("phones' certificate")
+        if self._sip_tls is not None:
+            self._sip_tls.reload()
+            if self._sip_tls.phones is not None:
+                applied.append("certificates of [sip]")
         if checked.node.log_level != self.log.level:
             self.log.set_level(checked.node.log_level)
             self.overlay.driver.trace = checked.node.log_level == "debug"

@@ -7,7 +7,8 @@ import time
 from typing import TYPE_CHECKING
 
 from p2psipd import config
-from p2psipd.net.tls import ServerTls
+from p2psipd.net.domain_tls import DomainTls
+from p2psipd.net.tls import KeyLog, ServerTls
 from p2psipd.proto.reload.ids import NodeId
 from p2psipd.services.overlay import OverlayObserver
 from p2psipd.services.overlay_factory import OverlayNode
@@ -32,12 +33,32 @@ def applications_of(sip: config.SipSection | None) -> dict[int, tuple[tuple[str,
     return {SIPS_APPLICATION: ((host, port),)}
 
 
+class SipTls:
+    """TLS of the SIP side: `phones` for those who connect to us (None without such listeners), `domains` for the
+    servers of other domains that we connect to. Raises CertificateFileError.
+    """
+
+    def __init__(self, section: config.SipSection, keylog: KeyLog | None) -> None:
+        certificate, key = section.certificate or "", section.key or ""
+        self.phones: ServerTls | None = None
+        if section.tls or section.wss:
+            authorities = section.client_authorities or ""
+            self.phones = ServerTls(certificate, key, client_authorities=authorities, keylog=keylog)
+        self.domains = DomainTls(section.authorities or "", certificate, key, keylog=keylog)
+
+    def reload(self) -> None:
+        """Read the files again, for the next connections. Raises CertificateFileError; then nothing more changes."""
+        if self.phones is not None:
+            self.phones.reload()
+        self.domains.reload()
+
+
 def make_sip(
     reactor: object,
     section: config.SipSection,
     material: Material,
     node: OverlayNode,
-    phones: ServerTls | None,
+    tls: SipTls,
     secret: bytes,
     wiring: SipWiring,
 ) -> SipService:
@@ -46,7 +67,6 @@ def make_sip(
     from p2psipd.net.sip_transports import Limits
     from p2psipd.proto.sip.registrar import BindingTable, Bounds
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
-    from p2psipd.services.numbers import Numbers, OverlayNumbers
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService, SipSettings
 
@@ -72,7 +92,11 @@ def make_sip(
         udp=section.udp,
         tcp=section.tcp,
         tls_addresses=section.tls,
-        tls=phones,
+        tls=tls.phones,
+        secure_web=section.wss,
+        web=section.ws,
+        web_origins=section.web_origins,
+        tls_client=tls.domains,
         public_host=section.public_host or "",
         secret=secret,
         bounds=Bounds(

@@ -32,6 +32,8 @@ class DomainTls:
         self._files = (authorities, certificate, key)
         self._keylog = keylog
         self._context = self._make()
+        # The system's roots are megabytes: a node that dials nobody does without them.
+        self._complete = bool(authorities)
 
     @property
     def shows_certificate(self) -> bool:
@@ -41,6 +43,7 @@ class DomainTls:
     def reload(self) -> None:
         """Read the files again; on an error what was stays, and CertificateFileError is raised."""
         self._context = self._make()
+        self._complete = bool(self._files[0])
 
     def _make(self) -> SSL.Context:
         authorities, certificate, key = self._files
@@ -48,8 +51,6 @@ class DomainTls:
         try:
             if authorities:
                 context.load_verify_locations(authorities)
-            else:
-                context.set_default_verify_paths()
             if certificate:
                 context.use_certificate_chain_file(certificate)
                 context.use_privatekey_file(key)
@@ -65,6 +66,9 @@ class DomainTls:
 
         Raises ValueError for what can be neither.
         """
+        if not self._complete:
+            self._context.set_default_verify_paths()
+            self._complete = True
         return DomainConnections(self._context, domain)
 
 
@@ -80,8 +84,8 @@ class DomainConnections:
     def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """A connection whose server must speak for the domain; names it in the handshake (RFC 5922 section 7.8)."""
         connection = SSL.Connection(self._context, None)
-        protocol_of: Any = protocol
-        protocol_of.wanted_domain = self.domain
+        # The callback of OpenSSL knows the connection alone.
+        connection.set_app_data((protocol, self.domain))
         if self._name:
             connection.set_tlsext_host_name(self._name)
         return connection
