@@ -112,9 +112,8 @@ class FrameDecoder:
                 stop = self._data_end(data, position)
                 if stop > size or stop < 0:
                     break
-                start = position + _DATA_HEAD_SIZE
-                sequence = int.from_bytes(data[position + 1 : position + 5], "big")
-                frames.append(DataFrame(sequence, data[start:stop]))
+                _, sequence, _, _ = _DATA_HEAD.unpack_from(data, position)
+                frames.append(DataFrame(sequence, data[position + _DATA_HEAD_SIZE : stop]))
             position = stop
         if position < size:
             self._buffer += data[position:]
@@ -213,15 +212,19 @@ class FramedLink:
         messages: list[bytes] = []
         acks: list[bytes] = []
         for frame in self._decoder.feed(data):
-            if isinstance(frame, DataFrame):
-                messages.append(frame.message)
-                acks.append(_ACK.pack(ACK, frame.sequence, self._history.note(frame.sequence)))
+            if frame.__class__ is DataFrame:
+                sequence, message = frame
+                messages.append(message)
+                acks.append(_ACK.pack(ACK, sequence, self._history.note(sequence)))
             else:
-                self._acknowledged(frame.sequence, now)
+                self._acknowledged(frame[0], now)
         return messages, b"".join(acks)
 
     def _acknowledged(self, sequence: int, now: float) -> None:
         """Measure with the acknowledged message; TCP keeps the order, so those before it arrived as well."""
+        if self._unacked and self._unacked[0][0] == sequence:  # nearly always: they are acknowledged one by one
+            self._measure(max(0.0, now - self._unacked.popleft()[1]))
+            return
         behind = (self._sent - sequence) % _SEQUENCES
         if not 0 < behind <= min(self._sent, _SEQUENCES // 2):
             raise InvalidMessage(f"acknowledgement of {sequence}, which was never sent")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
@@ -45,7 +45,7 @@ from p2psipd.proto.reload.wire import (
     transit,
 )
 
-READING = (MessageCode.FETCH_REQ, MessageCode.STAT_REQ)
+READING = (int(MessageCode.FETCH_REQ), int(MessageCode.STAT_REQ))
 """Requests that any holder of a copy may answer (only Store is bound to the responsible peer, section 7.4.1.1)."""
 
 
@@ -67,6 +67,8 @@ class Messaging(LinkLayer):
         self._sealer = Sealer(credential, self.overlay_hash)
         self._models: dict[int, DataModel] = {k.id: k.data_model for k in configuration.kinds.values()}
         self._outstanding: dict[int, Outstanding] = {}
+        self._awaiting: deque[tuple[float, Outstanding]] = deque()
+        self._awaiting_armed = False
         self._unsent: set[int] = set()
         self._answers = AnswerCache()
         self._reassembler = Reassembler(max_message=configuration.max_message_size)
@@ -115,17 +117,17 @@ class Messaging(LinkLayer):
             if len(data) > self.configuration.max_message_size:
                 raise MessageTooLarge(f"{len(data)} bytes, at most {self.configuration.max_message_size}")
             decision = self._router.route(header, previous, request, self.now, code in READING)
-            if isinstance(decision, Forward):
+            if decision.__class__ is Forward:
                 self._pass_on(data, header, offset, decision)
         except ReloadError as error:
             self.misbehaved(previous, "routing", str(error))
             if request:
                 self._reply(header, previous, None, error, ())
             return
-        if isinstance(decision, Drop):
-            self.count(f"dropped-{decision.reason}")
-        elif isinstance(decision, Deliver):
+        if decision.__class__ is Deliver:
             self._deliver(previous, header, data, offset, decision)
+        elif decision.__class__ is Drop:
+            self.count(f"dropped-{decision.reason}")
 
     def _pass_on(self, data: bytes, header: ForwardingHeader, offset: int, decision: Forward) -> None:
         link = self.links.to(decision.node)
@@ -342,10 +344,10 @@ class Messaging(LinkLayer):
         self, body: Body, on_answer: OnAnswer, certificates: Iterable[bytes], to_own_id: bool, sealer: Sealer
     ) -> None:
         signer = sealer.credential.certificate
-        bucket = {sha256(der).digest(): der for der in (*certificates, signer.der)}
+        bucket = self.opener.by_hash((*certificates, signer.der))
 
         def reply(result: Body | ReloadError, extra: Iterable[bytes]) -> None:
-            found = {sha256(der).digest(): der for der in extra}
+            found = self.opener.by_hash(extra)
             if isinstance(result, ReloadError):
                 on_answer(Answer(None, result, self.node_id, found, 0.0, 0))
             else:
@@ -366,9 +368,13 @@ class Messaging(LinkLayer):
         else:
             self.count("unroutable")
             self._unsent.add(waiting.transaction_id)
-        self.call_at(
-            self.now + self.configuration.reliability_timer_ms / 1000, lambda: self._reliability_timer(waiting)
-        )
+        awaiting, outstanding = self._awaiting, self._outstanding
+        while awaiting and awaiting[0][1].transaction_id not in outstanding:
+            awaiting.popleft()
+        awaiting.append((self.now + self.configuration.reliability_timer_ms / 1000, waiting))
+        if not self._awaiting_armed:
+            self._awaiting_armed = True
+            self.call_at(awaiting[0][0], self._look_for_answers)
 
     def _route_gained(self) -> None:
         """A link came up: what found no way at its last transmission goes now, not at its next timer."""
@@ -396,9 +402,20 @@ class Messaging(LinkLayer):
             hop = self.topology.next_hop(target.resource, None, waiting.answer_code - 1 in READING)
         return None if hop is None else self.links.to(hop)
 
+    def _look_for_answers(self) -> None:
+        """Repeat what is still not answered.  Each transmission waits equally long, so they wait in a queue: a
+        timer of its own for each would outlive nearly every request.
+        """
+        awaiting = self._awaiting
+        while awaiting and (awaiting[0][0] <= self.now or awaiting[0][1].transaction_id not in self._outstanding):
+            _, waiting = awaiting.popleft()
+            if self._outstanding.get(waiting.transaction_id) is waiting:
+                self._reliability_timer(waiting)
+        self._awaiting_armed = bool(awaiting)
+        if awaiting:
+            self.call_at(awaiting[0][0], self._look_for_answers)
+
     def _reliability_timer(self, waiting: Outstanding) -> None:
-        if self._outstanding.get(waiting.transaction_id) is not waiting:
-            return
         if waiting.sends < MAX_SENDS:
             self.count("retransmitted")
             self._transmit(waiting)

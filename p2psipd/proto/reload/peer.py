@@ -109,8 +109,11 @@ class Peer(Messaging):
 
     def receive(self, item: peer_io.PeerInput, now: float, wall: float) -> list[peer_io.PeerOutput]:
         """Take one input; returns the outputs in the order in which to perform them."""
-        handler = self._handlers[type(item)]
-        return self._run(lambda: handler(item), now, wall)
+        self.now, self.wall = now, wall
+        out: list[peer_io.PeerOutput] = []
+        self._out = out
+        self._handlers[item.__class__](item)
+        return out
 
     def _start(self) -> None:
         self.arm_expiry()

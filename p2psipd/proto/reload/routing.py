@@ -46,6 +46,10 @@ class Drop(NamedTuple):
     reason: str
 
 
+_TO_OWN_ID = Deliver(True)
+_TO_WHOEVER = Deliver(False)
+
+
 class ViaStore:
     """List compression (section 6.1.2): a long Via List becomes a short opaque ID that only we can expand.
 
@@ -103,16 +107,16 @@ class Router:
                 node = first.node
                 if node == self._own:
                     if len(destinations) == 1:
-                        return Deliver(True)
+                        return _TO_OWN_ID
                     destinations = destinations[1:]
                     continue
                 if node == WILDCARD:
-                    return Deliver(False) if previous is not None else Drop("wildcard")
+                    return _TO_WHOEVER if previous is not None else Drop("wildcard")
                 hop = self._hop_to_node(node, previous)
             elif isinstance(first, ResourceDestination):
                 # While we are no member nothing is ours, whatever the distances say.
                 if self._topology.responsible(first.resource) or (reading and self._topology.may_read(first.resource)):
-                    return Deliver(False)
+                    return _TO_WHOEVER
                 hop = self._topology.next_hop(first.resource, previous, reading)
             else:
                 assert isinstance(first, OpaqueDestination)

@@ -7,7 +7,7 @@ from hashlib import sha256
 from struct import Struct
 from typing import TYPE_CHECKING
 
-from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
+from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy, remember
 from p2psipd.proto.reload.errors import Forbidden
 from p2psipd.proto.reload.security import (
     CERT_HASH,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _U16 = Struct(">H")
 _CERTIFICATE = Struct(">BH")
+_HASHES_KEPT = 2048
 
 
 class Sealer:
@@ -43,9 +44,12 @@ class Sealer:
         contents = MessageContents(code, body).encode()
         data = message_signature_input(self._overlay_hash, header.transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
-        own = self.credential.certificate.der
-        others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
-        block = self._own_block if not others else _U16.pack(len(self._own) + len(others)) + self._own + others
+        block = self._own_block
+        if certificates:
+            own = self.credential.certificate.der
+            others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
+            if others:
+                block = _U16.pack(len(self._own) + len(others)) + self._own + others
         tail = b"".join(
             (
                 contents,
@@ -66,6 +70,18 @@ class Opener:
         self.trust = trust
         self.verifier = verifier
         self._overlay_hash = overlay_hash
+        self._hashes: dict[bytes, bytes] = {}
+
+    def by_hash(self, certificates: Iterable[bytes]) -> dict[bytes, bytes]:
+        """SHA-256 -> DER.  The hashes of certificates seen before are kept: nearly all come again and again."""
+        found: dict[bytes, bytes] = {}
+        for der in certificates:
+            digest = self._hashes.get(der)
+            if digest is None:
+                digest = sha256(der).digest()
+                remember(self._hashes, der, digest, _HASHES_KEPT)
+            found[digest] = der
+        return found
 
     def open(
         self, transaction_id: int, contents: bytes, block: SecurityBlock, wall: float
@@ -79,7 +95,7 @@ class Opener:
         if identity.type != CERT_HASH or identity.hash_algorithm != HASH_SHA256:
             # Several Node-IDs in one certificate (type 2) are never issued in our overlays.
             raise Forbidden("the signer is not identified by the SHA-256 hash of its certificate")
-        certificates = {sha256(der).digest(): der for der in block.certificates}
+        certificates = self.by_hash(block.certificates)
         der = certificates.get(identity.certificate_hash)
         if der is None:
             raise Forbidden("the signer's certificate is not in the message")

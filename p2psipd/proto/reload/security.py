@@ -39,6 +39,8 @@ _IDENTITY = Struct(">BH")
 _IDENTITY_HASH = Struct(">BHBB")
 _ALGORITHM_IDENTITY = Struct(">BBBH")
 _SIGNATURE = Struct(">BBBHBB")
+_CERT_HASH_SHA256 = Struct(">BBBHBB32sH")
+_CERT_HASH_SIZE: Final = _CERT_HASH_SHA256.size
 _SIGNATURE_NONE = Struct(">BBBH")
 _CERTIFICATE = Struct(">BH")
 _U16 = Struct(">H")
@@ -117,6 +119,21 @@ class SecurityBlock(NamedTuple):
 
 def read_signature(reader: Reader) -> Signature:
     """Read a Signature; raises ``OctetsError``, the calling decoder turns it into ``InvalidMessage``."""
+    data, position, end = reader.data, reader.position, reader.end
+    value_at = position + _CERT_HASH_SIZE
+    if value_at <= end:
+        hash_algorithm, signature_algorithm, kind, length, identity_hash, size, digest, value_size = (
+            _CERT_HASH_SHA256.unpack_from(data, position)
+        )
+        stop = value_at + value_size
+        if kind == CERT_HASH and length == 34 and size == 32 and stop <= end:  # nearly always, so without detours
+            reader.position = stop
+            identity = SignerIdentity(CERT_HASH, identity_hash, digest)
+            return Signature(hash_algorithm, signature_algorithm, identity, data[value_at:stop])
+    return _read_other_signature(reader)
+
+
+def _read_other_signature(reader: Reader) -> Signature:
     hash_algorithm, signature_algorithm, identity_type, length = reader.unpack(_ALGORITHM_IDENTITY)
     if identity_type == CERT_HASH or identity_type == CERT_HASH_NODE_ID:
         stop = reader.position + length

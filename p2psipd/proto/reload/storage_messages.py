@@ -389,7 +389,7 @@ def _read_ranges(reader: Reader) -> tuple[tuple[int, int], ...]:
     return found
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class StoreReq(Body):
     """Stores values at a resource; ``replica_number`` 0 for the owner's own Store (section 7.4.1.1)."""
 
@@ -414,7 +414,7 @@ class StoreReq(Body):
         return cls(resource, replica_number, data)
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class StoreAns(Body):
     """What a Store brought about; also the error_info of Generation_Counter_Too_Low (section 7.4.1.2)."""
 
@@ -444,7 +444,7 @@ class StoreAns(Body):
         return cls(tuple(responses))
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class _FetchBody(Body):
     """FetchReq and StatReq have the same fields."""
 
@@ -460,14 +460,14 @@ class _FetchBody(Body):
         return cls(_read_resource(reader), _read_specifiers(reader, kinds))
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class FetchReq(_FetchBody):
     """Asks for values at a resource (section 7.4.2.1)."""
 
     code: ClassVar[int] = MessageCode.FETCH_REQ
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class FetchAns(Body):
     """The values, kind by kind (section 7.4.2.2)."""
 
@@ -482,14 +482,14 @@ class FetchAns(Body):
         return cls(tuple([FetchKindResponse(*item) for item in _read_kind_values(reader, kinds)]))
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class StatReq(_FetchBody):
     """Asks for metadata of values at a resource (section 7.4.3.1)."""
 
     code: ClassVar[int] = MessageCode.STAT_REQ
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class StatAns(Body):
     """The metadata, kind by kind (section 7.4.3.2)."""
 
@@ -523,7 +523,7 @@ class StatAns(Body):
         return cls(tuple(responses))
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class FindReq(Body):
     """Asks for the resource nearest to ``resource`` that has values of each kind (section 7.4.4.1)."""
 
@@ -547,7 +547,7 @@ class FindReq(Body):
         return cls(resource, tuple(wanted))
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class FindAns(Body):
     """Pairs of kind and nearest Resource-ID, which is zero (all octets, or none at all) if there is none."""
 

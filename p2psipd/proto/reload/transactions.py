@@ -94,14 +94,18 @@ class AnswerCache:
 
     def put(self, key: tuple[NodeId, int], answer: bytes | None, now: float) -> None:
         """Remember; what is too old or too much is forgotten, oldest first."""
-        old = self._answers.pop(key, None)
-        self._octets += len(answer or b"") - len((old and old[1]) or b"")
-        self._answers[key] = (now, answer)
-        while self._answers:
-            first = next(iter(self._answers))
-            at, kept = self._answers[first]
-            room = len(self._answers) <= self._limit and self._octets <= self._max_octets
-            if room and now - at <= REQUEST_LIFETIME:
+        answers = self._answers
+        old = answers.get(key)
+        if old is not None and old[1]:
+            self._octets -= len(old[1])
+        if answer is not None:
+            self._octets += len(answer)
+        # An answer keeps its request's place in the order: it follows within the time that a request lives.
+        answers[key] = (now, answer)
+        while answers:
+            first = next(iter(answers))
+            at, kept = answers[first]
+            if now - at <= REQUEST_LIFETIME and len(answers) <= self._limit and self._octets <= self._max_octets:
                 break
-            del self._answers[first]
+            del answers[first]
             self._octets -= len(kept or b"")

@@ -65,10 +65,11 @@ _OPTION = Struct(">BBH")
 _CODE_LENGTH = Struct(">HI")
 _EXTENSION = Struct(">HBI")
 _U32 = Struct(">I")
+_NO_EXTENSIONS: Final = bytes(4)
 _TTL_LENGTH = Struct(">B4sI12sHHH")
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class NodeDestination:
     """A node to pass through or to reach."""
 
@@ -81,7 +82,7 @@ class NodeDestination:
         return _NODE_HEAD + self.node
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class ResourceDestination:
     """The peer responsible for a resource; only as the last entry of a Destination List."""
 
@@ -95,7 +96,7 @@ class ResourceDestination:
         return bytes((_RESOURCE, size + 1, size)) + self.resource
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class OpaqueDestination:
     """Something that only the peer which wrote it can read (list compression, RFC 6940 section 6.1.2)."""
 
@@ -159,10 +160,12 @@ class ForwardingHeader(NamedTuple):
         if self.fragment_offset > MAX_FRAGMENT_OFFSET:
             raise InvalidMessage(f"fragment offset {self.fragment_offset} exceeds 24 bits")
         fragment = _HIGH_BIT | (_LAST_FRAGMENT if self.last_fragment else 0) | self.fragment_offset
-        via = _write_destinations(self.via)
-        destinations = _write_destinations(self.destinations[:-1]) + self.destinations[-1].encode()
+        via = _write_destinations(self.via) if self.via else b""
+        destinations = self.destinations[-1].encode()
+        if len(self.destinations) > 1:
+            destinations = _write_destinations(self.destinations[:-1]) + destinations
         try:
-            options = b"".join([option.encode() for option in self.options])
+            options = b"".join([option.encode() for option in self.options]) if self.options else b""
             length = HEADER_LENGTH + len(via) + len(destinations) + len(options)
             head = _HEADER.pack(
                 RELO_TOKEN, self.overlay, self.configuration_sequence, VERSION, self.ttl, fragment,
@@ -193,6 +196,8 @@ class MessageContents(NamedTuple):
         """The part of the message that its signature covers."""
         try:
             head = _CODE_LENGTH.pack(self.code, len(self.body))
+            if not self.extensions:
+                return head + self.body + _NO_EXTENSIONS
             extensions = b"".join(
                 [
                     _EXTENSION.pack(extension_type, critical, len(value)) + value
@@ -353,7 +358,11 @@ def decode_contents(data: bytes, offset: int) -> tuple[MessageContents, bytes, S
         reader = Reader(data, offset)
         code, length = reader.unpack(_CODE_LENGTH)
         body = reader.take(length)
-        extensions = _read_extensions(reader)
+        extensions: tuple[Extension, ...] = ()
+        if data[reader.position : reader.position + 4] == _NO_EXTENSIONS:
+            reader.position += 4
+        else:
+            extensions = _read_extensions(reader)
         contents_octets = data[offset : reader.position]
         block = read_security_block(reader)
         reader.expect_end()
@@ -366,8 +375,6 @@ def decode_contents(data: bytes, offset: int) -> tuple[MessageContents, bytes, S
 
 def _read_extensions(reader: Reader) -> tuple[Extension, ...]:
     stop = reader.list32()
-    if reader.position == stop:
-        return ()
     extensions = []
     while reader.position < stop:
         extension_type = reader.u16()
