@@ -3,15 +3,17 @@
     p2psip ua register --user alice@overlay.example --password secret --server 127.0.1.3:5060
     p2psip ua answer   --user bob@overlay.example --password secret --server 127.0.1.6 --tone 880 --seconds 20
     p2psip ua call sip:bob@overlay.example --user alice@overlay.example --password secret --server 127.0.1.3
-    --tone 440
+    --play question.wav --record answer.wav --dtmf 42#
 
-These verbs are nodes themselves: Twisted is imported when one of them runs.
+With --server given twice the phone registers with both (RFC 5626) and stays reachable when one of them dies. These
+verbs are nodes themselves: Twisted is imported when one of them runs.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -19,33 +21,43 @@ import click
 from p2psipd.cli.console import EXIT_NEGATIVE, emit, json_option
 
 if TYPE_CHECKING:
+    from array import array
+
     from p2psipd.net.user_agent import UserAgent, UserCall
 
+_TRANSPORTS = ("udp", "tcp", "tls")
 
-class Identity(NamedTuple):
-    """Who the phone is and where it registers."""
+
+class Phone(NamedTuple):
+    """Who the phone is, where it registers, and what is printed of its work."""
 
     aor: str
     password: str
-    server: tuple[str, int] | None
+    servers: tuple[tuple[str, int], ...]
     transport: str
     bind: str
     port: int
+    instance: str
+    ca_file: str
+    server_name: str
+    session_seconds: int
+    ladder: bool
+    as_json: bool
 
 
 def parse_server(text: str) -> tuple[str, int, str]:
     """`host[:port][;transport=tcp]` or `host[:port][;tcp]` as (host, port, transport); click.BadParameter
-    otherwise."""
+    otherwise. Without a port it is 5060, over TLS 5061."""
     address, _, option = text.partition(";")
     transport = option.lower().removeprefix("transport=") or "udp"
     host, colon, port = address.rpartition(":")
     if not colon or host.endswith(":") or address.endswith("]"):
-        host, port = address, "5060"
+        host, port = address, "5061" if transport == "tls" else "5060"
     host = host.strip("[]")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
         raise click.BadParameter(f"expected host:port, not {text!r}")
-    if transport not in ("udp", "tcp"):
-        raise click.BadParameter(f"the transport is udp or tcp, not {transport!r}")
+    if transport not in _TRANSPORTS:
+        raise click.BadParameter(f"the transport is udp, tcp or tls, not {transport!r}")
     return host, int(port), transport
 
 
@@ -55,48 +67,101 @@ def _target(text: str) -> str:
     return text if colon and "@" not in scheme and "." not in scheme else f"sip:{text}"
 
 
-def _identity_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that every verb of the phone has."""
-    for option in (
-        click.option(
-            "--user", required=True, metavar="ADDRESS", help="Who the phone is: alice@overlay.example."
-        ),
-        click.option(
-            "--password",
-            envvar="P2PSIP_PASSWORD",
-            default="",
-            help="Its password; better in $P2PSIP_PASSWORD.",
-        ),
-        click.option(
-            "--server",
-            metavar="HOST[:PORT][;TRANSPORT]",
-            help="Registrar and proxy: 127.0.1.3:5060;tcp. "
-            "Without one, calls go straight to the address called.",
-        ),
-        click.option(
-            "--bind", default="", metavar="IP", help="Local address; default 127.0.0.1 for a loopback server."
-        ),
-        click.option("--port", default=0, metavar="PORT", help="Local SIP port; default any."),
-        click.option(
-            "--transport", type=click.Choice(["udp", "tcp"]), help="Without a server: udp (default) or tcp."
-        ),
-        click.option("--ladder", is_flag=True, help="Print every message sent and received."),
-        json_option,
-    ):
-        command = option(command)
-    return command
+_PHONE_OPTIONS = (
+    click.option("--user", required=True, metavar="ADDRESS", help="Who the phone is: alice@overlay.example."),
+    click.option("--password", envvar="P2PSIP_PASSWORD", default="", help="Its password; better in $P2PSIP_PASSWORD."),
+    click.option(
+        "--server",
+        "servers",
+        multiple=True,
+        metavar="HOST[:PORT][;TRANSPORT]",
+        help="Registrar and proxy: 127.0.1.3:5060;tcp. Given twice: registered with both. "
+        "Without one, calls go straight to the address called.",
+    ),
+    click.option("--bind", default="", metavar="IP", help="Local address; default 127.0.0.1 for a loopback server."),
+    click.option("--port", default=0, metavar="PORT", help="Local SIP port; default any."),
+    click.option("--transport", type=click.Choice(["udp", "tcp"]), help="Without a server: udp (default) or tcp."),
+    click.option(
+        "--ca",
+        "ca_file",
+        type=click.Path(exists=True, dir_okay=False),
+        help="Over TLS: the authorities that the server's certificate is checked by (PEM); default the system's.",
+    ),
+    click.option(
+        "--server-name",
+        default="",
+        metavar="NAME",
+        help="Over TLS: whose certificate it must be; default the server's name, or the user's domain for an address.",
+    ),
+    click.option("--outbound", is_flag=True, help="Keep the flow alive and be called back on it (RFC 5626)."),
+    click.option(
+        "--instance", default="", metavar="URN", help="Which device this is; default one of this host and user."
+    ),
+    click.option("--session", "session_seconds", default=0, metavar="SECONDS", help="Session interval (RFC 4028)."),
+    click.option("--ladder", is_flag=True, help="Print every message sent and received."),
+    json_option,
+)
 
 
-def _identity(
-    user: str, password: str, server: str | None, bind: str, port: int, transport: str | None
-) -> Identity:
-    aor = user if user.startswith(("sip:", "sips:")) else f"sip:{user}"
-    if "@" not in aor:
-        raise click.BadParameter("--user is name@domain")
-    if server is None:
-        return Identity(aor, password, None, transport or "udp", bind or "127.0.0.1", port)
-    host, server_port, kind = parse_server(server)
-    return Identity(aor, password, (host, server_port), kind, bind or _local_address(host), port)
+def _phone_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that every verb has; the verb gets them as one `Phone`."""
+
+    @wraps(command)
+    def verb(
+        user: str,
+        password: str,
+        servers: tuple[str, ...],
+        bind: str,
+        port: int,
+        transport: str | None,
+        ca_file: str | None,
+        server_name: str,
+        outbound: bool,
+        instance: str,
+        session_seconds: int,
+        ladder: bool,
+        as_json: bool,
+        **options: Any,
+    ) -> None:
+        aor = user if user.startswith(("sip:", "sips:")) else f"sip:{user}"
+        if "@" not in aor:
+            raise click.BadParameter("--user is name@domain")
+        parsed = [parse_server(server) for server in servers]
+        if len({kind for _, _, kind in parsed}) > 1:
+            raise click.BadParameter("all servers have the same transport")
+        local = bind or (_local_address(parsed[0][0]) if parsed else "127.0.0.1")
+        if not (outbound or instance or len(parsed) > 1):
+            device = ""
+        else:
+            device = instance or _instance(aor, local)
+        phone = Phone(
+            aor,
+            password,
+            tuple((host, number) for host, number, _ in parsed),
+            parsed[0][2] if parsed else transport or "udp",
+            local,
+            port,
+            device,
+            ca_file or "",
+            server_name,
+            session_seconds,
+            ladder,
+            as_json,
+        )
+        command(phone, **options)
+
+    decorated: Callable[..., Any] = verb
+    for option in reversed(_PHONE_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def _instance(aor: str, local: str) -> str:
+    """The name of this device, the same at every start (RFC 5626 section 4.1)."""
+    import socket
+    import uuid
+
+    return uuid.uuid5(uuid.NAMESPACE_URL, f"{aor} {socket.gethostname()} {local}").urn
 
 
 def _local_address(server: str) -> str:
@@ -113,30 +178,36 @@ def _local_address(server: str) -> str:
         raise click.BadParameter(f"{server}: {error}") from error
 
 
-def _run(
-    identity: Identity, work: Callable[[UserAgent], Awaitable[dict[str, Any]]]
-) -> tuple[dict[str, Any], int]:
-    """Run `work` with an agent on a reactor of this process; the result (with the ladder) and the exit
-    code."""
+def _run(phone: Phone, work: Callable[[UserAgent], Awaitable[dict[str, Any]]], render: Callable[[Any], str]) -> None:
+    """Run `work` with an agent on a reactor of this process, print its result, and leave with the exit code."""
     import time
 
     from twisted.internet import reactor as installed
     from twisted.internet.defer import Deferred
 
+    from p2psipd.net.tls import CertificateFileError
     from p2psipd.net.user_agent import UserAgent, UserAgentError
 
     reactor: Any = installed
     # A step of the wall clock must not disturb timers.
     reactor.seconds = time.monotonic
-    agent = UserAgent(
-        reactor,
-        identity.aor,
-        identity.password,
-        server=identity.server,
-        transport=identity.transport,
-        bind=identity.bind,
-        port=identity.port,
-    )
+    try:
+        agent = UserAgent(
+            reactor,
+            phone.aor,
+            phone.password,
+            server=phone.servers[0] if phone.servers else None,
+            more_servers=phone.servers[1:],
+            transport=phone.transport,
+            bind=phone.bind,
+            port=phone.port,
+            instance=phone.instance,
+            ca_file=phone.ca_file,
+            server_name=phone.server_name,
+            session_seconds=phone.session_seconds,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     result: dict[str, Any] = {}
     code = 0
 
@@ -147,6 +218,9 @@ def _run(
         except UserAgentError as error:
             result.update(ok=False, status=error.status, error=str(error))
             code = EXIT_NEGATIVE
+        except CertificateFileError as error:
+            result.update(ok=False, error=str(error))
+            code = EXIT_NEGATIVE
         except Exception as error:
             result.update(ok=False, error=f"{type(error).__name__}: {error}")
             code = EXIT_NEGATIVE
@@ -156,26 +230,21 @@ def _run(
 
     reactor.callWhenRunning(lambda: Deferred.fromCoroutine(main()))
     reactor.run()
-    result["ladder"] = [[round(entry.at, 4), entry.direction, entry.line] for entry in agent.ladder]
-    return result, code
+    steps = [[round(entry.at, 4), entry.direction, entry.line] for entry in agent.ladder]
+    _print(phone, result, code, steps, render)
 
 
-def _finish(
-    outcome: tuple[dict[str, Any], int], as_json: bool, ladder: bool, render: Callable[[Any], str]
-) -> None:
-    """Print the outcome and leave with its exit code."""
-    result, code = outcome
-    steps = result.pop("ladder")
-    if ladder and not as_json:
+def _print(phone: Phone, result: dict[str, Any], code: int, steps: list[Any], render: Callable[[Any], str]) -> None:
+    if phone.ladder and phone.as_json:
+        result["ladder"] = steps
+    elif phone.ladder:
         start = steps[0][0] if steps else 0.0
         for at, direction, line in steps:
             click.echo(f"{at - start:9.3f} {direction} {line}", err=True)
-    if ladder and as_json:
-        result["ladder"] = steps
-    if code and not as_json:
+    if code and not phone.as_json:
         click.echo(result.get("error", "failed"), err=True)
     else:
-        emit(result, as_json, render)
+        emit(result, phone.as_json, render)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -185,16 +254,30 @@ def _describe(call: UserCall, tones: tuple[float, ...]) -> dict[str, Any]:
     heard = call.received_tone(tones)
     heard["power"] = {f"{frequency:g}": round(share, 4) for frequency, share in heard["power"].items()}
     setup = None if call.established_at is None else round(call.established_at - call.started_at, 4)
-    return {"ok": True, "remote": call.remote, "cause": call.cause, "setup_seconds": setup, "heard": heard}
+    return {
+        "ok": True,
+        "remote": call.remote,
+        "cause": call.cause,
+        "setup_seconds": setup,
+        "heard": heard,
+        "digits": call.digits,
+    }
 
 
 def _call_text(result: Any) -> str:
     heard = result["heard"]
     tones = ", ".join(f"{hertz} Hz {share:.0%}" for hertz, share in heard["power"].items())
-    return (
-        f"{result['remote']}: {result['cause']}; up after {result['setup_seconds']} s\n"
-        f"heard {heard['seconds']} s in {heard['packets']} packets, {heard['lost']} lost; energy: {tones}"
-    )
+    lines = [
+        f"{result['remote']}: {result['cause']}; up after {result['setup_seconds']} s",
+        f"heard {heard['seconds']} s in {heard['packets']} packets, {heard['lost']} lost; energy: {tones}",
+    ]
+    if result["digits"]:
+        lines.append(f"keys: {result['digits']}")
+    return "\n".join([*lines, *_texts_lines(result)])
+
+
+def _texts_lines(result: Any) -> list[str]:
+    return [f"{text['from']}: {text['text']}" for text in result.get("texts", ())]
 
 
 def _sleep(reactor: Any, seconds: float) -> Any:
@@ -210,169 +293,237 @@ def _listened(tone: float | None) -> tuple[float, ...]:
     return _TONES if tone is None or tone in _TONES else (*_TONES, tone)
 
 
+def _read(file: str | None) -> array[int] | None:
+    """The samples of a WAV file to be played; click.BadParameter that says what was expected."""
+    if file is None:
+        return None
+    from p2psipd.proto.media.errors import MediaError
+    from p2psipd.proto.media.wav import read_wav
+
+    try:
+        with open(file, "rb") as stream:
+            return read_wav(stream)
+    except (OSError, MediaError) as error:
+        raise click.BadParameter(f"{file}: {error}") from None
+
+
+def _parse_hold(text: str | None) -> tuple[float, float] | None:
+    """`FROM-TO`, in seconds after the call is up; click.BadParameter otherwise."""
+    if text is None:
+        return None
+    start, _, end = text.partition("-")
+    try:
+        hold = float(start), float(end)
+    except ValueError:
+        raise click.BadParameter(f"expected two times such as 1-2.5, not {text!r}") from None
+    if not 0 <= hold[0] < hold[1]:
+        raise click.BadParameter("a hold ends after it began")
+    return hold
+
+
+def _audio_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What both sides of a call can do."""
+    for option in (
+        click.option("--tone", type=float, help="Send a tone of so many Hz; default silence."),
+        click.option("--play", metavar="FILE.wav", help="Send what is in a WAV file, then silence."),
+        click.option("--record", metavar="FILE.wav", help="Write what was heard to a WAV file."),
+        click.option("--dtmf", default="", metavar="KEYS", help="Send these keys (RFC 4733) when the call is up."),
+        click.option("--hold", metavar="FROM-TO", help="Put the far side on hold, in seconds after the call is up."),
+    ):
+        command = option(command)
+    return command
+
+
+async def _talk(call: UserCall, reactor: Any, dtmf: str, hold: tuple[float, float] | None, seconds: float) -> None:
+    """What happens in an established call: keys, hold, and after `seconds` (0: never) our BYE."""
+    began = reactor.seconds()
+    if dtmf:
+        call.send_digits(dtmf)
+    for at, on in ((hold[0], True), (hold[1], False)) if hold else ():
+        await _sleep(reactor, max(0.0, began + at - reactor.seconds()))
+        if call.is_established:
+            await call.hold(on)
+    if not seconds:
+        await call.ended()
+        return
+    await _sleep(reactor, max(0.0, began + seconds - reactor.seconds()))
+    while call.is_established and call.is_sending_digits:
+        await _sleep(reactor, 0.1)
+    await call.hang_up()
+
+
 @click.group()
 def ua() -> None:
     """A small phone of G.711 audio: register, call, answer, message."""
 
 
 @ua.command()
-@_identity_options
-@click.option(
-    "--seconds", default=0.0, help="Stay registered for so long, then unregister; 0: leave at once."
-)
-def register(
-    user: str,
-    password: str,
-    server: str | None,
-    bind: str,
-    port: int,
-    transport: str | None,
-    ladder: bool,
-    as_json: bool,
-    seconds: float,
-) -> None:
+@_phone_options
+@click.option("--seconds", default=0.0, help="Stay registered for so long, then unregister; 0: leave at once.")
+def register(phone: Phone, seconds: float) -> None:
     """Register this phone, with digest if it is asked for; unregister again after --seconds."""
 
     async def work(agent: UserAgent) -> dict[str, Any]:
         granted = await agent.register()
+        registrars = [
+            {"server": f"{host}:{port}", "registered": told.registered, "status": told.status, "expires": told.expires}
+            for (host, port), told in zip(phone.servers, agent.registrations, strict=False)
+        ]
         if seconds:
             await _sleep(agent.reactor, seconds)
             await agent.unregister()
-        return {"ok": True, "aor": agent.aor, "contact": agent.contact, "expires": granted}
+        return {
+            "ok": True, "aor": agent.aor, "contact": agent.contact, "expires": granted, "registrars": registrars
+        }  # fmt: skip
 
-    identity = _identity(user, password, server, bind, port, transport)
-    if identity.server is None:
+    if not phone.servers:
         raise click.UsageError("to register, say where: --server HOST:PORT")
-    _finish(
-        _run(identity, work),
-        as_json,
-        ladder,
-        lambda result: f"{result['aor']} is registered at {result['contact']} for {result['expires']} s",
-    )
+    _run(phone, work, _registered_text)
+
+
+def _registered_text(result: Any) -> str:
+    lines = [f"{result['aor']} is registered at {result['contact']} for {result['expires']} s"]
+    if len(result["registrars"]) > 1:
+        lines += [f"  {each['server']}: {each['status']}" for each in result["registrars"]]
+    return "\n".join(lines)
 
 
 @ua.command()
 @click.argument("target")
-@_identity_options
-@click.option("--tone", type=float, help="Send a tone of so many Hz; default silence.")
-@click.option("--record", metavar="FILE.wav", help="Write what was heard to a WAV file.")
-@click.option("--seconds", default=3.0, show_default=True, help="Hang up after so long.")
+@_phone_options
+@_audio_options
+@click.option("--seconds", default=3.0, show_default=True, help="Hang up after so long; 0: leave that to the callee.")
+@click.option("--ring", default=30.0, show_default=True, help="Give up if nobody has answered after so many seconds.")
 def call(
+    phone: Phone,
     target: str,
-    user: str,
-    password: str,
-    server: str | None,
-    bind: str,
-    port: int,
-    transport: str | None,
-    ladder: bool,
-    as_json: bool,
     tone: float | None,
+    play: str | None,
     record: str | None,
+    dtmf: str,
+    hold: str | None,
     seconds: float,
+    ring: float,
 ) -> None:
-    """Call TARGET (sip:bob@overlay.example), send a tone, say what was heard, hang up."""
+    """Call TARGET (sip:bob@overlay.example), send a tone or a file, say what was heard, hang up."""
+    samples, held = _read(play), _parse_hold(hold)
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        placed = await agent.call(_target(target), tone)
-        await _sleep(agent.reactor, seconds)
-        await placed.hang_up()
+        placed = await agent.call(_target(target), tone, ring, samples)
+        await _talk(placed, agent.reactor, dtmf, held, seconds)
         if record:
             placed.write_wav(record)
         return _describe(placed, _listened(tone))
 
-    _finish(_run(_identity(user, password, server, bind, port, transport), work), as_json, ladder, _call_text)
+    _run(phone, work, _call_text)
 
 
 @ua.command()
-@_identity_options
-@click.option("--tone", type=float, help="Send a tone of so many Hz; default silence.")
-@click.option("--record", metavar="FILE.wav", help="Write what was heard to a WAV file.")
+@_phone_options
+@_audio_options
 @click.option("--seconds", default=0.0, help="Hang up after so long; 0: leave that to the caller.")
-@click.option(
-    "--wait", default=60.0, show_default=True, help="Give up if nobody has called after so many seconds."
-)
+@click.option("--wait", default=60.0, show_default=True, help="Give up if nobody has called after so many seconds.")
+@click.option("--messages", default=0, metavar="COUNT", help="Do not wait for a call but for so many texts.")
+@click.option("--reject", default=0, metavar="STATUS", help="Refuse the call with this status, for example 486.")
 def answer(
-    user: str,
-    password: str,
-    server: str | None,
-    bind: str,
-    port: int,
-    transport: str | None,
-    ladder: bool,
-    as_json: bool,
+    phone: Phone,
     tone: float | None,
+    play: str | None,
     record: str | None,
+    dtmf: str,
+    hold: str | None,
     seconds: float,
     wait: float,
+    messages: int,
+    reject: int,
 ) -> None:
-    """Register (with --server), answer the first call, say what was heard."""
+    """Register (with --server), answer the first call, say what was heard and which texts came."""
+    samples, held = _read(play), _parse_hold(hold)
+    if reject and not 300 <= reject <= 699:
+        raise click.BadParameter("--reject is a final status from 300 to 699")
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        taken = await _one_call(agent, tone, wait)
-        await taken.established()
-        if seconds:
-            await _sleep(agent.reactor, seconds)
-            await taken.hang_up()
-        else:
-            await taken.ended()
-        if record:
-            taken.write_wav(record)
-        if identity.server is not None:
+        post = _Post(agent, tone, samples, messages, reject)
+        await agent.start()
+        if agent.has_server:
+            await agent.register()
+        click.echo(f"{agent.aor} answers at {agent.contact}", err=True)
+        taken = await post.first(wait)
+        result: dict[str, Any] = {"ok": True}
+        if taken is not None and reject:
+            result.update(remote=taken.remote, cause=await taken.ended())
+        elif taken is not None:
+            await taken.established()
+            await _talk(taken, agent.reactor, dtmf, held, seconds)
+            if record:
+                taken.write_wav(record)
+            result = _describe(taken, _listened(tone))
+        if agent.has_server:
             await agent.unregister()
-        return _describe(taken, _listened(tone))
+        return {**result, "texts": post.texts}
 
-    identity = _identity(user, password, server, bind, port, transport)
-    _finish(_run(identity, work), as_json, ladder, _call_text)
+    _run(phone, work, lambda result: _call_text(result) if "heard" in result else "\n".join(_answer_lines(result)))
 
 
-async def _one_call(agent: UserAgent, tone: float | None, wait: float) -> UserCall:
-    """Announce ourselves, and answer the first call; CallFailed if none comes within `wait` seconds."""
-    from twisted.internet.defer import Deferred
+def _answer_lines(result: Any) -> list[str]:
+    lines = [f"{result['remote']}: {result['cause']}"] if "remote" in result else []
+    return [*lines, *_texts_lines(result)]
 
-    from p2psipd.net.user_agent import CallFailed
 
-    calling: Deferred[UserCall] = Deferred()
+class _Post:
+    """What comes to a phone that answers: one call, or some texts; further calls are busy."""
 
-    def take(incoming: UserCall) -> None:
-        if calling.called:
+    def __init__(
+        self, agent: UserAgent, tone: float | None, samples: array[int] | None, messages: int, reject: int
+    ) -> None:
+        from twisted.internet.defer import Deferred
+
+        self.texts: list[dict[str, str]] = []
+        self._agent = agent
+        self._tone = tone
+        self._samples = samples
+        self._messages = messages
+        self._reject = reject
+        self._first: Deferred[UserCall | None] = Deferred()
+        agent.on_call = self._call
+        agent.on_message = self._text
+
+    def _call(self, incoming: UserCall) -> None:
+        if self._first.called or self._messages:
             incoming.reject(486)
-            return
-        incoming.answer(tone)
-        calling.callback(incoming)
+        elif self._reject:
+            incoming.reject(self._reject)
+            self._first.callback(incoming)
+        else:
+            incoming.answer(self._tone, self._samples)
+            self._first.callback(incoming)
 
-    agent.on_call = take
-    await agent.start()
-    if agent.has_server:
-        await agent.register()
-    click.echo(f"{agent.aor} answers at {agent.contact}", err=True)
-    timer = agent.reactor.callLater(
-        wait, lambda: calling.errback(CallFailed(f"nobody called in {wait:g} s", 408))
-    )
-    try:
-        return await calling
-    finally:
-        if timer.active():
-            timer.cancel()
+    def _text(self, sender: str, text: str) -> None:
+        self.texts.append({"from": sender, "text": text})
+        if self._messages and len(self.texts) >= self._messages and not self._first.called:
+            self._first.callback(None)
+
+    async def first(self, wait: float) -> UserCall | None:
+        """The first call, None when enough texts have come; CallFailed if that is not so within `wait` seconds."""
+        from p2psipd.net.user_agent import CallFailed
+
+        what = f"fewer than {self._messages} texts came" if self._messages else "nobody called"
+        timer = self._agent.reactor.callLater(
+            wait, lambda: self._first.errback(CallFailed(f"{what} in {wait:g} s", 408))
+        )
+        try:
+            return await self._first
+        finally:
+            if timer.active():
+                timer.cancel()
 
 
 @ua.command()
 @click.argument("target")
 @click.argument("text")
-@_identity_options
-def message(
-    target: str,
-    text: str,
-    user: str,
-    password: str,
-    server: str | None,
-    bind: str,
-    port: int,
-    transport: str | None,
-    ladder: bool,
-    as_json: bool,
-) -> None:
-    """Send TEXT to TARGET (SIP MESSAGE)."""
+@_phone_options
+def message(phone: Phone, target: str, text: str) -> None:
+    """Send TEXT to TARGET (SIP MESSAGE); `ua answer --messages 1` takes one."""
     from p2psipd.net.user_agent import UserAgentError
 
     async def work(agent: UserAgent) -> dict[str, Any]:
@@ -381,9 +532,4 @@ def message(
             raise UserAgentError(f"{target}: {status}", status)
         return {"ok": True, "target": target, "status": status}
 
-    _finish(
-        _run(_identity(user, password, server, bind, port, transport), work),
-        as_json,
-        ladder,
-        lambda result: f"{result['target']}: {result['status']}",
-    )
+    _run(phone, work, lambda result: f"{result['target']}: {result['status']}")
