@@ -15,6 +15,7 @@ want sipsak sipsak
 want tshark tshark
 want faketime faketime
 want openssl openssl
+want secsipidx secsipidx
 want tcpdump tcpdump
 [ -n "$packages" ] || exit 0
 
