@@ -9,7 +9,7 @@ in a run leaves in one write (an acknowledgement together with the answer).
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, cast
 
@@ -72,8 +72,8 @@ class Driver:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
-        self.inputs: dict[type, int] = {}
-        self.outputs: dict[type, int] = {}
+        self.inputs: defaultdict[type, int] = defaultdict(int)
+        self.outputs: defaultdict[type, int] = defaultdict(int)
         self.faults = 0
         self.trace = False
         self._log = Logger(namespace=f"p2psipd.{name}")
@@ -130,7 +130,7 @@ class Driver:
 
     def _step(self, item: object) -> None:
         kind = item.__class__
-        self.inputs[kind] = self.inputs.get(kind, 0) + 1
+        self.inputs[kind] += 1
         now = self._clock.seconds()
         try:
             if kind is _Call:
@@ -144,12 +144,12 @@ class Driver:
             self._log.debug(
                 "{name}: {item} -> {outputs}", name=self.name, item=_Brief(item), outputs=_Brief(outputs)
             )
+        counts, handlers = self.outputs, self._handlers
         for output in outputs:
             kind = output.__class__
-            self.outputs[kind] = self.outputs.get(kind, 0) + 1
+            counts[kind] += 1
             try:
-                handler: Callable[[Any], object] = self._handlers.get(kind, self._otherwise)
-                handler(output)
+                handlers.get(kind, self._otherwise)(output)
             except Exception:
                 self._log.failure("could not perform {output}", output=_Brief(output))
 

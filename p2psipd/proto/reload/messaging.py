@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
+from p2psipd.proto.reload.bodies import EncodedBody
 from p2psipd.proto.reload.errors import (
     ErrorCode,
     Forbidden,
@@ -281,7 +282,7 @@ class Messaging(LinkLayer):
     def request(
         self,
         target: Destination,
-        body: Body,
+        body: Body | EncodedBody,
         on_answer: OnAnswer,
         *,
         through: tuple[Destination, ...] = (),
@@ -305,7 +306,8 @@ class Messaging(LinkLayer):
             and via is None
             and (node == self.node_id or (resource is not None and self.topology.responsible(resource)))
         ):
-            self._local(body, on_answer, certificates, node is not None, sealer or self._sealer)
+            whole = body if isinstance(body, Body) else decode_body(body.code, body.encode(), self._models)
+            self._local(whole, on_answer, certificates, node is not None, sealer or self._sealer)
             return transaction_id
         header = ForwardingHeader(
             self.overlay_hash,

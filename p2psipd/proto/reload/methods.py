@@ -168,7 +168,8 @@ class Methods:
                 kinds, certificates = replica.kinds, replica.certificates
         generations = {kind.kind: kind.generation for kind in answer.kinds}
         copies = tuple(kind._replace(generation=generations.get(kind.kind, kind.generation)) for kind in kinds)
-        for rank, node in enumerate(nodes, 1):
+        first = StoreReq(body.resource, 1, copies)
+        for node, copy in zip(nodes, first.for_replicas(len(nodes)), strict=True):
 
             def copied(result: Answer, node: NodeId = node) -> None:
                 if isinstance(result.body, StoreAns):
@@ -176,9 +177,7 @@ class Methods:
                 else:
                     peer.count("replica-refused")
 
-            peer.request(
-                NodeDestination(node), StoreReq(body.resource, rank, copies), copied, certificates=certificates
-            )
+            peer.request(NodeDestination(node), copy, copied, certificates=certificates)
         return tuple(nodes)
 
     def _store_replica(self, request: IncomingRequest, body: StoreReq) -> Body:

@@ -44,12 +44,7 @@ class Sealer:
         contents = MessageContents(code, body).encode()
         data = message_signature_input(self._overlay_hash, header.transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
-        block = self._own_block
-        if certificates:
-            own = self.credential.certificate.der
-            others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
-            if others:
-                block = _U16.pack(len(self._own) + len(others)) + self._own + others
+        block = self._block(certificates) if certificates else self._own_block
         tail = b"".join(
             (
                 contents,
@@ -61,6 +56,12 @@ class Sealer:
             )
         )
         return header.encode(len(tail)) + tail
+
+
+    def _block(self, certificates: Iterable[bytes]) -> bytes:
+        own = self.credential.certificate.der
+        others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
+        return _U16.pack(len(self._own) + len(others)) + self._own + others if others else self._own_block
 
 
 class Opener:

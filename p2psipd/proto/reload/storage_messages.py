@@ -19,7 +19,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 import attrs
 
 from p2psipd.proto.octets import OctetsError, Reader, opaque8, opaque16, opaque32
-from p2psipd.proto.reload.bodies import Body, DataModel, Kinds, MessageCode
+from p2psipd.proto.reload.bodies import Body, DataModel, EncodedBody, Kinds, MessageCode
 from p2psipd.proto.reload.errors import UnknownKind
 from p2psipd.proto.reload.ids import (
     INVALID_NODE_ID,
@@ -316,7 +316,7 @@ def _read_kind_values(reader: Reader, kinds: Kinds) -> list[tuple[int, int, tupl
 def _check_distinct(kinds: Iterable[int]) -> None:
     """A Store or Find names a kind only once (sections 7.4.1.1 and 7.4.4.1)."""
     seen = list(kinds)
-    if len(set(seen)) != len(seen):
+    if len(seen) > 1 and len(set(seen)) != len(seen):
         raise OctetsError("a kind is named twice")
 
 
@@ -399,7 +399,7 @@ class StoreReq(Body):
     kinds: tuple[StoreKindData, ...]
 
     def _write(self) -> bytes:
-        _check_distinct(data.kind for data in self.kinds)
+        _check_distinct([data.kind for data in self.kinds])
         if not 0 <= self.replica_number < 256:
             raise OctetsError(f"replica number {self.replica_number} does not fit in an octet")
         kinds = b"".join([_write_kind_values(*data) for data in self.kinds])
@@ -410,8 +410,15 @@ class StoreReq(Body):
         resource = _read_resource(reader)
         replica_number = reader.u8()
         data = tuple([StoreKindData(*item) for item in _read_kind_values(reader, kinds)])
-        _check_distinct(item.kind for item in data)
+        _check_distinct([item.kind for item in data])
         return cls(resource, replica_number, data)
+
+    def for_replicas(self, count: int) -> list[EncodedBody]:
+        """The same for each of `count` replicas, numbered from 1: they differ in one octet."""
+        octets = self.encode()
+        at = 1 + len(self.resource)
+        before, behind = octets[:at], octets[at + 1 :]
+        return [EncodedBody(self.code, before + bytes((number,)) + behind) for number in range(1, count + 1)]
 
 
 @attrs.define(unsafe_hash=True)

@@ -7,6 +7,7 @@ answer; the responsible peer and one more are asked before a record is declared 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ class UserRequests:
         self._jobs: dict[int, object] = {}
         self._last_storage_time = 0
         self._stored_at: dict[ResourceId, float] = {}
+        self._fetching: deque[tuple[float, _FetchJob]] = deque()
+        self._fetching_armed = False
         self.guard = FreshnessGuard()
         self.handlers: dict[type, Callable[..., None]] = {
             peer_io.Store: self._store,
@@ -131,11 +134,12 @@ class UserRequests:
         kinds = self._peer.configuration.kinds
         whole = []
         for one in specifiers:
-            model = kinds[one.kind].data_model if one.kind in kinds else None
-            if model is DataModel.ARRAY and one.ranges is None:
-                one = one._replace(ranges=((0, 0xFFFFFFFF),))
-            elif model is DataModel.DICTIONARY and one.keys is None:
-                one = one._replace(keys=())
+            kind, generation, ranges, keys = one
+            model = kinds[kind].data_model if kind in kinds else None
+            if model is DataModel.ARRAY and ranges is None:
+                one = StoredDataSpecifier(kind, generation, ((0, 0xFFFFFFFF),), keys)
+            elif model is DataModel.DICTIONARY and keys is None:
+                one = StoredDataSpecifier(kind, generation, ranges, ())
             whole.append(one)
         return tuple(whole)
 
@@ -233,6 +237,26 @@ class UserRequests:
             item = item._replace(fresh=True)
         _FetchJob(self._peer, self, item).start()
 
+    def give_up_later(self, job: _FetchJob) -> None:
+        """Let `job` fail if it is not done in time.  All may take equally long, so they wait in a queue."""
+        fetching, jobs = self._fetching, self._jobs
+        while fetching and fetching[0][1].ref not in jobs:
+            fetching.popleft()
+        fetching.append((self._peer.now + _FETCH_FOR, job))
+        if not self._fetching_armed:
+            self._fetching_armed = True
+            self._peer.call_at(fetching[0][0], self._give_up)
+
+    def _give_up(self) -> None:
+        fetching = self._fetching
+        while fetching and (fetching[0][0] <= self._peer.now or not self.waiting(fetching[0][1].ref)):
+            _, job = fetching.popleft()
+            if self.waiting(job.ref):
+                job.overdue()
+        self._fetching_armed = bool(fetching)
+        if fetching:
+            self._peer.call_at(fetching[0][0], self._give_up)
+
     # -- trace ---------------------------------------------------------------------------------------------
 
     def _trace(self, item: peer_io.Trace) -> None:
@@ -273,6 +297,23 @@ class UserRequests:
 class _FetchJob:
     """One Fetch of the local user, over several requests if need be."""
 
+    __slots__ = (
+        "_asked",
+        "_asked_responsible",
+        "_body",
+        "_empty",
+        "_empty_from_others",
+        "_empty_from_responsible",
+        "_error",
+        "_item",
+        "_open",
+        "_peer",
+        "_readers",
+        "_silent",
+        "_started_at",
+        "_user",
+    )
+
     def __init__(self, peer: Peer, user: UserRequests, item: peer_io.Fetch) -> None:
         self._peer = peer
         self._user = user
@@ -300,7 +341,7 @@ class _FetchJob:
                 if verified.values:
                     self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
                     return
-        peer.call_at(peer.now + _FETCH_FOR, self._overdue)
+        self._user.give_up_later(self)
         self._ask_first()
 
     def _ask_first(self) -> None:
@@ -319,9 +360,14 @@ class _FetchJob:
             # There and on to a holder: each of the two hops may be as late as the first.
             peer.call_at(peer.now + 2 * min(map(peer.hedge_after, relays)), self._hedge)
 
-    def _overdue(self) -> None:
-        if self._user.waiting(self._item.ref):
-            self._user.fail(self._item.ref, self._error or RequestTimeout(f"no answer in {_FETCH_FOR} s"))
+    @property
+    def ref(self) -> int:
+        """The user's number of this Fetch."""
+        return self._item.ref
+
+    def overdue(self) -> None:
+        """It has taken too long."""
+        self._user.fail(self._item.ref, self._error or RequestTimeout(f"no answer in {_FETCH_FOR} s"))
 
     def _ask_next(self) -> None:
         """Ask as many holders again as were asked before; where none is left, the responsible peer and the holders

@@ -7,6 +7,7 @@ owner may write this kind at this resource, and the signature holds.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b, sha256
 from struct import Struct
@@ -315,7 +316,7 @@ class FreshnessGuard:
 
     def __init__(self, limit: int = 10_000) -> None:
         self._limit = limit
-        self._seen: dict[tuple[bytes, int, bytes], int] = {}
+        self._seen: OrderedDict[tuple[bytes, int, bytes], int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._seen)
@@ -327,7 +328,7 @@ class FreshnessGuard:
         known = seen.pop(entry, -1)
         seen[entry] = max(known, storage_time)
         if len(seen) > self._limit:
-            del seen[next(iter(seen))]
+            seen.popitem(last=False)
         return storage_time >= known
 
 
