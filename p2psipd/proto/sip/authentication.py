@@ -109,8 +109,8 @@ class DigestGate:
             if len(self._templates) >= _TEMPLATES:
                 self._templates.clear()
             found = []
-            for line in challenges(realm, "\x00", algorithms, stale):
-                before, _, after = line.partition("\x00")
+            for line in challenges(realm, "?", algorithms, stale):
+                before, _, after = line.partition("?")
                 found.append((before, after))
             self._templates[key] = found
         return found
