@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import Address, NodeConfig, SipSection
 from p2psipd.config.wording import fault_of
-from p2psipd.toml_lines import key_lines
+from p2psipd.toml_lines import KeyPath, key_lines
 
 #: The environment variable that does the same as ``node.keylog``.
 KEYLOG_VARIABLE = "P2PSIPD_KEYLOG"
@@ -41,15 +41,7 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None)
 
 def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -> NodeConfig:
     """Check ``content``, the octets of the configuration file named ``file``; as :func:`load`."""
-    try:
-        text = content.decode("utf-8")
-        values = tomllib.loads(text)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Fault(file, line, "", "expected UTF-8 text")]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([_syntax_fault(file, text, error)]) from None
-    lines = key_lines(text)
+    values, lines = parse_toml(content, file)
     try:
         config = NodeConfig.model_validate(values)
     except ValidationError as error:
@@ -61,6 +53,18 @@ def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def parse_toml(content: bytes, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+    """The values of a TOML file and the line of each key path; ConfigError for what is no TOML."""
+    try:
+        text = content.decode("utf-8")
+        return tomllib.loads(text), key_lines(text)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Fault(file, line, "", "expected UTF-8 text")]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_fault(file, text, error)]) from None
 
 
 def _syntax_fault(file: str, text: str, error: tomllib.TOMLDecodeError) -> Fault:

@@ -26,12 +26,17 @@ _EXPECTED = {
 }
 
 
-def fault_of(file: str, lines: Mapping[KeyPath, int], detail: ErrorDetails) -> Fault:
-    """pydantic's error as a :class:`Fault`, in words that say what was expected."""
+def fault_of(
+    file: str, lines: Mapping[KeyPath, int], detail: ErrorDetails, root: type[BaseModel] = NodeConfig
+) -> Fault:
+    """pydantic's error as a :class:`Fault`, in words that say what was expected.
+
+    ``root`` is the model of the whole file.
+    """
     path = _known_part(lines, detail)
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        message = "unknown key" + _suggestion(str(path[-1]), _siblings(path[:-1]))
+        message = "unknown key" + _suggestion(str(path[-1]), _siblings(path[:-1], root))
     elif kind == "missing":
         message = "missing; expected this table" if len(path) == 1 else "missing; expected this key"
     elif kind in ("greater_than", "greater_than_equal"):
@@ -41,7 +46,7 @@ def fault_of(file: str, lines: Mapping[KeyPath, int], detail: ErrorDetails) -> F
         message = f"expected a number of at most {context.get('le', context.get('lt'))}"
     elif kind == "literal_error":
         message = f"expected {context['expected']}".replace("'", '"')
-        message += _suggestion(str(detail["input"]), _literals(path))
+        message += _suggestion(str(detail["input"]), _literals(path, root))
     else:
         message = _EXPECTED.get(kind, detail["msg"])
     return Fault(file, line_of(lines, path), _dotted(path), message)
@@ -64,24 +69,26 @@ def _dotted(path: KeyPath) -> str:
     return text
 
 
-def _section_at(path: KeyPath) -> type[BaseModel] | None:
-    section: type[BaseModel] | None = NodeConfig
+def _section_at(path: KeyPath, root: type[BaseModel] = NodeConfig) -> type[BaseModel] | None:
+    section: type[BaseModel] | None = root
     for part in path:
+        if isinstance(part, int):
+            continue
         field = section.model_fields.get(str(part)) if section is not None else None
         candidates = (field.annotation, *get_args(field.annotation)) if field is not None else ()
         section = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
     return section
 
 
-def _siblings(path: KeyPath) -> list[str]:
-    section = _section_at(path)
+def _siblings(path: KeyPath, root: type[BaseModel] = NodeConfig) -> list[str]:
+    section = _section_at(path, root)
     return list(section.model_fields) if section is not None else []
 
 
-def _literals(path: KeyPath) -> list[str]:
+def _literals(path: KeyPath, root: type[BaseModel] = NodeConfig) -> list[str]:
     """The words allowed at ``path``."""
     names = [part for part in path if isinstance(part, str)]
-    section = _section_at(tuple(names[:-1]))
+    section = _section_at(tuple(names[:-1]), root)
     field = section.model_fields.get(names[-1]) if section is not None else None
     pending: list[Any] = [field.annotation if field is not None else None]
     words: list[str] = []

@@ -1,0 +1,427 @@
+"""The policy file of direct peering: one TOML file of its own, checked whole, so that it can be reloaded alone.
+
+:func:`read_peering` gives a :class:`Peering`: the policy, our certificates, and the checked file. Like the
+configuration it raises :class:`p2psipd.config.ConfigError` with every fault, each with its line; whoever reloads
+keeps what was in force before.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+import warnings
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from p2psipd.config.faults import ConfigError, Fault, line_of
+from p2psipd.config.model import Domain, FileName, Fingerprint, Listener, Section
+from p2psipd.config.reading import parse_toml
+from p2psipd.config.wording import fault_of
+from p2psipd.proto.identity.policy import (
+    CertificateRefused,
+    SanMatch,
+    TrustAnchors,
+    Usage,
+    fingerprint,
+    read_certificate,
+)
+from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates, warnings_of
+from p2psipd.proto.peering.peers import Federation, IdentityKind, PeeringPolicy, PeerSettings
+from p2psipd.toml_lines import KeyPath
+
+_KINDS: dict[str, tuple[IdentityKind, ...]] = {
+    "none": (),
+    "rfc8224": (IdentityKind.RFC8224,),
+    "rfc4474": (IdentityKind.RFC4474,),
+    # Verifiers are known that look at the first Identity header only, and expect RFC 4474 there.
+    "both": (IdentityKind.RFC4474, IdentityKind.RFC8224),
+}
+_PEM_END = b"-----END CERTIFICATE-----"
+
+Kinds = Literal["none", "rfc8224", "rfc4474", "both"]
+Form = Literal["compact", "full"]
+
+
+def _to_network(text: str) -> str:
+    try:
+        return str(ip_network(text, strict=False))
+    except ValueError:
+        raise PydanticCustomError("expected", 'expected a network such as "10.0.0.0/8"') from None
+
+
+def _to_identity_url(text: str) -> str:
+    parts = urlsplit(text.replace("{domain}", "a.test"))
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise PydanticCustomError("expected", 'expected a URL such as "https://{domain}:8443/identity"')
+    return text.rstrip("/")
+
+
+Network = Annotated[str, AfterValidator(_to_network)]
+IdentityUrl = Annotated[str, AfterValidator(_to_identity_url)]
+Domains = Annotated[tuple[Domain, ...], Field(strict=False)]
+Files = Annotated[tuple[FileName, ...], Field(strict=False)]
+Pins = Annotated[tuple[Fingerprint, ...], Field(strict=False)]
+
+
+class TrustSection(Section):
+    """``[trust]``: whom certificates are believed from, unless a peer has its own authorities or pins."""
+
+    system_authorities: bool = True
+    authorities: Files = ()
+    pins: Pins = ()
+    revocation_lists: Files = ()
+
+
+class AcceptSection(Section):
+    """``[accept]``: who may send us requests. Either rule is enough, ``deny`` is above both."""
+
+    domains: Domains = ()
+    authorities: Files = ()
+    deny: Domains = ()
+
+
+class PeerIdentitySection(Section):
+    """``[identity]``: Identity headers, ours and theirs, and where our certificates are served."""
+
+    send: Kinds = "rfc8224"
+    accept: Kinds = "both"
+    required: bool = True
+    form: Form = "compact"
+    shaken: bool = False
+    url: IdentityUrl | None = None
+    listen: Annotated[tuple[Listener, ...], Field(strict=False)] = ()
+    private_networks: Annotated[tuple[Network, ...], Field(strict=False)] = ()
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """``private_networks``: where certificates may be fetched from though the addresses are not public."""
+        return tuple(ip_network(text) for text in self.private_networks)
+
+
+class CertificateSection(Section):
+    """``[[certificate]]``: one of our own, for these domains."""
+
+    name: str = ""
+    domains: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+    certificate: FileName
+    key: FileName
+    use: Annotated[tuple[Literal["tls", "identity"], ...], Field(strict=False, min_length=1)] = ("tls", "identity")
+
+
+class PeerEntry(Section):
+    """``[[peer]]``: one domain whose treatment differs. What is left out is as for everybody."""
+
+    domain: Domain
+    identity: Kinds | None = None
+    accept_identity: Kinds | None = None
+    identity_required: bool | None = None
+    form: Form | None = None
+    shaken: bool | None = None
+    san_match: Literal["rfc5922", "any"] = "rfc5922"
+    authorities: Files = ()
+    pins: Pins = ()
+    revocation_lists: Files = ()
+    server_certificate_as_client: bool = False
+    certificate: str = ""
+
+
+class FederationEntry(Section):
+    """``[[federation]]``: a domain that sends, and may be received, through others."""
+
+    domain: Domain
+    through: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+
+
+class PeeringFile(Section):
+    """The whole file."""
+
+    trust: TrustSection = TrustSection()
+    accept: AcceptSection = AcceptSection()
+    identity: PeerIdentitySection = PeerIdentitySection()
+    certificate: Annotated[tuple[CertificateSection, ...], Field(strict=False, min_length=1)]
+    peer: Annotated[tuple[PeerEntry, ...], Field(strict=False)] = ()
+    federation: Annotated[tuple[FederationEntry, ...], Field(strict=False)] = ()
+
+
+class Peering(NamedTuple):
+    """What a policy file says, with everything that it names. ``warnings`` are sentences for the log."""
+
+    file: PeeringFile
+    policy: PeeringPolicy
+    own: OwnCertificates
+    warnings: tuple[str, ...]
+
+    def identity_url(self, own: OwnCertificate, domain: str, kind: IdentityKind) -> str:
+        """Where ``own`` is served for a From address of ``domain``: DER for RFC 4474, PEM with its chain for
+        RFC 8224. A new certificate has a new URL (RFC 4474 section 9).
+        """
+        base = (self.file.identity.url or "").replace("{domain}", domain)
+        return f"{base}/{served_name(own, kind)}"
+
+
+def served_name(own: OwnCertificate, kind: IdentityKind) -> str:
+    """The last segment of the URL of a certificate."""
+    return f"{own.certificate.fingerprint[:16]}.{'cer' if kind is IdentityKind.RFC4474 else 'pem'}"
+
+
+def read_peering(path: str | os.PathLike[str], wall: float) -> Peering:
+    """The checked policy file at ``path`` and all files it names, certificates being judged at ``wall``.
+
+    File names in it are relative to its directory. Raises ConfigError with every fault.
+    """
+    file = os.fspath(path)
+    try:
+        content = Path(file).read_bytes()
+    except OSError as error:
+        raise ConfigError([Fault(file, 0, "", f"cannot be read: {error.strerror}")]) from None
+    values, lines = parse_toml(content, file)
+    try:
+        checked = PeeringFile.model_validate(values)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise ConfigError([fault_of(file, lines, detail, PeeringFile) for detail in details]) from None
+    return _Reader(file, lines, checked, wall).peering()
+
+
+class _Reader:
+    """Reads what the file names, and collects faults on the way."""
+
+    def __init__(self, file: str, lines: dict[KeyPath, int], checked: PeeringFile, wall: float) -> None:
+        self._file, self._lines, self._checked, self._wall = file, lines, checked, wall
+        self._directory = Path(file).absolute().parent
+        self._faults: list[Fault] = []
+        self._read: dict[str, bytes] = {}
+
+    def peering(self) -> Peering:
+        """Everything, or ConfigError."""
+        own = OwnCertificates(
+            found
+            for index, section in enumerate(self._checked.certificate)
+            if (found := self._own_certificate(index, section)) is not None
+        )
+        policy = self._policy()
+        if not self._faults:
+            self._check_names(own)
+            self._check_identity(own, policy)
+        if self._faults:
+            raise ConfigError(self._faults)
+        return Peering(self._checked, policy, own, tuple(warnings_of(own.certificates, self._wall)))
+
+    def _fault(self, path: KeyPath, message: str) -> None:
+        key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+        self._faults.append(Fault(self._file, line_of(self._lines, path), key, message))
+
+    # -- certificates --------------------------------------------------------------------------------------
+
+    def _own_certificate(self, index: int, section: CertificateSection) -> OwnCertificate | None:
+        path: KeyPath = ("certificate", index)
+        chain = self._certificates(section.certificate, (*path, "certificate"))
+        key = self._key(section.key, (*path, "key"))
+        if not chain or key is None:
+            return None
+        try:
+            leaf = read_certificate(chain[0])
+        except CertificateRefused as refused:
+            self._fault((*path, "certificate"), f"{section.certificate}: {refused.detail}")
+            return None
+        name = section.name or section.domains[0]
+        uses = frozenset(CertificateUse(word) for word in section.use)
+        own = OwnCertificate(name, leaf, tuple(chain), key, section.domains, uses)
+        if fault := own.fault(self._wall):
+            at = "key" if "key" in fault else "domains" if fault.startswith("domain ") else "certificate"
+            self._fault((*path, at), fault)
+        return own
+
+    def _key(self, name: str, path: KeyPath) -> EllipticCurvePrivateKey | RSAPrivateKey | None:
+        content = self._content(name, path)
+        if content is None:
+            return None
+        try:
+            key = load_pem_private_key(content, None)
+        except (ValueError, TypeError) as error:
+            self._fault(path, f"{name}: expected a PEM private key without a password ({error})")
+            return None
+        if isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
+            return key
+        self._fault(path, f"{name}: expected an elliptic curve or RSA key")
+        return None
+
+    def _content(self, name: str, path: KeyPath) -> bytes | None:
+        if name not in self._read:
+            try:
+                self._read[name] = (self._directory / name).read_bytes()
+            except OSError as error:
+                self._fault(path, f"{name} cannot be read: {error.strerror}")
+                return None
+        return self._read[name]
+
+    def _certificates(self, name: str, path: KeyPath) -> list[bytes]:
+        content = self._content(name, path)
+        if content is None:
+            return []
+        try:
+            return [one.public_bytes(Encoding.DER) for one in x509.load_pem_x509_certificates(content)]
+        except ValueError as error:
+            self._fault(path, f"{name}: expected PEM certificates ({error})")
+            return []
+
+    def _revocation_list(self, name: str, path: KeyPath) -> list[bytes]:
+        content = self._content(name, path)
+        if content is None:
+            return []
+        try:
+            load = x509.load_pem_x509_crl if content.lstrip().startswith(b"-----") else x509.load_der_x509_crl
+            return [load(content).public_bytes(Encoding.DER)]
+        except ValueError as error:
+            self._fault(path, f"{name}: expected a revocation list, PEM or DER ({error})")
+            return []
+
+    # -- policy --------------------------------------------------------------------------------------------
+
+    def _policy(self) -> PeeringPolicy:
+        file = self._checked
+        accepted = self._all(file.accept.authorities, ("accept", "authorities"))
+        # Who is accepted by its authority must be believed by it, too.
+        roots = [*self._all(file.trust.authorities, ("trust", "authorities")), *accepted]
+        if file.trust.system_authorities:
+            roots += system_authorities()
+        revocations = self._revocations(file.trust.revocation_lists, ("trust", "revocation_lists"))
+        anchors = self._anchors(roots, file.trust.pins, revocations, ("trust",))
+        identity = file.identity
+        default = PeerSettings(
+            "",
+            _KINDS[identity.send],
+            frozenset(_KINDS[identity.accept]),
+            identity.required,
+            identity.form == "full",
+            identity.shaken,
+            SanMatch.RFC5922,
+            anchors,
+        )
+        peers = [self._peer(index, entry, default, revocations) for index, entry in enumerate(file.peer)]
+        self._once(("peer",), [entry.domain for entry in file.peer])
+        self._once(("federation",), [entry.domain for entry in file.federation])
+        return PeeringPolicy(
+            default,
+            peers,
+            accept_domains=file.accept.domains,
+            accept_authorities=[fingerprint(der) for der in accepted],
+            deny=file.accept.deny,
+            federations=[Federation(entry.domain, entry.through) for entry in file.federation],
+        )
+
+    def _peer(self, index: int, entry: PeerEntry, default: PeerSettings, revocations: list[bytes]) -> PeerSettings:
+        path: KeyPath = ("peer", index)
+        anchors = default.anchors
+        # Who has authorities or pins of its own is believed on nobody else's word.
+        if entry.authorities or entry.pins or entry.revocation_lists:
+            own = self._all(entry.authorities, (*path, "authorities"))
+            roots = own if entry.authorities or entry.pins else list(default.anchors.roots)
+            lists = [*revocations, *self._revocations(entry.revocation_lists, (*path, "revocation_lists"))]
+            anchors = self._anchors(roots, entry.pins, lists, path)
+
+        def chosen(value: Any, otherwise: Any) -> Any:
+            return otherwise if value is None else value
+
+        return PeerSettings(
+            entry.domain,
+            default.send if entry.identity is None else _KINDS[entry.identity],
+            default.accept if entry.accept_identity is None else frozenset(_KINDS[entry.accept_identity]),
+            chosen(entry.identity_required, default.required),
+            default.full_form if entry.form is None else entry.form == "full",
+            chosen(entry.shaken, default.shaken),
+            SanMatch(entry.san_match),
+            anchors,
+            Usage.SERVER_AS_CLIENT if entry.server_certificate_as_client else Usage.CLIENT,
+            entry.certificate,
+        )
+
+    def _anchors(
+        self, roots: Iterable[bytes], pins: Sequence[str], lists: Iterable[bytes], path: KeyPath
+    ) -> TrustAnchors:
+        try:
+            return TrustAnchors(roots, [pin.removeprefix("sha256:") for pin in pins], lists)
+        except CertificateRefused as refused:
+            self._fault(path, f"expected authorities and revocation lists that can be used: {refused.detail}")
+            return TrustAnchors()
+
+    def _all(self, names: Sequence[str], path: KeyPath) -> list[bytes]:
+        return [der for index, name in enumerate(names) for der in self._certificates(name, (*path, index))]
+
+    def _revocations(self, names: Sequence[str], path: KeyPath) -> list[bytes]:
+        return [der for index, name in enumerate(names) for der in self._revocation_list(name, (*path, index))]
+
+    # -- what lies between keys ----------------------------------------------------------------------------
+
+    def _once(self, path: KeyPath, domains: Sequence[str]) -> None:
+        for index, domain in enumerate(domains):
+            if domain in domains[:index]:
+                self._fault((*path, index, "domain"), f"expected one entry for {domain}, there is another above")
+
+    def _check_names(self, own: OwnCertificates) -> None:
+        names = [one.name for one in own.certificates]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                self._fault(("certificate", index), f"expected a name of its own beside the other {name}")
+        for index, entry in enumerate(self._checked.peer):
+            named = own.by_name(entry.certificate) if entry.certificate else None
+            if entry.certificate and (named is None or CertificateUse.TLS not in named.uses):
+                message = f"expected the name of a certificate for tls, one of: {', '.join(names)}"
+                self._fault(("peer", index, "certificate"), message)
+        if not own.domains:
+            self._fault(("certificate",), 'expected one with use "tls": nobody could connect to us')
+
+    def _check_identity(self, own: OwnCertificates, policy: PeeringPolicy) -> None:
+        """Whether every own domain can sign what is to be sent, under a URL that its peers will accept."""
+        wanted: dict[IdentityKind, KeyPath] = dict.fromkeys(policy.default.send, ("identity", "send"))
+        for index, entry in enumerate(self._checked.peer):
+            for kind in policy.settings(entry.domain).send:
+                wanted.setdefault(kind, ("peer", index, "identity"))
+        needs = {IdentityKind.RFC4474: "an RSA key", IdentityKind.RFC8224: "a P-256 key"}
+        for domain in own.domains:
+            for kind, path in wanted.items():
+                if own.for_identity(domain, kind) is None:
+                    message = f"expected a certificate for {domain} with {needs[kind]}, which {kind.value} needs"
+                    self._fault(path, message)
+        if not wanted:
+            return
+        if self._checked.identity.url is None:
+            self._fault(("identity",), "expected url: where peers find our certificates")
+            return
+        for domain in own.domains:
+            host = urlsplit(self._checked.identity.url.replace("{domain}", domain)).hostname or ""
+            shown = own.for_tls(domain)
+            if shown is not None and not shown.certificate.speaks_for(host):
+                message = f"expected a host that the TLS certificate of {domain} names, not {host}"
+                self._fault(("identity", "url"), message)
+
+
+def system_authorities() -> list[bytes]:
+    """The root certificates of the operating system (DER); what cannot serve as one is passed over."""
+    name = ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
+    try:
+        content = Path(name).read_bytes()
+    except OSError:
+        return []
+    usable = []
+    for block in content.split(_PEM_END)[:-1]:
+        with warnings.catch_warnings():
+            # What the library only warns of today it refuses tomorrow: one such root must not cost us the others.
+            warnings.simplefilter("error")
+            try:
+                der = x509.load_pem_x509_certificate(block + _PEM_END).public_bytes(Encoding.DER)
+                TrustAnchors([der])
+            except (ValueError, Warning):
+                continue
+        usable.append(der)
+    return usable

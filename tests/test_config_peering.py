@@ -1,0 +1,161 @@
+"""The policy file of direct peering: what it may say, and which faults are found before anything starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from p2psipd.config import ConfigError
+from p2psipd.config.peering import Peering, read_peering, system_authorities
+from p2psipd.proto.identity.policy import SanMatch, Usage, fingerprint
+from p2psipd.proto.peering.own_certificates import CertificateUse
+from p2psipd.proto.peering.peers import IdentityKind
+from tests.proto.identity.domain_certificates import DAY, WALL, TestAuthority, dns, ec_key, pem, rsa_key, self_signed
+
+CA = TestAuthority()
+OTHER_CA = TestAuthority("Other CA")
+
+FILE = """\
+[trust]
+system_authorities = false
+authorities = ["ca.pem"]
+revocation_lists = ["ca.crl"]
+
+[accept]
+domains = ["b.test"]
+authorities = ["other.pem"]
+deny = ["evil.test"]
+
+[identity]
+send = "both"
+url = "https://{domain}:8443/identity/"
+
+[[certificate]]
+name = "ec"
+domains = ["a.test", "a2.test"]
+certificate = "a.pem"
+key = "a.key"
+
+[[certificate]]
+name = "rsa"
+domains = ["a.test", "a2.test"]
+certificate = "rsa.pem"
+key = "rsa.key"
+use = ["identity"]
+
+[[peer]]
+domain = "b.test"
+identity = "rfc4474"
+san_match = "any"
+pins = ["sha256:@PIN@"]
+server_certificate_as_client = true
+certificate = "ec"
+
+[[federation]]
+domain = "c.test"
+through = ["b.test"]
+"""
+PINNED = self_signed(dns("b.test"))
+
+
+def certificate_pem(der: bytes) -> bytes:
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+
+
+def read(directory: Path, text: str = FILE, wall: float = WALL) -> Peering:
+    names = dns("a.test", "a2.test")
+    files = {
+        "ca.pem": certificate_pem(CA.der),
+        "other.pem": certificate_pem(OTHER_CA.der),
+        "ca.crl": CA.revocation_list(),
+        "a.pem": certificate_pem(CA.issue(names)),
+        "a.key": pem(ec_key(1)),
+        "rsa.pem": certificate_pem(CA.issue(names, rsa_key())),
+        "rsa.key": pem(rsa_key()),
+        "peering.toml": text.replace("@PIN@", fingerprint(PINNED)).encode(),
+    }
+    for name, content in files.items():
+        (directory / name).write_bytes(content)
+    return read_peering(directory / "peering.toml", wall)
+
+
+def faults(directory: Path, text: str, wall: float = WALL) -> list[str]:
+    with pytest.raises(ConfigError) as error:
+        read(directory, text, wall)
+    return [str(fault).replace(str(directory) + os.sep, "") for fault in error.value.faults]
+
+
+def test_the_whole_file(tmp_path: Path) -> None:
+    """Every key of the file arrives in the policy, the certificates and the URLs."""
+    peering = read(tmp_path)
+    default, b = peering.policy.settings("x.test"), peering.policy.settings("B.test")
+    assert default.send == (IdentityKind.RFC4474, IdentityKind.RFC8224) and b.send == (IdentityKind.RFC4474,)
+    assert (default.san_match, b.san_match) == (SanMatch.RFC5922, SanMatch.ANY)
+    assert (default.client_usage, b.client_usage) == (Usage.CLIENT, Usage.SERVER_AS_CLIENT)
+    assert b.certificate == "ec" and b.anchors.pins == {fingerprint(PINNED)} and not b.anchors.roots
+    assert set(default.anchors.roots) == {CA.der, OTHER_CA.der}
+    assert peering.policy.client([PINNED], WALL).domains == {"b.test"}
+    rsa = peering.own.for_identity("a2.test", IdentityKind.RFC4474)
+    assert rsa is not None and rsa.uses == {CertificateUse.IDENTITY}
+    url = peering.identity_url(rsa, "a2.test", IdentityKind.RFC4474)
+    assert url == f"https://a2.test:8443/identity/{rsa.certificate.fingerprint[:16]}.cer"
+    assert peering.own.domains == ("a.test", "a2.test") and peering.warnings == ()
+
+
+def test_peering_048_our_certificates_must_fit(tmp_path: Path) -> None:
+    """A domain not in the certificate, an expired one and a foreign key are faults; a warning comes 14 days before."""
+    wrong = FILE.replace(
+        'domains = ["a.test", "a2.test"]\ncertificate = "a.pem"', 'domains = ["z.test"]\ncertificate = "a.pem"'
+    )
+    found = faults(tmp_path, wrong)
+    assert found == ["peering.toml:17: certificate[0].domains: domain z.test not in certificate"]
+    assert "it expired on" in "".join(faults(tmp_path, FILE, WALL + 31 * DAY))
+    swapped = FILE.replace('key = "a.key"', 'key = "rsa.key"')
+    assert faults(tmp_path, swapped) == ["peering.toml:19: certificate[0].key: expected the key of this certificate"]
+    assert len(read(tmp_path, wall=WALL + 17 * DAY).warnings) == 2
+
+
+def test_peering_056_the_url_names_a_host_of_the_certificate(tmp_path: Path) -> None:
+    """A URL with a host that the TLS certificate does not name is refused at the start."""
+    found = faults(tmp_path, FILE.replace("{domain}:8443", "elsewhere.test"))
+    assert found[0].startswith(
+        "peering.toml:13: identity.url: expected a host that the TLS certificate of a.test names"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("san_match = ", "san_mach = ", 'peering.toml:31: peer[0].san_mach: unknown key. Did you mean "san_match"?'),
+        ('send = "both"', 'send = "rfc4747"', "peering.toml:12: identity.send: expected"),
+        ('use = ["identity"]', 'use = ["tls"]', "peering.toml:12: identity.send: expected a certificate for a.test"),
+        ('"ca.pem"', '"none.pem"', "peering.toml:3: trust.authorities[0]: none.pem cannot be read"),
+        ('"ca.crl"', '"a.key"', "peering.toml:4: trust.revocation_lists[0]: a.key: expected a revocation list"),
+        ('"other.pem"', '"rsa.pem"', "peering.toml:1: trust: expected authorities"),
+        ('certificate = "ec"', 'certificate = "rsa"', "peering.toml:34: peer[0].certificate: expected the name"),
+        ('name = "rsa"', 'name = "ec"', "peering.toml:21: certificate[1]: expected a name of its own"),
+        ("sha256:@PIN@", "sha256:12", "peering.toml:32: peer[0].pins[0]: expected"),
+        ("[trust]", "[trust", "peering.toml:1: expected TOML"),
+        ('url = "https://{domain}:8443/identity/"', "", "peering.toml:11: identity: expected url"),
+    ],
+)
+def test_faults_have_line_and_key(tmp_path: Path, old: str, new: str, expected: str) -> None:
+    """Each fault names file, line and key, and what was expected."""
+    assert any(fault.startswith(expected) for fault in faults(tmp_path, FILE.replace(old, new))), faults(
+        tmp_path, FILE.replace(old, new)
+    )
+
+
+def test_a_domain_has_one_entry(tmp_path: Path) -> None:
+    """Two entries for one peer are a fault."""
+    again = FILE + '\n[[peer]]\ndomain = "b.test"\n'
+    assert "another above" in faults(tmp_path, again)[0]
+
+
+def test_peering_046_the_system_authorities_can_be_loaded() -> None:
+    """The well-known authorities of the system are there to be used."""
+    assert len(system_authorities()) > 20
