@@ -26,7 +26,9 @@ from p2psipd.proto.sip.locating import (
     aor_of,
     decode_gr,
     encode_gr,
+    instance_key,
     parse_flow_text,
+    resource_of,
 )
 from p2psipd.proto.sip.registrar import BindingTable, OwnBinding
 from p2psipd.proto.sip.uri import SipUri, parse_uri
@@ -66,21 +68,21 @@ class OwnBindings:
         """The step."""
         uri = query.uri
         if not isinstance(uri, SipUri) or uri.host not in self._domains:
-            if query.origin is Origin.NODE:
-                raise NotLocated(404)
             return None
-        gruu = decode_gr(uri.gr) if uri.gr else None
-        if gruu is not None and gruu.node_id != self._node_id:
+        gruu = _gruu_of(uri)
+        if gruu is not None and gruu.node_id and gruu.node_id != self._node_id:
             if query.origin is Origin.NODE:
                 raise NotLocated(404)
             return (Target(str(uri), node_id=gruu.node_id),)
-        if gruu is None and query.origin is Origin.PHONE:
+        if query.origin is not Origin.NODE and (gruu is None or gruu.resource):
             return None
         return self._own(uri, gruu, query.wall)
 
     def _own(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target]:
         owned = self._table.of(aor_of(uri.bare()), wall)
-        if gruu is not None and gruu.opaque:
+        if gruu is not None and gruu.resource:
+            owned = [own for own in owned if _is_instance(own.binding, gruu)]
+        elif gruu is not None and gruu.opaque:
             owned = [own for own in owned if own.binding.key == gruu.opaque]
         if not owned:
             raise NotLocated(404)
@@ -90,8 +92,32 @@ class OwnBindings:
         return targets
 
 
+def _gruu_of(uri: SipUri) -> Destinations | None:
+    """The destination list in a URI of a served domain; None for an address of record. Raises NotLocated for what is no
+    GRUU of ours (RFC 5627 section 6.1).
+    """
+    if not uri.gr:
+        if "gr" in uri.params:
+            raise NotLocated(404)
+        return None
+    gruu = decode_gr(uri.gr)
+    if gruu is None or (gruu.resource and gruu.resource != resource_of(aor_of(uri.bare()))):
+        raise NotLocated(404)
+    return gruu
+
+
+def _latest_first(binding: Binding) -> float:
+    """Of several flows of one instance the one that was registered last is tried first (RFC 5626 section 7)."""
+    return -binding.stored_at
+
+
+def _is_instance(binding: Binding, gruu: Destinations) -> bool:
+    return bool(binding.instance_id) and instance_key(binding.instance_id) == gruu.opaque
+
+
 class OverlayBindings:
-    """The step for users of the served domains: every binding of the user, wherever it is owned.
+    """The step for users of the served domains: every binding of the user, wherever it is owned; for a public GRUU
+    those of its instance (RFC 5627 section 6.1).
 
     Own bindings come from memory, unless the overlay says that their phones have moved on; they also stand in
     when the overlay can't be asked. Bindings of other nodes become requests to that node with a GRUU that
@@ -109,7 +135,7 @@ class OverlayBindings:
         uri = query.uri
         if query.origin is Origin.NODE or not isinstance(uri, SipUri) or uri.host not in self._domains or not uri.user:
             return None
-        aor = aor_of(uri.bare())
+        aor, gruu = aor_of(uri.bare()), _gruu_of(uri)
         try:
             stored = await self._location.bindings(aor, query.fresh)
         except LocationUnavailable:
@@ -118,9 +144,12 @@ class OverlayBindings:
             stored = ()
         self._table.moved_on(stored, self._node_id)
         owned = self._table.of(aor, query.wall)
+        if gruu is not None:
+            owned = [own for own in owned if _is_instance(own.binding, gruu)]
+            stored = [binding for binding in stored if _is_instance(binding, gruu)]
         targets = [target for own in owned if (target := own_target(own)) is not None]
         here = {own.binding.key for own in owned}
-        for binding in stored:
+        for binding in sorted(stored, key=_latest_first):
             if binding.expires_at > query.wall and binding.key not in here:
                 targets.append(self._target(uri, binding, query.wall))
         targets.sort(key=lambda target: -target.q)
@@ -154,7 +183,7 @@ def _uri_of(aor: str) -> SipUri | None:
 
 def own_target(own: OwnBinding) -> Target | None:
     """How this node reaches a phone that it owns; None when the flow is gone that was the only way."""
-    binding, flow = own
+    binding, flow, _ = own
     if flow is not None and flow.reliable and not binding.path:
         if getattr(flow, "alive", True):
             return _contact_target(binding, flow)

@@ -75,11 +75,7 @@ class OverlayAccess(Protocol):
         ...
 
     async def store(
-        self,
-        name: str | ResourceId,
-        kind: int,
-        values: Sequence[StoreValue],
-        credential: Signer | None = None,
+        self, name: str | ResourceId, kind: int, values: Sequence[StoreValue], credential: Signer | None = None
     ) -> StoreOutcome:
         """Store values of one kind."""
         ...
@@ -108,23 +104,20 @@ class OverlayLocation:
             names = further
         return list(found.values())
 
-    async def put(self, aor: str, binding: Binding) -> None:
-        """Store or replace one binding."""
-        registration = _to_registration(resource_name(aor), binding)
-        lifetime = max(1, math.ceil(binding.expires_at - self._wall()))
-        await self._store(aor, StoreValue(registration.encode(), lifetime, registration.key))
-
-    async def remove(self, aor: str, binding: Binding) -> None:
-        """Store that a binding no longer exists, for as long as it might still be somewhere."""
-        registration = _to_registration(resource_name(aor), binding)
-        lifetime = max(1, math.ceil(binding.expires_at - self._wall()))
-        await self._store(aor, StoreValue(None, lifetime, registration.key))
-
-    async def _store(self, aor: str, value: StoreValue) -> None:
+    async def write(self, aor: str, puts: Sequence[Binding], removes: Sequence[Binding]) -> None:
+        """Store or replace bindings, and store that others no longer exist, for as long as they might still be
+        somewhere: in one Store.
+        """
+        name, wall = resource_name(aor), self._wall()
+        values = []
+        for binding, stays in [*((put, True) for put in puts), *((gone, False) for gone in removes)]:
+            lifetime = max(1, math.ceil(binding.expires_at - wall))
+            value = _to_registration(name, binding).encode() if stays else None
+            values.append(StoreValue(value, lifetime, binding.key))
         try:
-            await self._overlay.store(resource_name(aor), PROXY_REGISTRATION, (value,))
+            await self._overlay.store(name, PROXY_REGISTRATION, tuple(values))
         except ReloadError as error:
-            raise LocationUnavailable(f"the binding of {aor} could not be stored: {error}") from error
+            raise LocationUnavailable(f"the bindings of {aor} could not be stored: {error}") from error
 
     async def _gather(
         self, name: str, fresh: bool, found: dict[tuple[bytes, bytes], Binding], further: list[str]

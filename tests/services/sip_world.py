@@ -104,6 +104,12 @@ class MemoryTransports:
         self.connections[number] = flow
         return flow
 
+    def too_large(self, flow: MemoryFlow, octets: int) -> bool:
+        return False
+
+    async def congestion_controlled(self, flow: MemoryFlow) -> MemoryFlow:
+        return flow
+
     def connection(self, number: int) -> MemoryFlow | None:
         flow = self.connections.get(number)
         return flow if flow is not None and flow.alive else None
@@ -131,15 +137,14 @@ class MemoryLocation:
         self._check()
         return [each for each in self.entries.get(aor, {}).values() if each.expires_at > self._wall()]
 
-    async def put(self, aor: str, binding: Binding) -> None:
+    async def write(self, aor: str, puts: Sequence[Binding], removes: Sequence[Binding]) -> None:
         self._check()
-        self.log.append(("put", aor, binding.key))
-        self.entries.setdefault(aor, {})[binding.key] = binding
-
-    async def remove(self, aor: str, binding: Binding) -> None:
-        self._check()
-        self.log.append(("remove", aor, binding.key))
-        self.entries.get(aor, {}).pop(binding.key, None)
+        for binding in puts:
+            self.log.append(("put", aor, binding.key))
+            self.entries.setdefault(aor, {})[binding.key] = binding
+        for binding in removes:
+            self.log.append(("remove", aor, binding.key))
+            self.entries.get(aor, {}).pop(binding.key, None)
 
 
 class MemoryCredentials:
@@ -167,6 +172,7 @@ class MemoryConnector:
         self.pool: dict[bytes, MemoryFlow] = {}
         self.refuse: set[bytes] = set()
         self.attached: list[bytes] = []
+        self.suspected: list[bytes] = []
 
     def start(self, receive: Any, lost: Any) -> None:
         self.receive, self.lost = receive, lost
@@ -177,6 +183,9 @@ class MemoryConnector:
 
     def pooled(self, node_id: bytes) -> Flow | None:
         return self.pool.get(node_id)
+
+    def suspect(self, node_id: bytes) -> None:
+        self.suspected.append(node_id)
 
     async def connect(self, node_id: bytes) -> Flow:
         other = self.world.connectors.get(node_id)

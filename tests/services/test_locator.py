@@ -20,6 +20,7 @@ from p2psipd.proto.sip.locating import (
     binding_key,
     decode_gr,
     encode_gr,
+    public_gruu,
 )
 from p2psipd.proto.sip.registrar import BindingTable
 from p2psipd.proto.sip.uri import SipUri, parse_uri
@@ -52,10 +53,7 @@ class Place:
         self.table = BindingTable()
         self.store = MemoryLocation(lambda: EPOCH)
         self.locator = Locator(
-            (
-                OwnBindings(self.table, HERE, (DOMAIN,)),
-                OverlayBindings(self.store, self.table, HERE, (DOMAIN,)),
-            )
+            (OwnBindings(self.table, HERE, (DOMAIN,)), OverlayBindings(self.store, self.table, HERE, (DOMAIN,)))
         )
 
     def keep(self, each: Binding) -> None:
@@ -91,7 +89,7 @@ def test_bindings_of_all_nodes_are_found_best_first() -> None:
     first, second = place.locate(AOR)
     assert first.node_id == THERE
     uri = SipUri.parse(first.uri)
-    assert (uri.user, uri.host, decode_gr(uri.gr or "")) == ("bob", DOMAIN, (THERE, other.key))
+    assert (uri.user, uri.host, decode_gr(uri.gr or "")) == ("bob", DOMAIN, (THERE, other.key, b""))
     assert (second.uri, second.flow) == (own.contact, flow)
 
 
@@ -200,3 +198,36 @@ def test_contact_elsewhere_is_no_nat() -> None:
     assert not behind_nat(binding("sip:bob@1.2.3.4"), "192.0.2.7")
     assert not behind_nat(binding("sip:bob@phone.example"), "192.0.2.7")
     assert behind_nat(binding("sip:bob@192.168.1.2"), "203.0.113.7")
+
+
+def test_a_public_gruu_reaches_its_instance_wherever_it_is() -> None:
+    """RFC 5627 section 6.1: of the user's devices only those of the instance are targets: here, at another node, or,
+    with outbound, several flows that are alternatives, the latest first after our own.
+    """
+    place = Place()
+    gruu = public_gruu(AOR, "urn:uuid:1")
+    place.table.put(binding("sip:bob@192.0.2.7", instance_id="urn:uuid:1", reg_id=1, key=b"1" * 16), flow := tcp())
+    place.table.put(binding("sip:bob@192.0.2.8", instance_id="urn:uuid:2", key=b"2" * 16), tcp())
+    for number, at in ((3, 10.0), (4, 20.0)):
+        key = bytes([number]) * 16
+        place.keep(binding("sip:bob@192.0.2.7", THERE, instance_id="urn:uuid:1", reg_id=number, key=key, stored_at=at))
+    place.keep(binding("sip:bob@192.0.2.9", THERE, instance_id="urn:uuid:3", key=b"9" * 16))
+    targets = place.locate(gruu)
+    assert [(target.flow, target.node_id) for target in targets] == [(flow, None), (None, THERE), (None, THERE)]
+    assert {target.instance for target in targets} == {"urn:uuid:1"}
+    assert [decode_gr(parse_uri(target.uri).gr).opaque for target in targets[1:]] == [b"\4" * 16, b"\3" * 16]  # type: ignore[union-attr]
+    (only,) = place.locate(public_gruu(AOR, "urn:uuid:3"))
+    assert only.instance == "urn:uuid:3"
+    assert place.locate(gruu, Origin.NODE)[0].flow is flow
+
+
+def test_a_public_gruu_of_nobody_registered() -> None:
+    """An instance that is not registered now is found nowhere (480 for a user who exists); what is no GRUU of this user
+    is 404, and never rings the user's other devices (RFC 5627 section 6.1).
+    """
+    place = Place()
+    place.table.put(binding("sip:bob@192.0.2.8", instance_id="urn:uuid:2"), tcp())
+    assert place.locate(public_gruu(AOR, "urn:uuid:1")) == []
+    other = public_gruu("sip:carol@overlay.example", "urn:uuid:2").partition(";gr=")[2]
+    for gr in (f"gr={other}", "gr=urn:uuid:2", "gr"):
+        assert status(place, f"{AOR};{gr}") == 404

@@ -124,12 +124,12 @@ class LocationTests(SynchronousTestCase):
     def test_every_attribute_survives(self, one: Binding) -> None:
         """A binding that is put is found again with every attribute."""
         self.overlay.values.clear()
-        self.result(self.location.put(BOB, one))
+        self.result(self.location.write(BOB, [one], []))
         self.assertEqual(self.result(self.location.bindings(BOB)), [one._replace(stored_at=WALL)])
 
     def test_lifetime(self) -> None:
         """A binding is stored for as long as it lives, rounded up."""
-        self.result(self.location.put(BOB, binding()._replace(expires_at=WALL + 59.2)))
+        self.result(self.location.write(BOB, [binding()._replace(expires_at=WALL + 59.2)], []))
         ((_, lifetime),) = self.overlay.values.values()
         self.assertEqual(lifetime, math.ceil(59.2))
 
@@ -142,16 +142,16 @@ class LocationTests(SynchronousTestCase):
 
     def test_refresh_replaces(self) -> None:
         """A binding of the same instance replaces the one before."""
-        self.result(self.location.put(BOB, binding(instance_id="<urn:uuid:1>", reg_id=1)))
-        self.result(self.location.put(BOB, binding("sip:bob@192.0.2.9", instance_id="<urn:uuid:1>", reg_id=1)))
+        self.result(self.location.write(BOB, [binding(instance_id="<urn:uuid:1>", reg_id=1)], []))
+        self.result(self.location.write(BOB, [binding("sip:bob@192.0.2.9", instance_id="<urn:uuid:1>", reg_id=1)], []))
         (found,) = self.result(self.location.bindings(BOB))
         self.assertEqual(found.contact, "sip:bob@192.0.2.9")
 
     def test_removed_and_expired(self) -> None:
         """An expired binding is none, and of a removed one no more is known than that and when it was removed."""
-        self.result(self.location.put(BOB, binding()))
-        self.result(self.location.remove(BOB, binding()))
-        self.result(self.location.put(BOB, binding("sip:late@192.0.2.7")._replace(expires_at=WALL - 1)))
+        self.result(self.location.write(BOB, [binding()], []))
+        self.result(self.location.write(BOB, [], [binding()]))
+        self.result(self.location.write(BOB, [binding("sip:late@192.0.2.7")._replace(expires_at=WALL - 1)], []))
         gone = Binding(BOB, binding().key, "", b"", stored_at=WALL)
         self.assertEqual(self.result(self.location.bindings(BOB)), [gone])
         self.assertEqual(len(self.overlay.values), 2)
@@ -169,17 +169,17 @@ class LocationTests(SynchronousTestCase):
         self.overlay.put(alias.aor, PROXY_REGISTRATION, alias.key, alias.encode())
         back = SipRegistrationUri("+4930123@overlay.example")
         self.overlay.put("bob@overlay.example", SIP_REGISTRATION, b"n" * 16, back.encode())
-        self.result(self.location.put(BOB, binding()))
+        self.result(self.location.write(BOB, [binding()], []))
         (found,) = self.result(self.location.bindings("sip:+4930123@overlay.example"))
         self.assertEqual(found.contact, binding().contact)
 
     def test_malformed_entries_are_skipped(self) -> None:
         """An entry that says nothing sensible, or names somebody else, does not hide the others."""
-        self.result(self.location.put(BOB, binding()))
+        self.result(self.location.write(BOB, [binding()], []))
         self.overlay.put("bob@overlay.example", PROXY_REGISTRATION, b"x", b"\xff\x00")
         self.overlay.put("bob@overlay.example", SIP_REGISTRATION, b"y", b"")
         mallory = OverlayLocation(self.overlay, OWNER.node_id, lambda: WALL)
-        self.result(mallory.put("sip:eve@overlay.example", binding("sip:eve@192.0.2.8")))
+        self.result(mallory.write("sip:eve@overlay.example", [binding("sip:eve@192.0.2.8")], []))
         (moved,) = [key for key in self.overlay.values if key[0] == resource_id("eve@overlay.example")]
         self.overlay.values[resource_id("bob@overlay.example"), PROXY_REGISTRATION, b"z"] = self.overlay.values[moved]
         self.assertEqual([one.contact for one in self.result(self.location.bindings(BOB))], [binding().contact])
@@ -194,7 +194,7 @@ class LocationTests(SynchronousTestCase):
         """What the overlay could not do is LocationUnavailable, never an unknown user."""
         for error in (RequestTimeout("late"), Forbidden("no")):
             self.overlay.error = error
-            for work in (self.location.bindings(BOB), self.location.put(BOB, binding())):
+            for work in (self.location.bindings(BOB), self.location.write(BOB, [binding()], [])):
                 self.failureResultOf(Deferred.fromCoroutine(work), LocationUnavailable)
 
 

@@ -493,8 +493,7 @@ def test_nothing_is_left_of_a_call(world: World, node: Node, alice: Phone, far_b
     for service in (node.service, far_bob.node.service):
         statistics = service.statistics()
         assert (statistics["transactions_open"], statistics["transactions_lingering"]) == (0, 0), statistics
-        assert not service._contexts and not service._locks
-        assert service._routing == 0
+        assert (statistics["forks_open"], statistics["requests_waiting"]) == (0, 0), statistics
 
 
 def test_cancel_while_the_user_is_looked_up(world: World, alice: Phone, bob: Phone) -> None:
@@ -534,7 +533,7 @@ def test_registrations_outlive_a_jump_of_the_clock(world: World, node: Node, bob
     assert own["expires_in"] == pytest.approx(50, abs=1)
     world.pass_time(3.0)
     (stored,) = world.location.entries[bob.aor].values()
-    assert stored.expires_at - world.wall() == pytest.approx(47, abs=1)
+    assert stored.expires_at - world.wall() == pytest.approx(47 + 30, abs=1), "half a lifetime longer"
     world.pass_time(48.0)
     assert not node.service.registrations()
 

@@ -39,11 +39,11 @@ class Location:
     async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
         return [each for each in self._entries.get(aor, {}).values() if each.expires_at > time.time()]
 
-    async def put(self, aor: str, binding: Binding) -> None:
-        self._entries.setdefault(aor, {})[binding.key] = binding
-
-    async def remove(self, aor: str, binding: Binding) -> None:
-        self._entries.get(aor, {}).pop(binding.key, None)
+    async def write(self, aor: str, puts: Sequence[Binding], removes: Sequence[Binding]) -> None:
+        entries = self._entries.setdefault(aor, {})
+        entries.update((binding.key, binding) for binding in puts)
+        for binding in removes:
+            entries.pop(binding.key, None)
 
 
 class Passwords:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
+from urllib.parse import quote
 
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.message import Request, Response
@@ -23,8 +24,10 @@ from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
 NODE_ID_OCTETS: Final = 16
 KEY_OCTETS: Final = 16
 _NODE_DESTINATION: Final = 1
+_RESOURCE_DESTINATION: Final = 2
 _OPAQUE_DESTINATION: Final = 3
 _MAX_GR: Final = 512
+_USER_SAFE: Final = "-_.!~*'()&=+$,;?/"
 
 
 class Binding(NamedTuple):
@@ -102,12 +105,15 @@ def _hostport(address: tuple[str, int]) -> str:
 
 
 class Destinations(NamedTuple):
-    """The destination list of a "gr" parameter: the node, and what only that node understands ("" for the
-    node itself).
+    """The destination list of a "gr" parameter.
+
+    Either a node, and what only that node understands ("" for the node itself); or the resource of a user, and the
+    instance of the user's that is meant, wherever it is registered.
     """
 
     node_id: bytes
     opaque: bytes = b""
+    resource: bytes = b""
 
 
 def encode_gr(node_id: bytes, opaque: bytes = b"") -> str:
@@ -120,7 +126,33 @@ def encode_gr(node_id: bytes, opaque: bytes = b"") -> str:
     data = bytes((_NODE_DESTINATION, len(node_id))) + node_id
     if opaque:
         data += bytes((_OPAQUE_DESTINATION, len(opaque) + 1, len(opaque))) + opaque
+    return _gr_text(data)
+
+
+def _gr_text(data: bytes) -> str:
     return b64encode(data).decode("ascii").replace("=", "~")
+
+
+def instance_key(instance_id: str) -> bytes:
+    """What names an instance in a public GRUU: 16 octets of SHA-256 of its instance-id."""
+    return sha256(instance_id.encode("utf-8", "surrogateescape")).digest()[:KEY_OCTETS]
+
+
+def resource_of(aor: str) -> bytes:
+    """The Resource-ID of an AOR "sip:user@domain": 128 bits of SHA-256 of its Resource Name."""
+    return sha256(aor.removeprefix("sip:").encode("utf-8", "surrogateescape")).digest()[:KEY_OCTETS]
+
+
+def public_gruu(aor: str, instance_id: str) -> str:
+    """The public GRUU of an instance of the user `aor` (RFC 5627 section 5.4, in the form of RFC 7904 section 6).
+
+    Its destination list is the resource of the user, and an opaque element that names the instance: the same whichever
+    registrar writes it, and valid as long as the user is, wherever the instance is registered.
+    """
+    data = bytes((_RESOURCE_DESTINATION, KEY_OCTETS + 1, KEY_OCTETS)) + resource_of(aor)
+    data += bytes((_OPAQUE_DESTINATION, KEY_OCTETS + 1, KEY_OCTETS)) + instance_key(instance_id)
+    user, _, host = aor.removeprefix("sip:").rpartition("@")
+    return f"sip:{quote(user, safe=_USER_SAFE, errors='surrogateescape')}@{host};gr={_gr_text(data)}"
 
 
 def decode_gr(text: str) -> Destinations | None:
@@ -133,6 +165,11 @@ def decode_gr(text: str) -> Destinations | None:
         data = b64decode(text.replace("~", "="), validate=True)
     except (Base64Error, ValueError):
         return None
+    if data[:3] == bytes((_RESOURCE_DESTINATION, KEY_OCTETS + 1, KEY_OCTETS)):
+        resource, rest = data[3 : 3 + KEY_OCTETS], data[3 + KEY_OCTETS :]
+        if rest[:3] != bytes((_OPAQUE_DESTINATION, KEY_OCTETS + 1, KEY_OCTETS)) or len(rest) != 3 + KEY_OCTETS:
+            return None
+        return Destinations(b"", rest[3:], resource)
     length = 2 + NODE_ID_OCTETS
     if data[:2] != bytes((_NODE_DESTINATION, NODE_ID_OCTETS)) or len(data) < length:
         return None
@@ -278,14 +315,10 @@ class LocationStore(Protocol):
         """
         ...
 
-    async def put(self, aor: str, binding: Binding) -> None:
-        """Store or replace the entry `binding.key`; returns when it is held by the responsible node and its
-        replicas.
+    async def write(self, aor: str, puts: Sequence[Binding], removes: Sequence[Binding]) -> None:
+        """Store or replace the entries of `puts`, and store the non-existence of `removes` for the rest of their
+        lifetimes: all of them or none; returns when they are held by the responsible node and its replicas.
         """
-        ...
-
-    async def remove(self, aor: str, binding: Binding) -> None:
-        """Store the non-existence of `binding` for the rest of its lifetime."""
         ...
 
 
@@ -318,6 +351,10 @@ class NodeConnector(Protocol):
 
     def pooled(self, node_id: bytes) -> Flow | None:
         """A live flow to the node, if there is one already."""
+        ...
+
+    def suspect(self, node_id: bytes) -> None:
+        """The node keeps silent: find out whether its connection is alive, and close it if not."""
         ...
 
     async def connect(self, node_id: bytes) -> Flow:

@@ -1,42 +1,62 @@
-"""The registrar's rules: what a REGISTER does to a user's bindings (RFC 3261 section 10.3, RFC 3327, RFC
-5626).
+"""The registrar's rules: what a REGISTER does to a user's bindings (RFC 3261 section 10.3, RFC 3327, RFC 3608,
+RFC 5626, RFC 5627).
 
-:func:`plan` decides, without touching anything, which bindings a REGISTER adds, replaces and removes; the
-caller writes them where bindings are kept and only then answers with :func:`answer`. A REGISTER that must
-fail raises :class:`RegistrationRefused`. :class:`BindingTable` is the node's memory of the bindings whose
-phones it owns.
+:func:`plan` decides, without touching anything, which bindings a REGISTER adds, replaces and removes;
+:class:`Registrar` writes them where bindings are kept and only then answers with :func:`answer`. A REGISTER
+that must fail raises :class:`RegistrationRefused`. :class:`BindingTable` is the node's memory of the bindings
+whose phones it owns.
+
+An unchanged refresh costs no write: what is stored lives half a lifetime longer than the phone was promised, and
+is written again when that half is used up. So who reads never sees a binding end before its phone does, and a
+phone that vanished is found for half a lifetime too long, at a node that knows better and says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.headers import NameAddr, Parameters, unquote
-from p2psipd.proto.sip.locating import Binding, LocationStore, LocationUnavailable, binding_key, flow_text
+from p2psipd.proto.sip.locating import Binding, LocationStore, LocationUnavailable, binding_key, flow_text, public_gruu
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.uri import SipUri, parse_uri
 
-SUPPORTED: Final = ("path", "outbound")
+SUPPORTED: Final = ("path", "outbound", "gruu")
 """Option tags that a REGISTER may require of this registrar."""
 
-_OWN_PARAMETERS: Final = ("expires", "q")
+_OWN_PARAMETERS: Final = ("expires", "q", "pub-gruu", "temp-gruu")
 _ONE_HOUR: Final = 3600
 _MAX_CONTACT: Final = 1024
 _MAX_PATHS: Final = 10
+#: Octets of Contact, Path and Call-ID together; the record may have 8192 (overlay profile, section 4).
+_MAX_BINDING: Final = 6000
+
+
+#: So long (seconds) is what the overlay held besides our own bindings taken as true in answers to mere refreshes.
+_VIEW_SECONDS: Final = 30.0
+_VIEWS: Final = 20_000
+#: A phone that speaks to nobody else counts one up for a refresh, two where its nonce had become stale.
+_IN_SEQUENCE: Final = 2
+#: Of the lifetime that a phone is promised, how much longer the stored binding lives.
+_STORED_LONGER: Final = 0.5
 
 
 class Bounds(NamedTuple):
-    """The registrar's limits: lifetimes in seconds, and how many contacts a user may have."""
+    """The registrar's limits: lifetimes in seconds, and how many contacts a user may have.
+
+    `flow_timer` (seconds, 0: not said) asks phones with outbound flows for keep-alives (RFC 5626 section 6);
+    `service_route` are Route values for the phones' own requests (RFC 3608).
+    """
 
     min_expires: int = 60
     max_expires: int = 3600
     default_expires: int = 3600
     max_contacts: int = 10
+    flow_timer: int = 0
+    service_route: tuple[str, ...] = ()
 
 
 class RegistrationRefused(SipError):
@@ -78,10 +98,17 @@ def plan(
         raise RegistrationRefused(420, None, [("Unsupported", ", ".join(unsupported))])
     current = {binding.key: binding for binding in existing if binding.expires_at > wall}
     if request.contact_star:
-        return Plan((), _remove_all(request, current), ())
+        return _remove_all(request, current)
     if not request.contacts:
         return Plan((), (), tuple(current.values()))
-    wanted = [_wanted(request, aor, contact, flow, node_id, bounds, wall) for contact in request.contacts]
+    wanted = _wishes(request, aor, flow, node_id, bounds, wall)
+    return _apply(request, wanted, current, bounds, wall)
+
+
+def _apply(
+    request: Request, wanted: Sequence[Binding], current: dict[bytes, Binding], bounds: Bounds, wall: float
+) -> Plan:
+    """Each Contact in its turn (step 7); all or nothing."""
     puts: dict[bytes, Binding] = {}
     removes: dict[bytes, Binding] = {}
     for binding in wanted:
@@ -101,29 +128,73 @@ def plan(
             puts.pop(old.key, None)
     if puts and len(current) > bounds.max_contacts:
         raise RegistrationRefused(403, "Too Many Contacts")
-    outbound = "outbound" in request.supported and any(put.instance_id and put.reg_id for put in puts.values())
+    outbound = any(put.reg_id for put in puts.values()) and "outbound" in request.supported
     return Plan(tuple(puts.values()), tuple(removes.values()), tuple(current.values()), outbound)
 
 
-def _remove_all(request: Request, current: dict[bytes, Binding]) -> tuple[Binding, ...]:
-    """`Contact: *`: alone and with Expires: 0, it removes every binding (step 6)."""
+def _remove_all(request: Request, current: dict[bytes, Binding]) -> Plan:
+    """`Contact: *`: alone and with Expires: 0, it removes every binding (step 6), except those that a user agent of the
+    overlay has signed itself.
+    """
     if len(request.get_all("contact")) != 1 or request.expires != 0:
         raise RegistrationRefused(400, "Invalid Request")
     number = request.cseq.number
     for binding in current.values():
         if binding.call_id == request.call_id and number <= binding.cseq:
             raise RegistrationRefused(500, "Out of Order")
-    return tuple(current.values())
+    native = tuple(binding for binding in current.values() if binding.native)
+    return Plan((), tuple(binding for binding in current.values() if not binding.native), native)
+
+
+def _wishes(request: Request, aor: str, flow: Flow, node_id: bytes, bounds: Bounds, wall: float) -> list[Binding]:
+    """The bindings that the Contact values ask for, judged together (RFC 5626 section 6)."""
+    contacts = request.contacts
+    outbound = True
+    if any(contact.params.get("reg-id") and contact.params.get("+sip.instance") for contact in contacts):
+        outbound = _first_hop_keeps_flows(request)
+        if not outbound and "outbound" in request.supported:
+            raise RegistrationRefused(439, "First Hop Lacks Outbound Support")
+    wanted = [_wanted(request, aor, contact, flow, node_id, bounds, wall, outbound) for contact in contacts]
+    living = [binding for binding in wanted if binding.expires_at > wall]
+    if len(living) > 1 and any(binding.reg_id for binding in wanted):
+        raise RegistrationRefused(400, "One Flow, One Contact")
+    return wanted
+
+
+def _first_hop_keeps_flows(request: Request) -> bool:
+    """Whether the phone's first hop supports outbound: it is this node, or the first Path URI says "ob" (RFC 5626
+    section 6, read as it is written: the first value of the header field).
+    """
+    if len(request.get_all("via")) < 2:
+        return True
+    paths = request.get_all("path")
+    if not paths:
+        return False
+    uri = NameAddr.parse(paths[0]).uri
+    return isinstance(uri, SipUri) and uri.ob
 
 
 def _wanted(
-    request: Request, aor: str, contact: NameAddr, flow: Flow, node_id: bytes, bounds: Bounds, wall: float
+    request: Request,
+    aor: str,
+    contact: NameAddr,
+    flow: Flow,
+    node_id: bytes,
+    bounds: Bounds,
+    wall: float,
+    outbound: bool,
 ) -> Binding:
     """The binding that one Contact value asks for; with `expires_at` not after `wall` it asks for removal."""
     text = contact.uri_text
     uri = contact.uri
     if len(text) > _MAX_CONTACT or (isinstance(uri, SipUri) and not uri.host):
         raise RegistrationRefused(400, "Bad Contact")
+    if isinstance(uri, SipUri):
+        # Also as a GRUU: it would be looked up again and again (RFC 5627 section 5.1).
+        if uri.port is None and uri.user and f"sip:{uri.aor}" == aor:
+            raise RegistrationRefused(403, "Contact Is the Address of Record")
+    elif contact.params.get("+sip.instance"):
+        raise RegistrationRefused(403, "Contact Is No SIP URI")
     lifetime = contact.expires
     if lifetime is None:
         lifetime = request.expires
@@ -132,9 +203,11 @@ def _wanted(
     if 0 < lifetime < bounds.min_expires and lifetime < _ONE_HOUR:
         raise RegistrationRefused(423, None, [("Min-Expires", str(bounds.min_expires))])
     instance, reg_id = _instance(contact.params)
+    reg_id = reg_id if outbound else 0
     paths = request.get_all("path")
     if len(paths) > _MAX_PATHS:
         raise RegistrationRefused(400, "Too Many Path Values")
+    _check_size(str(contact), request.call_id, *paths)
     quality = contact.q
     return Binding(
         aor=aor,
@@ -153,6 +226,16 @@ def _wanted(
         user_agent=(request.get("user-agent") or "")[:128],
         stored_at=wall,
     )
+
+
+def _check_size(*texts: str) -> None:
+    """What a binding is made of must fit into its record, as UTF-8."""
+    try:
+        size = len("".join(texts).encode())
+    except UnicodeEncodeError:
+        raise RegistrationRefused(400, "Not UTF-8") from None
+    if size > _MAX_BINDING:
+        raise RegistrationRefused(400, "Binding Too Large")
 
 
 def _instance(params: Parameters) -> tuple[str, int]:
@@ -183,27 +266,33 @@ def _same(binding: Binding, current: dict[bytes, Binding]) -> Binding | None:
     return None
 
 
-def answer(request: Request, done: Plan, wall: float) -> Response:
-    """The 200 to `request`: every current binding with its remaining lifetime, Path, Date (section 10.3 step
-    8).
+def answer(request: Request, done: Plan, wall: float, bounds: Bounds = Bounds()) -> Response:
+    """The 200 to `request`: every current binding with its remaining lifetime, Path, Service-Route, Date (section 10.3
+    step 8).
     """
-    headers = [("Contact", contact_value(binding, wall)) for binding in done.current]
+    gruu = "gruu" in request.supported
+    headers = [("Contact", contact_value(binding, wall, gruu)) for binding in done.current]
     headers += [("Path", value) for value in request.get_all("path")]
+    headers += [("Service-Route", value) for value in bounds.service_route]
     if done.outbound:
         headers.append(("Require", "outbound"))
+        if bounds.flow_timer:
+            headers.append(("Flow-Timer", str(bounds.flow_timer)))
     headers.append(("Date", formatdate(wall, usegmt=True)))
     return make_response(request, 200, headers=headers)
 
 
-def contact_value(binding: Binding, wall: float) -> str:
+def contact_value(binding: Binding, wall: float, gruu: bool = False) -> str:
     """A Contact value for `binding`: its URI, its parameters verbatim, q if it has one, and the seconds it
-    still lives.
+    still lives; with `gruu` the instance's public GRUU (RFC 5627 section 5.2).
     """
     text = f"<{binding.contact}>"
     for name, value in binding.parameters:
         text += f";{name}" if value is None else f";{name}={value}"
     if binding.q != 1.0:
         text += f";q={binding.q:.3g}"
+    if gruu and binding.instance_id and not binding.native:
+        text += f';pub-gruu="{public_gruu(binding.aor, binding.instance_id)}"'
     return f"{text};expires={max(0, round(binding.expires_at - wall))}"
 
 
@@ -211,10 +300,13 @@ def contact_value(binding: Binding, wall: float) -> str:
 
 
 class OwnBinding(NamedTuple):
-    """A binding of this node's, and the flow to its phone while that is known to live."""
+    """A binding of this node's, the flow to its phone while that is known to live, and until when (unix seconds) the
+    stored record of it lives: 0 if that must be written at the next refresh.
+    """
 
     binding: Binding
     flow: Flow | None
+    stored_until: float = 0.0
 
 
 class BindingTable:
@@ -238,10 +330,10 @@ class BindingTable:
         """True when no further binding is taken."""
         return self._count >= self._limit
 
-    def put(self, binding: Binding, flow: Flow | None) -> None:
+    def put(self, binding: Binding, flow: Flow | None, stored_until: float = 0.0) -> None:
         """Remember `binding`, in place of the one with its key."""
         self.drop(binding.aor, binding.key)
-        self._by_aor.setdefault(binding.aor, {})[binding.key] = OwnBinding(binding, flow)
+        self._by_aor.setdefault(binding.aor, {})[binding.key] = OwnBinding(binding, flow, stored_until)
         self._count += 1
         if flow is not None and flow.reliable:
             self._by_flow.setdefault(flow, set()).add((binding.aor, binding.key))
@@ -290,11 +382,9 @@ class BindingTable:
     def move(self, seconds: float) -> None:
         """The wall clock has jumped by `seconds`: every binding keeps the time that it has left."""
         for entries in self._by_aor.values():
-            for key, (binding, flow) in entries.items():
-                moved = binding._replace(
-                    expires_at=binding.expires_at + seconds, stored_at=binding.stored_at + seconds
-                )
-                entries[key] = OwnBinding(moved, flow)
+            for key, (binding, flow, stored_until) in entries.items():
+                moved = binding._replace(expires_at=binding.expires_at + seconds, stored_at=binding.stored_at + seconds)
+                entries[key] = OwnBinding(moved, flow, stored_until and stored_until + seconds)
 
     def moved_on(self, stored: Sequence[Binding], node_id: bytes) -> None:
         """Forget the bindings that another node has replaced or removed since their phones registered here.
@@ -306,12 +396,27 @@ class BindingTable:
             if own is not None and other.node_id != node_id and other.stored_at > own.binding.stored_at:
                 self.drop(other.aor, other.key)
 
+    def check_stored(self, aor: str, stored: Sequence[Binding], node_id: bytes) -> None:
+        """Have a binding written at its next refresh, of which the location store says nothing or something else."""
+        entries = self._by_aor.get(aor, {})
+        kept = {binding.key for binding in stored if binding.node_id == node_id and binding.contact}
+        for key, own in entries.items():
+            if key not in kept:
+                entries[key] = own._replace(stored_until=0.0)
+
     def __iter__(self) -> Iterator[OwnBinding]:
         for entries in list(self._by_aor.values()):
             yield from list(entries.values())
 
 
 # ---- one REGISTER, written ---------------------------------------------------------------------------------
+
+
+class _View(NamedTuple):
+    """The bindings of a user that other nodes own, as they were in the overlay at `read_at` (unix seconds)."""
+
+    others: Sequence[Binding]
+    read_at: float
 
 
 class Registrar:
@@ -326,51 +431,110 @@ class Registrar:
         self._table = table
         self._node_id = node_id
         self._bounds = bounds
+        self._views: dict[str, _View] = {}
 
     async def change(self, request: Request, aor: str, flow: Flow, wall: float) -> Response:
         """The 200 to `request`, when every binding it makes is stored.
 
-        Raises RegistrationRefused, or LocationUnavailable: then nothing has changed, as far as that could be
-        undone.
+        Raises RegistrationRefused, or LocationUnavailable: then nothing has changed here, and in the overlay
+        nothing that is known.
         """
-        stored = await self._location.bindings(aor, True)
-        self._table.moved_on(stored, self._node_id)
-        existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
-        existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
+        existing, read_at = await self._existing(request, aor, wall)
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
         if made.puts and self._table.full:
             raise LocationUnavailable("the table of registrations is full")
-        await self._write(aor, made, existing)
-        for binding in made.removes:
-            self._table.drop(aor, binding.key)
-        for binding in made.puts:
-            self._table.put(binding, flow)
-        return answer(request, made, wall)
+        own = {each.binding.key: each for each in self._table.of(aor, wall)}
+        until = {put.key: _stored_until(put, own.get(put.key), wall) for put in made.puts}
+        writes = [
+            put._replace(expires_at=until[put.key])
+            for put in made.puts
+            if put.key not in own or own[put.key].stored_until != until[put.key]
+        ]
+        removes = [_for_as_long_as_stored(gone, own.get(gone.key)) for gone in made.removes]
+        if writes or removes:
+            try:
+                await self._location.write(aor, writes, removes)
+            except LocationUnavailable:
+                # Nobody knows how much of it was done: what is here is written at its next refresh.
+                self._table.check_stored(aor, (), self._node_id)
+                self._views.pop(aor, None)
+                raise
+        for gone in made.removes:
+            self._table.drop(aor, gone.key)
+        for put in made.puts:
+            self._table.put(put, flow, until[put.key])
+        self._remember(aor, made, read_at, wall)
+        return answer(request, made, wall, self._bounds)
+
+    async def _existing(self, request: Request, aor: str, wall: float) -> tuple[dict[bytes, Binding], float]:
+        """The user's bindings, by key: our own from memory, those of other nodes as they were in the overlay at the
+        time that is returned as well.
+
+        A mere refresh by a phone that is here and has spoken to nobody else is answered from what was read a little
+        while ago, or from the nearest copy; anything else asks the peer that holds the truth.
+        """
+        refresh = self._is_refresh(request, aor, wall)
+        view = self._views.get(aor)
+        if refresh and view is not None and abs(wall - view.read_at) < _VIEW_SECONDS:
+            stored, read_at = view
+        else:
+            read_at = wall
+            stored = await self._location.bindings(aor, not refresh)
+            self._table.moved_on(stored, self._node_id)
+            self._table.check_stored(aor, stored, self._node_id)
+        existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
+        existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
+        return existing, read_at
+
+    def _is_refresh(self, request: Request, aor: str, wall: float) -> bool:
+        """Whether each Contact is one that this node owns, registered before by the same Call-ID just before."""
+        contacts = request.contacts
+        if not contacts or request.contact_star:
+            return False
+        own = {each.binding.key: each.binding for each in self._table.of(aor, wall)}
+        for contact in contacts:
+            instance, reg_id = _instance(contact.params)
+            known = own.get(binding_key(contact.uri_text, instance, reg_id))
+            lifetime = contact.expires if contact.expires is not None else request.expires
+            if known is None or known.call_id != request.call_id or lifetime == 0:
+                return False
+            if not 0 < request.cseq.number - known.cseq <= _IN_SEQUENCE:
+                return False
+        return True
+
+    def _remember(self, aor: str, made: Plan, read_at: float, wall: float) -> None:
+        """What other nodes own of the user's bindings, for refreshes to come."""
+        self._views.pop(aor, None)
+        own = {each.binding.key for each in self._table.of(aor, wall)}
+        if own:
+            others = tuple(binding for binding in made.current if binding.key not in own)
+            self._views[aor] = _View(others, read_at)
+            if len(self._views) > _VIEWS:
+                del self._views[next(iter(self._views))]
 
     async def renew(self, aor: str, wall: float) -> None:
         """Store the user's bindings of this node anew, as they are now.  Raises LocationUnavailable."""
-        for own in self._table.of(aor, wall):
-            await self._location.put(aor, own.binding)
+        own = self._table.of(aor, wall)
+        if own:
+            await self._location.write(aor, [_for_as_long_as_stored(each.binding, each) for each in own], ())
 
-    async def _write(self, aor: str, made: Plan, before: dict[bytes, Binding]) -> None:
-        """All changes or none: what was written before one failed is put back as well as it goes."""
-        done: list[Binding] = []
-        try:
-            for binding in made.puts:
-                await self._location.put(aor, binding)
-                done.append(binding)
-            for binding in made.removes:
-                await self._location.remove(aor, binding)
-                done.append(binding)
-        except LocationUnavailable:
-            for binding in done:
-                await self._put_back(aor, binding, before.get(binding.key))
-            raise
 
-    async def _put_back(self, aor: str, binding: Binding, old: Binding | None) -> None:
-        """Best effort: what can't be undone outlives its failed REGISTER until it expires."""
-        with suppress(LocationUnavailable):
-            if old is None:
-                await self._location.remove(aor, binding)
-            else:
-                await self._location.put(aor, old)
+def _stored_until(put: Binding, own: OwnBinding | None, wall: float) -> float:
+    """Until when the record of `put` is to live: as it is stored, if it says the same and neither ends before the phone
+    may count on it nor outlives it for longer than a record written now.
+    """
+    longest = put.expires_at + (put.expires_at - wall) * _STORED_LONGER
+    if own is not None and put.expires_at <= own.stored_until <= longest and _unchanged(put, own.binding):
+        return own.stored_until
+    return longest
+
+
+def _unchanged(put: Binding, known: Binding) -> bool:
+    return put == known._replace(cseq=put.cseq, expires_at=put.expires_at, stored_at=put.stored_at)
+
+
+def _for_as_long_as_stored(binding: Binding, own: OwnBinding | None) -> Binding:
+    """`binding` until its record runs out, which is later than the phone was told."""
+    if own is None or own.stored_until <= binding.expires_at:
+        return binding
+    return binding._replace(expires_at=own.stored_until)
