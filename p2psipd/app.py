@@ -162,7 +162,7 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
         sip_tls = SipTls(sip_section, keylog)
         secret = state.octets.get(_SECRET_NAME) or secrets.token_bytes(_SECRET_OCTETS)
         store.set_octets(_SECRET_NAME, secret)
-        sip = make_sip(reactor, sip_section, material, node, sip_tls, secret, observer)
+        sip = make_sip(reactor, checked, material, node, sip_tls, secret, observer)
     return NodeService(reactor, checked, node, sip, sip_tls, log, file)
 
 

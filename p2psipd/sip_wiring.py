@@ -55,7 +55,7 @@ class SipTls:
 
 def make_sip(
     reactor: object,
-    section: config.SipSection,
+    checked: config.NodeConfig,
     material: Material,
     node: OverlayNode,
     tls: SipTls,
@@ -65,18 +65,22 @@ def make_sip(
     """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.net.sip_transports import Limits
+    from p2psipd.proto.sip.limits import LimitSettings
     from p2psipd.proto.sip.registrar import BindingTable, Bounds
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
+    from p2psipd.services.numbers import Numbers, OverlayNumbers
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService, SipSettings
 
+    section, limits = checked.sip, checked.limits
+    assert section is not None, "the role sip has its table"
     overlay, configuration = node.service, material.configuration
     domains = section.domains or configuration.domains
     location = OverlayLocation(overlay, overlay.node_id)
     table = BindingTable()
-    locator = Locator(
-        (OwnBindings(table, overlay.node_id, domains), OverlayBindings(location, table, overlay.node_id, domains))
-    )
+    numbers = OverlayNumbers(overlay, domains)
+    users = OverlayBindings(location, table, overlay.node_id, domains)
+    locator = Locator((OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users))
     host, port = section.node_listen or config.Address("127.0.0.1", 0)
     interconnect = Interconnect(
         reactor,
@@ -107,6 +111,14 @@ def make_sip(
         ),
         limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
         ring_seconds=float(section.ring_seconds),
+        abuse=LimitSettings(
+            limits.points,
+            limits.points_forgiven,
+            limits.shut_seconds,
+            limits.messages_per_source,
+            limits.requests_per_user,
+        ),
+        scanners=tuple(name.lower() for name in limits.scanners),
     )
     credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
     wiring.interconnect, wiring.credentials = interconnect, credentials
@@ -120,6 +132,7 @@ def make_sip(
         reactor=reactor,
         random=random.SystemRandom(),
         wall=time.time,
+        owner=numbers.owner,
     )
 
 

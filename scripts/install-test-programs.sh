@@ -17,6 +17,7 @@ want faketime faketime
 want openssl openssl
 want secsipidx secsipidx
 want tcpdump tcpdump
+want svmap sipvicious
 [ -n "$packages" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

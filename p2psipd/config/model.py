@@ -201,6 +201,20 @@ class DnsSection(Section):
     dnssec: tuple[Domain, ...] = Field(default=(), strict=False)
 
 
+class LimitsSection(Section):
+    """``[limits]``: what phones and strangers may do."""
+
+    messages_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
+    requests_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    points: Count = 2000
+    points_forgiven: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
+    shut_seconds: Seconds = 30.0
+    scanners: tuple[str, ...] = Field(
+        default=("friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent"),
+        strict=False,
+    )
+
+
 class NodeConfig(Section):
     """The whole file, checked. File names are absolute after :func:`load`."""
 
@@ -212,6 +226,7 @@ class NodeConfig(Section):
     node: NodeSection
     peer: PeerSection | None = None
     sip: SipSection | None = None
+    limits: LimitsSection = LimitsSection()
     dns: DnsSection = DnsSection()
 
     def fault(self, key: str, message: str) -> Fault:
