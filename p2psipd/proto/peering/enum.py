@@ -2,7 +2,8 @@
 
 Everything in a zone is a stranger's text. Records that are malformed, not understood or hostile are passed over one
 by one and never end a query; rules that are not terminal are followed at most five times, with at most six look-ups
-a number in all; regular expressions are POSIX extended ones, run by RE2 in time linear in the number.
+a number in all; regular expressions are POSIX extended ones, run by RE2 in time linear in the number. (The match is
+the leftmost longest, as POSIX says. How it is shared out among groups that could each take more is RE2's choice.)
 """
 
 from __future__ import annotations
@@ -163,6 +164,7 @@ class _Search:
         self._ask = ask
         self._services = services
         self._visited: set[str] = set()
+        self._applied = 0
 
     async def follow(self, name: str, hops: int) -> None:
         """The rules at `name` in their order; one that leads on is followed where it stands."""
@@ -174,14 +176,15 @@ class _Search:
             self.temporary = True
             return
         rules = [record for record in answer.records if isinstance(record, Naptr)]
-        for rule in sorted(rules, key=lambda rule: (rule.order, rule.preference))[:_MAX_RULES]:
+        for rule in sorted(rules, key=lambda rule: (rule.order, rule.preference)):
             if len(self.results) >= _MAX_RESULTS:
                 return
             flags = rule.flags.lower()
             if flags == "":
                 if rule.replacement != ".":
                     await self.follow(rule.replacement, hops + 1)
-            elif flags == "u":
+            elif flags == "u" and self._applied < _MAX_RULES:
+                self._applied += 1
                 self._apply(rule)
 
     def _apply(self, rule: Naptr) -> None:
