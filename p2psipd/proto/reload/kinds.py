@@ -23,13 +23,7 @@ from p2psipd.proto.reload.errors import Forbidden, InvalidMessage
 from p2psipd.proto.reload.ids import NODE_ID_LENGTH, KindId, ResourceId, resource_id
 from p2psipd.proto.reload.messages import DataModel, DataValue, DictionaryEntry, StoredDataValue
 from p2psipd.proto.reload.redir import RedirServiceProvider, belongs_to_node
-from p2psipd.proto.reload.sip_usage import (
-    ProxyAlias,
-    ProxyRegistration,
-    decode_proxy_registration,
-    digest_key_resource,
-    is_alias_key,
-)
+from p2psipd.proto.reload.sip_usage import digest_key_resource, is_alias_key, read_claim
 
 SIP_REGISTRATION: Final = KindId(0x1)
 TURN_SERVICE: Final = KindId(0x2)
@@ -251,11 +245,11 @@ def _registrar(attempt: _Attempt) -> None:
             raise Forbidden("P2PSIPD-REGISTRAR: a provisioning certificate removes aliases only")
         return
     try:
-        stored = decode_proxy_registration(attempt.data.value)
+        stored = read_claim(attempt.data.value)
     except InvalidMessage as fault:
         raise Forbidden(f"P2PSIPD-REGISTRAR: {fault.detail}") from None
-    if role is not (Role.REGISTRAR if isinstance(stored, ProxyRegistration) else Role.PROVISIONING):
-        what = "an alias" if isinstance(stored, ProxyAlias) else "a binding"
+    if role is not (Role.PROVISIONING if stored.is_alias else Role.REGISTRAR):
+        what = "an alias" if stored.is_alias else "a binding"
         raise Forbidden(f"P2PSIPD-REGISTRAR: {what} is not for a {role.value} certificate")
     if resource_id(stored.aor) != attempt.resource:
         raise Forbidden(f"P2PSIPD-REGISTRAR: {stored.aor} is not this resource's name")

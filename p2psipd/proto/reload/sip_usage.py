@@ -252,6 +252,59 @@ def decode_proxy_registration(data: bytes) -> ProxyRegistration | ProxyAlias:
     return registration
 
 
+class RegistrationClaim(NamedTuple):
+    """What a value of PROXY-REGISTRATION says of where it belongs: all that its access policy asks."""
+
+    is_alias: bool
+    aor: str
+    key: bytes
+
+
+def read_claim(data: bytes) -> RegistrationClaim:
+    """The AOR and the dictionary key that a value demands; ``InvalidMessage`` if its fields do not fill it.
+
+    Every holder and every reader asks this of every value, so it steps over the fields that do not matter here;
+    ``decode_proxy_registration`` looks into those.
+    """
+    claim: RegistrationClaim | None = None
+    try:
+        stop = 5 + int.from_bytes(data[1:5], "big")
+        aor, position = _field(data, 5)
+        if data[0] == _ALIAS:
+            target, position = _field(data, position)
+            position = _field_end(data, position)
+            claim = RegistrationClaim(True, _text(aor), _ALIAS_KEY_PREFIX + _hashed(target)) if target else None
+        elif data[0] == _BINDING:
+            destinations, position = _field(data, position)
+            contact, position = _field(data, position)
+            instance_id, position = _field(data, _field_end(data, position) + 2)
+            reg_id = int.from_bytes(data[position : position + 4], "big")
+            position = _field_end(data, _field_end(data, _field_end(data, position + 4) + 12))
+            identity = b"%b;%d" % (instance_id, reg_id) if instance_id else contact
+            claim = RegistrationClaim(False, _text(aor), _hashed(identity)) if destinations and contact else None
+        else:
+            raise InvalidMessage(f"ProxyRegistration: type {data[0]} is not known")
+    except IndexError:
+        stop = position = -1
+    if claim is None or not claim.aor or not position == stop == len(data):
+        raise InvalidMessage("ProxyRegistration: a field is missing, cut off, or followed by octets too many")
+    return claim
+
+
+def _field_end(data: bytes, position: int) -> int:
+    """Where the opaque<0..2^16-1> at ``position`` ends; IndexError where not even its length is there."""
+    return position + 2 + (data[position] << 8 | data[position + 1])
+
+
+def _field(data: bytes, position: int) -> tuple[bytes, int]:
+    stop = position + 2 + (data[position] << 8 | data[position + 1])
+    return data[position + 2 : stop], stop
+
+
+def _hashed(identity: bytes) -> bytes:
+    return sha256(identity).digest()[:BINDING_KEY_LENGTH]
+
+
 def _read_binding(reader: Reader) -> ProxyRegistration:
     aor = _text(reader.opaque16())
     destinations = _read_destinations(reader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import pytest
@@ -30,6 +31,7 @@ from p2psipd.proto.reload.sip_usage import (
     hashed_passwords,
     is_alias_key,
     open_credential,
+    read_claim,
     seal,
     unwrap_epoch_key,
     wrap_epoch_key,
@@ -111,6 +113,29 @@ def test_route_to_nowhere_is_not_written() -> None:
 def test_proxy_registration_round_trip(registration: ProxyRegistration | ProxyAlias) -> None:
     """A binding or alias survives its encoding, also a parameter without a value beside one with an empty one."""
     assert decode_proxy_registration(registration.encode()) == registration
+
+
+@given(BINDINGS | ALIASES)
+def test_claim_of_a_registration(registration: ProxyRegistration | ProxyAlias) -> None:
+    """What the access policy reads of a value is what a reader reads, and a value cut short claims nothing."""
+    octets = registration.encode()
+    claim = (isinstance(registration, ProxyAlias), registration.aor, registration.key)
+    assert read_claim(octets) == claim
+    for damaged in (octets + b"x", *(octets[:end] for end in range(len(octets)))):
+        with pytest.raises(InvalidMessage):
+            read_claim(damaged)
+
+
+@given(st.binary(max_size=120))
+def test_whatever_can_be_decoded_claims_the_same(data: bytes) -> None:
+    """Any octets give a claim or InvalidMessage, and no value that a reader accepts is refused by its holders."""
+    try:
+        registration = decode_proxy_registration(data)
+    except InvalidMessage:
+        with contextlib.suppress(InvalidMessage):
+            read_claim(data)
+    else:
+        assert read_claim(data) == (isinstance(registration, ProxyAlias), registration.aor, registration.key)
 
 
 def test_proxy_registration_layout() -> None:
