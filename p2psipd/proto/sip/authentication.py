@@ -34,9 +34,9 @@ from p2psipd.proto.sip.uri import SipUri, Uri
 #: (sipsak, SIPp).
 ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256, Algorithm.SHA_512_256)
 
-#: User agents that fail at the first line with an algorithm that they do not know, wherever it stands: libre
-#: before 2.
-_KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.", re.IGNORECASE)
+#: User agents that fail at an algorithm that they do not know, wherever it stands: libre before 2 at the first line,
+#: JsSIP 3 and SIP.js 0.21 at the last, the only one that they keep.
+_KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.|JsSIP |SIP\.js/", re.IGNORECASE)
 
 _NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32),
                   Algorithm.SHA_512_256.value: bytes(32)}  # fmt: skip
