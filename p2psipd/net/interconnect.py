@@ -35,6 +35,9 @@ IDLE_SECONDS: Final = 900.0
 #: A keep-alive goes over each connection this often; one that answered none since the last but one is dead.
 KEEP_ALIVE_SECONDS: Final = 20.0
 
+#: A node that left a request without any answer has so long for a keep-alive's.
+SUSPECT_SECONDS: Final = 2.0
+
 _WAITING_FOR_ONE_NODE: Final = 1000
 
 
@@ -215,6 +218,17 @@ class Interconnect:
                 del self._pool[peer.node_id]
         if self._lost is not None:
             self._lost(flow)
+
+    def suspect(self, node_id: bytes) -> None:
+        """The node has left a request without any answer: ping it now, and close what answers nothing."""
+        for flow in self._pool.get(node_id, ()):
+            flow.write(b"\r\n\r\n")
+            self._clock.callLater(SUSPECT_SECONDS, self._close_silent, flow, self._clock.seconds())
+
+    def _close_silent(self, flow: StreamFlow, since: float) -> None:
+        if flow.alive and flow.protocol.last_heard < since:
+            self.counters["dead"] += 1
+            flow.protocol.drop("dead")
 
     def _keep_alive_again(self) -> None:
         self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)

@@ -181,6 +181,11 @@ class Message:
         return names.count("contact") == 1 and _value(self._lines[names.index("contact")]) == "*"
 
     @property
+    def size(self) -> int:
+        """About how many octets the message has on the wire, without its first line."""
+        return len(self.body) + sum(map(len, self._lines)) + 2 * len(self._lines) + 2
+
+    @property
     def contacts(self) -> tuple[NameAddr, ...]:
         """The Contact addresses; () for "*" (see `contact_star`), which may not stand among others."""
         return () if self.contact_star else self._addresses("contact")

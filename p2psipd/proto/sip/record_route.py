@@ -7,16 +7,18 @@ top:
 * towards a phone ``<sip:TOKEN@host:port;transport=...;lr>``: TOKEN names the flow to that phone and is
   authenticated, so that requests of the dialog reach phones behind NATs, and nobody can use the proxy as a
   relay;
-* towards a node of the overlay ``<sips:p2p@OVERLAY;gr=DESTINATION-LIST;lr>``: the destination list is this node's
-  Node-ID (RFC 7904 section 6), by which the other node reaches it with AppAttach. The connection proves who
-  sent what comes that way, so the user part carries no secret. (The overlay's profile has a token there that
-  other registrars can read after this node's death; its place is kept.)
+* towards a node of the overlay ``<sips:TOKEN@OVERLAY;gr=DESTINATION-LIST;lr>``: the destination list is this node's
+  Node-ID (RFC 7904 section 6), by which the other node reaches it with AppAttach.
+
+Both tokens are made with a key that all registrars share (profile section 7), and the one for a phone names its
+user: when this node has died, another one reads there who is meant, and finds the phone anew.
 """
 
 from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from collections.abc import Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 from ipaddress import ip_address
@@ -25,68 +27,102 @@ from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import encode_gr
+from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.shared_secret import ROUTE_TOKENS, SharedSecret
+from p2psipd.proto.sip.uri import SipUri
 
-_UDP: Final = Struct(">BBH")
-_STREAM: Final = Struct(">BIQ")
-_KIND_UDP, _KIND_STREAM = 1, 2
+_HEAD: Final = Struct(">B4s")
+_UDP: Final = Struct(">BH")
+_STREAM: Final = Struct(">IQ")
+_KIND_UDP4, _KIND_UDP6, _KIND_STREAM, _KIND_NODE = 1, 2, 3, 4
+_ADDRESS_OCTETS: Final = {_KIND_UDP4: 4, _KIND_UDP6: 16}
 _MAC_OCTETS: Final = 8
 _PARAMETER: Final = {"TCP": "tcp", "TLS": "tls", "WS": "ws", "WSS": "ws"}
 """The transport parameter of a URI by Via transport; there is no "wss" (RFC 7118 section 5.2)."""
-_MAX_TOKEN: Final = 80
+_MAX_AOR: Final = 128
+_MAX_TOKEN: Final = 240
 _KEPT: Final = 20_000
 
 
 class UdpToken(NamedTuple):
-    """A flow token for UDP: the number of our listener, and the phone's address."""
+    """A flow over UDP: the number of our listener, and the phone's address."""
 
     listener: int
     remote: Address
 
 
 class StreamToken(NamedTuple):
-    """A flow token for a connection: its number in this run of the node."""
+    """A connection: its number in this run of the node."""
 
     number: int
 
 
-class RecordRouter:
-    """Makes and reads this node's Record-Route values.
-
-    `secret` keys the tokens; `run` (32 bits) tells connections of this run from those of an earlier one. A
-    flow's `connection` is its listener's number (UDP) or its own (streams).
+class Token(NamedTuple):
+    """What a token says: the mark of the node that wrote it, the user on that side ("user@domain", "" if nobody
+    is known), and its flow, None unless it is one that this node may still have.
     """
 
-    def __init__(self, secret: bytes, run: int, overlay: str, node_id: bytes) -> None:
-        self._key = blake2b(b"flow token" + secret, digest_size=32).digest()
-        self._run = run & 0xFFFFFFFF
-        self._values: dict[Flow, str] = {}
-        self._known: dict[str, UdpToken | StreamToken] = {}
-        self.node_value = f"<sips:p2p@{overlay};gr={encode_gr(node_id)};lr>"
+    writer: bytes
+    user: str
+    flow: UdpToken | StreamToken | None
 
-    def value(self, flow: Flow) -> str:
-        """The Record-Route value for the phone at the other end of `flow`."""
-        found = self._values.get(flow)
+
+class RecordRouter:
+    """Makes this node's Record-Route values, and reads those of every registrar.
+
+    `secrets` gives the keys of the tokens; `run` (32 bits) tells connections of this run from those of an earlier
+    one. A flow's `connection` is its listener's number (UDP) or its own (streams).
+    """
+
+    def __init__(self, secrets: SharedSecret, run: int, overlay: str, node_id: bytes) -> None:
+        self._secrets = secrets
+        self._secret_keys: Sequence[bytes] = ()
+        self._run = run & 0xFFFFFFFF
+        self._mark = writer_mark(node_id)
+        self._values: dict[tuple[Flow, str], str] = {}
+        self._node_value = ""
+        self._known: dict[str, Token] = {}
+        self._node_end = f"@{overlay};gr={encode_gr(node_id)};lr>"
+
+    def value(self, flow: Flow, user: str = "") -> str:
+        """The Record-Route value for the phone of `user` ("user@domain") at the other end of `flow`."""
+        self._check_keys()
+        found = self._values.get((flow, user))
         if found is None:
-            if len(self._values) >= _KEPT:
-                self._values.clear()
             host, port = flow.sent_by
             where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             transport = "" if flow.transport == "UDP" else f";transport={_PARAMETER.get(flow.transport, 'tcp')}"
-            found = self._values[flow] = f"<sip:{self.token(flow)}@{where}{transport};lr>"
+            if len(self._values) >= _KEPT:
+                self._values.clear()
+            found = self._values[(flow, user)] = f"<sip:{self.token(flow, user)}@{where}{transport};lr>"
         return found
 
-    def token(self, flow: Flow) -> str:
-        """The authenticated name of `flow`."""
+    @property
+    def node_value(self) -> str:
+        """The Record-Route value for other nodes."""
+        self._check_keys()
+        return self._node_value
+
+    def token(self, flow: Flow, user: str = "") -> str:
+        """The authenticated name of `flow`, and of its `user`."""
+        self._check_keys()
         number = flow.connection if isinstance(flow.connection, int) else 0
         if flow.transport == "UDP":
             host, port = flow.remote
-            data = _UDP.pack(_KIND_UDP, number & 0xFF, port) + ip_address(host.partition("%")[0]).packed
-        else:
-            data = _STREAM.pack(_KIND_STREAM, self._run, number)
-        return urlsafe_b64encode(data + self._mac(data)).decode("ascii").rstrip("=")
+            packed = ip_address(host.partition("%")[0]).packed
+            kind = _KIND_UDP4 if len(packed) == _ADDRESS_OCTETS[_KIND_UDP4] else _KIND_UDP6
+            return self._sealed(_HEAD.pack(kind, self._mark) + _UDP.pack(number & 0xFF, port) + packed, user)
+        return self._sealed(_HEAD.pack(_KIND_STREAM, self._mark) + _STREAM.pack(self._run, number), user)
 
-    def read(self, token: str) -> UdpToken | StreamToken | None:
-        """What a token names; None if we did not write it, or in an earlier run."""
+    def _sealed(self, data: bytes, user: str) -> str:
+        name = user.encode("utf-8", "surrogateescape")
+        if len(name) <= _MAX_AOR:
+            data += name
+        return urlsafe_b64encode(data + _mac(self._secret_keys[0], data)).decode("ascii").rstrip("=")
+
+    def read(self, token: str) -> Token | None:
+        """What a token names; None if no registrar of ours wrote it."""
+        self._check_keys()
         known = self._known.get(token)
         if known is None:
             known = self._open(token)
@@ -97,7 +133,34 @@ class RecordRouter:
                 self._known[token] = known
         return known
 
-    def _open(self, token: str) -> UdpToken | StreamToken | None:
+    def drop_routes(self, request: Request) -> Token | None:
+        """Take off the Route values on top that one other node of ours wrote; what the last of them said.
+
+        For requests of a dialog whose registrar has died: they come to us instead, or its next hop is dead.
+        None (and nothing taken off) if the top Route is none of ours.
+        """
+        last: Token | None = None
+        count = 0
+        for route in request.routes:
+            hop = route.uri
+            token = self.read(hop.user) if isinstance(hop, SipUri) and hop.lr and hop.user else None
+            if token is None or (last is not None and token.writer != last.writer):
+                break
+            last = token
+            count += 1
+        for _ in range(count):
+            request.remove_first("route")
+        return last
+
+    def _check_keys(self) -> None:
+        keys = self._secrets.keys(ROUTE_TOKENS)
+        if keys is not self._secret_keys:
+            self._secret_keys = keys
+            self._node_value = f"<sips:{self._sealed(_HEAD.pack(_KIND_NODE, self._mark), '')}{self._node_end}"
+            self._values.clear()
+            self._known.clear()
+
+    def _open(self, token: str) -> Token | None:
         if not token or len(token) > _MAX_TOKEN:
             return None
         try:
@@ -105,15 +168,27 @@ class RecordRouter:
         except (Base64Error, ValueError):
             return None
         body, mac = data[:-_MAC_OCTETS], data[-_MAC_OCTETS:]
-        if not body or not compare_digest(mac, self._mac(body)):
+        if len(body) < _HEAD.size or not any(compare_digest(mac, _mac(key, body)) for key in self._secret_keys):
             return None
-        if body[0] == _KIND_UDP and len(body) in (_UDP.size + 4, _UDP.size + 16):
-            _, listener, port = _UDP.unpack_from(body)
-            return UdpToken(listener, (str(ip_address(body[_UDP.size :])), port))
-        if body[0] == _KIND_STREAM and len(body) == _STREAM.size:
-            _, run, number = _STREAM.unpack(body)
-            return StreamToken(number) if run == self._run else None
-        return None
+        kind, writer = _HEAD.unpack_from(body)
+        rest = body[_HEAD.size :]
+        flow: UdpToken | StreamToken | None = None
+        if kind in _ADDRESS_OCTETS:
+            end = _UDP.size + _ADDRESS_OCTETS[kind]
+            listener, port = _UDP.unpack_from(rest)
+            flow = UdpToken(listener, (str(ip_address(rest[_UDP.size : end])), port))
+            rest = rest[end:]
+        elif kind == _KIND_STREAM:
+            run, number = _STREAM.unpack_from(rest)
+            flow = StreamToken(number) if run == self._run else None
+            rest = rest[_STREAM.size :]
+        return Token(writer, rest.decode("utf-8", "surrogateescape"), flow if writer == self._mark else None)
 
-    def _mac(self, data: bytes) -> bytes:
-        return blake2b(data, key=self._key, digest_size=_MAC_OCTETS).digest()
+
+def writer_mark(node_id: bytes) -> bytes:
+    """The four octets by which tokens name the node that wrote them."""
+    return blake2b(node_id, digest_size=4).digest()
+
+
+def _mac(key: bytes, data: bytes) -> bytes:
+    return blake2b(data, key=key, digest_size=_MAC_OCTETS).digest()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -12,10 +12,7 @@ from twisted.logger import Logger
 
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.ladder import Ladder
-from p2psipd.proto.sip.locating import Target, Unreachable
-from p2psipd.proto.sip.message import Request, Response, make_response
-from p2psipd.proto.sip.proxy import (
+from p2psipd.proto.sip.fork import (
     Answered,
     Branch,
     CancelBranch,
@@ -23,30 +20,50 @@ from p2psipd.proto.sip.proxy import (
     Failed,
     Forward,
     ForwardingContext,
-    Home,
     Located,
     Output,
-    Refused,
+    Recurse,
     Relocate,
     Respond,
-    build,
-    take_routes,
+    Silent,
 )
+from p2psipd.proto.sip.ladder import Ladder
+from p2psipd.proto.sip.locating import Attempt, NotLocated, Target, Unreachable
+from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
+from p2psipd.proto.sip.uri import SipUri
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.routing import Routing
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
+_HEARD_AFTER: Final = 1.2
+"""Another node sends 100 within 0.2 s; one that has said nothing by now is suspected, and another way begun."""
+_LOST_AFTER: Final = 3.8
+"""A node that has said nothing by now is given up, so that the caller has its answer within 5 s."""
+
+_OUR_VIA: Final = 120
+"""Octets that the transaction layer still adds to a request."""
+
 Work = Coroutine[Any, Any, None]
+
+
+class _Try:
+    """The key of a branch's second and further client transactions (compared by identity)."""
+
+    __slots__ = ("branch",)
+
+    def __init__(self, branch: Branch) -> None:
+        self.branch = branch
 
 
 class Forwarder:
     """The forks that are under way.
 
     `feed` hands inputs to the transaction layer, `start` runs what must wait for something, `relocate` looks a
-    user up afresh and calls :meth:`forward`, `new_tag` draws a To tag. `home` may change when listeners are
-    added.
+    user up afresh and calls :meth:`forward`, `recurse` does that for the contacts of a redirect, `suspect` is told
+    of a node that keeps silent, `new_tag` draws a To tag. `home` may change when listeners are added.
     """
 
     log = Logger()
@@ -59,9 +76,12 @@ class Forwarder:
         counters: Counter[str],
         home: Home,
         *,
+        reactor: Any,
         feed: Callable[[object], None],
         start: Callable[[Work], None],
         relocate: Callable[[ForwardingContext], Work],
+        recurse: Callable[[ForwardingContext, Sequence[tuple[SipUri, float]]], Work],
+        suspect: Callable[[bytes], object],
         new_tag: Callable[[], str],
     ) -> None:
         self.home = home
@@ -69,11 +89,27 @@ class Forwarder:
         self._clocks = clocks
         self._ladder = ladder
         self._counters = counters
+        self._reactor = reactor
         self._feed = feed
         self._start = start
         self._relocate = relocate
+        self._recurse = recurse
+        self._suspect = suspect
         self._new_tag = new_tag
         self._contexts: dict[Any, ForwardingContext] = {}
+        # INVITEs to other nodes, in the order in which something should be heard; then those that are suspected.
+        self._unheard: deque[tuple[float, Branch]] = deque()
+        self._suspected: deque[tuple[float, Branch]] = deque()
+        self._listener: Any = None
+
+    def __len__(self) -> int:
+        return len(self._contexts)
+
+    def stop(self) -> None:
+        """No more timers."""
+        if self._listener is not None:
+            self._listener.cancel()
+            self._listener = None
 
     # ---- from the service --------------------------------------------------------------------------------------
 
@@ -127,11 +163,13 @@ class Forwarder:
 
     async def _acknowledge_when_found(self, target: Target, made: Request) -> None:
         try:
-            onward = await self._routing.find(target, made)
-        except Unreachable:
+            attempt = await self._routing.route(made, target).next(None)
+        except (Unreachable, NotLocated):
+            attempt = None
+        if attempt is None:
             self._counters["ack_dropped"] += 1
             return
-        self._feed(SendStateless(onward, made))
+        self._feed(SendStateless(attempt.flow, attempt.request))
 
     def cancel(self, event: RequestReceived) -> None:
         """A CANCEL is answered here, and the fork that it names is cancelled (section 16.10)."""
@@ -143,8 +181,9 @@ class Forwarder:
 
     # ---- from the transactions ---------------------------------------------------------------------------------
 
-    def answered(self, branch: object, response: Response) -> None:
+    def answered(self, key: object, response: Response) -> None:
         """A response to the request of a branch; what belongs to no branch is dropped (RFC 6026 section 7.3)."""
+        branch = key.branch if isinstance(key, _Try) else key
         if not isinstance(branch, Branch):
             self._counters["stray_response"] += 1
             return
@@ -152,13 +191,24 @@ class Forwarder:
         if not response.has("via"):
             self._counters["stray_response"] += 1
             return
+        if branch.key is not key and response.status >= 300:
+            return
+        if response.status >= 300 and branch.route is not None and not branch.cancelled and branch.response is None:
+            self._start(self._try_again(branch, response, response.status))
+            return
         context = branch.context
         self._perform(context, context.receive(Answered(branch, response), self._clocks.now()))
 
-    def failed(self, branch: object, status: int) -> None:
-        """The transaction of a branch ended without a final response: 408 or 503 stands for it."""
-        if isinstance(branch, Branch):
-            self._counters["timed_out" if status == 408 else "transport_failed"] += 1
+    def failed(self, key: object, status: int) -> None:
+        """A transaction of a branch ended without a final response: 408 or 503 stands for it."""
+        branch = key.branch if isinstance(key, _Try) else key
+        if not isinstance(branch, Branch) or branch.key is not key:
+            return
+        self._counters["timed_out" if status == 408 else "transport_failed"] += 1
+        again = branch.route is not None and not branch.cancelled and branch.response is None
+        if again and not (status == 408 and branch.heard):
+            self._start(self._try_again(branch, None, status))
+        else:
             self._fail(branch, status)
 
     def ended(self, transaction: object) -> None:
@@ -185,10 +235,13 @@ class Forwarder:
                 case Respond(response):
                     self._respond(context, instead or response)
                 case CancelBranch(branch):
-                    self._feed(Cancel(branch))
+                    self._feed(Cancel(branch.key))
                 case Relocate():
                     self._counters["relocated"] += 1
                     self._start(self._relocate(context))
+                case Recurse(contacts):
+                    self._counters["redirect_followed"] += 1
+                    self._start(self._recurse(context, contacts))
 
     def _respond(self, context: ForwardingContext, response: Response) -> None:
         request = context.request
@@ -204,39 +257,114 @@ class Forwarder:
     def _launch(self, branch: Branch) -> None:
         """Send the request of `branch`: at once where the flow is at hand, else when it is found."""
         target = branch.target
+        if target.node_id is not None and branch.context.invite:
+            self._listen_for(branch)
         flow = self._routing.at_hand(target)
         if flow is not None:
-            self._launch_on(branch, self._built(branch, flow), flow)
+            self._send(branch, build(branch.context.request, target, (), branch.breadth), flow)
         elif target.flow is not None:
             self._fail(branch, 430)
         else:
-            self._start(self._launch_when_found(branch))
+            self._start(self._first_try(branch))
 
-    async def _launch_when_found(self, branch: Branch) -> None:
+    async def _first_try(self, branch: Branch) -> None:
         try:
-            plain = build(branch.context.request, branch.target)
-            flow = await self._routing.find(branch.target, plain)
-        except (Unreachable, SipError) as error:
-            self._counters["unreachable"] += 1
-            self.log.info("no way to {uri}: {error}", uri=branch.target.uri, error=str(error))
+            plain = build(branch.context.request, branch.target, (), branch.breadth)
+        except SipError as error:
+            self._unreachable(branch, error)
             self._fail(branch, 503)
             return
-        if branch.cancelled or branch.response is not None:
+        branch.route = self._routing.route(plain, branch.target)
+        await self._try_again(branch, None, 503)
+        if branch.target.node_id is not None or branch.target.address is not None:
+            branch.route = None
+
+    async def _try_again(self, branch: Branch, last: Response | None, status: int) -> None:
+        """The next try of the branch's route; without one the last outcome stands: `last`, or `status` alone."""
+        attempt: Attempt | None = None
+        if branch.route is not None:
+            try:
+                attempt = await branch.route.next(last)
+            except NotLocated as error:
+                self._unreachable(branch, error)
+                last, status = None, error.status
+            except (Unreachable, SipError) as error:
+                self._unreachable(branch, error)
+        if branch.response is not None:
+            return
+        if branch.cancelled:
             # The caller gave up, or timer C fired, while we were still looking for the way.
             self._fail(branch, 487)
-            return
-        self._launch_on(branch, self._built(branch, flow), flow)
+        elif attempt is not None:
+            branch.heard = False
+            self._send(branch, attempt.request, attempt.flow)
+        elif last is not None:
+            context = branch.context
+            self._perform(context, context.receive(Answered(branch, last), self._clocks.now()))
+        else:
+            self._fail(branch, status)
 
-    def _built(self, branch: Branch, flow: Flow) -> Request:
-        request = branch.context.request
-        routes: list[str] = []
+    def _unreachable(self, branch: Branch, error: Exception) -> None:
+        self._counters["unreachable"] += 1
+        self.log.info("no way to {uri}: {error}", uri=branch.target.uri, error=str(error))
+
+    def _send(self, branch: Branch, made: Request, flow: Flow) -> None:
+        """Put our Record-Route values on the copy for this branch, and send it."""
+        context = branch.context
+        request = context.request
         if request.method in _MAKES_DIALOG and request.to_tag is None:
-            routes = [self._routing.record_route(flow), self._routing.record_route(branch.context.flow)]
-        return build(request, branch.target, routes)
+            binding = branch.target.binding
+            callee = binding.aor.removeprefix("sip:") if binding is not None else ""
+            made.prepend("Record-Route", self._routing.record_route(context.flow, context.user))
+            made.prepend("Record-Route", self._routing.record_route(flow, callee))
+        if flow.transport == "UDP" and self._routing.too_large(flow, made.size + _OUR_VIA):
+            self._start(self._send_large(branch, made, flow))
+        else:
+            self._send_on(branch, made, flow)
 
-    def _launch_on(self, branch: Branch, request: Request, flow: Flow) -> None:
-        self._feed(SendRequest(flow, request, branch, branch.context.tag))
+    async def _send_large(self, branch: Branch, made: Request, flow: Flow) -> None:
+        """RFC 3261 section 18.1.1: a large request goes over TCP, where that is to be had."""
+        onward = await self._routing.congestion_controlled(flow)
+        if branch.cancelled or branch.response is not None:
+            self._fail(branch, 487)
+        else:
+            self._send_on(branch, made, onward)
+
+    def _send_on(self, branch: Branch, made: Request, flow: Flow) -> None:
+        if branch.flow is not None:
+            branch.key = _Try(branch)
+        branch.flow = flow
+        self._feed(SendRequest(flow, made, branch.key, branch.context.tag))
 
     def _fail(self, branch: Branch, status: int) -> None:
         context = branch.context
         self._perform(context, context.receive(Failed(branch, status), self._clocks.now()))
+
+    # ---- nodes that hang ---------------------------------------------------------------------------------------
+
+    def _listen_for(self, branch: Branch) -> None:
+        """A node has so long to say something to an INVITE; from one that hangs, no other sign may come for long."""
+        self._unheard.append((self._clocks.now() + _HEARD_AFTER, branch))
+        if self._listener is None:
+            self._listener = self._reactor.callLater(_HEARD_AFTER, self._listen)
+
+    def _listen(self) -> None:
+        self._listener = None
+        now = self._clocks.now()
+        while self._unheard and self._unheard[0][0] <= now:
+            _, branch = self._unheard.popleft()
+            if not branch.heard and branch.response is None:
+                self._counters["node_silent"] += 1
+                self._suspected.append((now + _LOST_AFTER - _HEARD_AFTER, branch))
+                if branch.target.node_id is not None:
+                    self._suspect(branch.target.node_id)
+                self._keep_silence(branch, False)
+        while self._suspected and self._suspected[0][0] <= now:
+            self._keep_silence(self._suspected.popleft()[1], True)
+        due = [queue[0][0] for queue in (self._unheard, self._suspected) if queue]
+        if due and self._listener is None:
+            self._listener = self._reactor.callLater(max(0.0, min(due) - now), self._listen)
+
+    def _keep_silence(self, branch: Branch, lost: bool) -> None:
+        context = branch.context
+        self._perform(context, context.receive(Silent(branch, lost), self._clocks.now()))

@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
 
+from p2psipd.proto.dns import A, Aaaa, Answer, Ask, Status
+from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.locating import NodeConnector, Target, Unreachable, decode_gr
-from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.locating import (
+    Attempt,
+    DomainIdentity,
+    NodeConnector,
+    NodeIdentity,
+    NotLocated,
+    Route,
+    Target,
+    Unreachable,
+    decode_gr,
+)
+from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, living_first, next_hops
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.record_route import RecordRouter, UdpToken
 from p2psipd.proto.sip.uri import SipUri
 
+_TRANSPORTS: Final = frozenset({"UDP", "TCP", "TLS"})
+
+
+class FlowGone(Refused):
+    """The flow that our Route names is gone: 430. `user` ("user@domain", may be "") is whose it was."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(430, why="flow_gone")
+        self.user = user
+
 
 class Routing:
-    """Finds next hops over the transports and the connector. `overlay` is the overlay's name in Route values."""
+    """Finds next hops over the transports and the connector.
+
+    `overlay` is the overlay's name in Route values; `ask` and `random` are those of RFC 3263, `now` monotonic
+    seconds; `edges` are the ways to other domains, by name.
+    """
 
     def __init__(
         self,
@@ -22,40 +49,71 @@ class Routing:
         router: RecordRouter,
         transports: Any,
         connector: NodeConnector | None,
-        resolver: Callable[[str], Awaitable[Sequence[str]]],
+        ask: Ask,
+        random: Any,
+        now: Callable[[], float],
+        edges: Mapping[str, Edge],
     ) -> None:
         self._overlay = overlay
         self._router = router
         self._transports = transports
         self._connector = connector
-        self._resolver = resolver
+        self._ask = ask
+        self._random = random
+        self._now = now
+        self._edges = edges
+        self._dead = DeadTargets()
+        self.too_large: Callable[[Flow, int], bool] = transports.too_large
+        self.congestion_controlled = transports.congestion_controlled
 
-    def record_route(self, flow: Flow) -> str:
-        """The Record-Route value for the side of `flow`."""
-        return self._router.value(flow) if peer_of(flow) is None else self._router.node_value
+    # ---- Record-Route and Route ------------------------------------------------------------------------------
+
+    def record_route(self, flow: Flow, user: str = "") -> str:
+        """The Record-Route value for the side of `flow`, where `user` ("user@domain") is if a phone is there."""
+        peer = peer_of(flow)
+        if peer is None:
+            return self._router.value(flow, user)
+        if isinstance(peer, DomainIdentity):
+            return self._edges[peer.edge].record_route(flow)
+        return self._router.node_value
+
+    def drop_routes(self, request: Request) -> str | None:
+        """Take off the Routes of another registrar of ours that stand on top; the user on its far side ("" if it
+        does not say), None if there were none.
+        """
+        token = self._router.drop_routes(request)
+        return None if token is None else token.user
 
     def along_dialog(self, request: Request, taken: Sequence[SipUri]) -> Target:
         """The next hop of a request inside a dialog: the rest of its Route set, else the flow that our Route
-        names. `taken` are the Route values of ours. Raises Refused (403, 430).
+        names. `taken` are the Route values of ours. Raises Refused (403), FlowGone.
         """
         if request.has("route"):
             return self.along_route(request, trusted=True)
-        token = taken[-1].user
-        flow = self._flow_of(token) if token else None
-        if flow is None:
-            raise Refused(430, why="flow_gone")
-        return Target(request.uri_text, flow=flow)
+        ours = taken[-1]
+        if not ours.user:
+            raise FlowGone("")
+        for edge in self._edges.values():
+            if (ours.host, ours.port or 5061) in edge.addresses:
+                flow = edge.flow_of(ours.user)
+                if flow is not None:
+                    return Target(request.uri_text, flow=flow)
+        return self._along_token(request, ours.user)
 
-    def _flow_of(self, token: str) -> Flow | None:
-        """The flow that a token of ours names. Raises Refused (403) for one that is not ours."""
-        named = self._router.read(token)
-        if named is None:
+    def _along_token(self, request: Request, text: str) -> Target:
+        token = self._router.read(text)
+        if token is None:
             raise Refused(403, "Not a Route of Ours", why="refused_token")
+        named = token.flow
+        flow: Any = None
         if isinstance(named, UdpToken):
             listeners = self._transports.udp
-            return listeners[named.listener].flow(named.remote) if named.listener < len(listeners) else None
-        flow: Flow | None = self._transports.connection(named.number)
-        return flow
+            flow = listeners[named.listener].flow(named.remote) if named.listener < len(listeners) else None
+        elif named is not None:
+            flow = self._transports.connection(named.number)
+        if flow is None:
+            raise FlowGone(token.user)
+        return Target(request.uri_text, flow=flow)
 
     def along_route(self, request: Request, *, trusted: bool = False) -> Target:
         """The next hop that the top Route names: a node of the overlay, or where `trusted` (inside a dialog)
@@ -73,6 +131,8 @@ class Routing:
             raise Refused(403, "Route Not Allowed", why="refused_route")
         return Target(request.uri_text)
 
+    # ---- flows -----------------------------------------------------------------------------------------------
+
     def at_hand(self, target: Target) -> Flow | None:
         """The live flow to `target` that needs no waiting for."""
         flow: Any = target.flow
@@ -80,36 +140,113 @@ class Routing:
             flow = self._connector.pooled(target.node_id)
         return flow if flow is not None and flow.alive else None
 
-    async def find(self, target: Target, request: Request) -> Flow:
-        """A flow to `target`, for the copy of the request that goes there. Raises Unreachable."""
+    def route(self, request: Request, target: Target) -> Route:
+        """The tries by which `request`, the copy for `target`, may get there."""
+        if target.node_id is not None or target.address is not None:
+            return _OneTry(self._connect(target), request)
+        if target.route_maker is not None:
+            return target.route_maker(request, target)
+        return _NextHops(request, self)
+
+    async def _connect(self, target: Target) -> Flow:
         if target.node_id is not None:
             if self._connector is None:
                 raise Unreachable("this node reaches no others")
             return await self._connector.connect(target.node_id)
-        if target.address is not None:
-            flow: Flow = await self._transports.reach(*target.address)
-            return flow
-        # The copy that build() made: its top Route, or without one its Request-URI, is the next hop (16.6
-        # step 7).
-        hop = request.routes[0].uri if request.has("route") and request.routes[0].uri_text else request.uri
-        if not isinstance(hop, SipUri):
-            raise Unreachable(f"{hop.scheme}: no way to get there")
-        transport = "TLS" if hop.is_secure else (hop.transport or "udp").upper()
-        port = hop.port or (5061 if transport == "TLS" else 5060)
-        host = hop.maddr or hop.host
-        if not _is_numeric(host):
-            try:
-                host = (await self._resolver(host))[0]
-            except Exception as error:
-                raise Unreachable(f"{host}: {error}") from None
-        reached: Flow = await self._transports.reach(transport, host, port)
-        return reached
+        assert target.address is not None
+        flow: Flow = await self._transports.reach(*target.address)
+        return flow
+
+    def hops(self, uri: SipUri) -> Any:
+        """The hops for `uri`, what has just failed last (an asynchronous iterator, RFC 3263)."""
+        hops = next_hops(uri, self._ask, self._random, transports=_TRANSPORTS)
+        return living_first(hops, self._dead, self._now)
+
+    async def reach(self, hop: Hop) -> Flow:
+        """A flow to a hop. Raises Unreachable."""
+        try:
+            flow: Flow = await self._transports.reach(hop.transport, hop.host, hop.port, domain=hop.domain)
+        except Unreachable:
+            self.mark_dead(hop, None)
+            raise
+        return flow
+
+    def mark_dead(self, hop: Hop, last: Response | None) -> None:
+        """A hop did not answer, or answered 503, with or without Retry-After: others come first for a while."""
+        retry_after = None
+        if last is not None:
+            text = (last.get("retry-after") or "").split(";")[0].split("(")[0].strip()
+            retry_after = float(text) if text.isdigit() and len(text) < 6 else None
+        self._dead.mark(hop, self._now(), retry_after)
 
 
-def peer_of(flow: Any) -> Any:
-    """The NodeIdentity or DomainIdentity at the other end, None for phones."""
-    return flow.peer
+def addresses_only(resolver: Callable[[str], Awaitable[Sequence[str]]]) -> Ask:
+    """A name server that knows addresses and nothing else: what `resolver` finds."""
+
+    async def answer(name: str, kind: str) -> Answer:
+        if kind not in ("A", "AAAA"):
+            return Answer(Status.NONE)
+        try:
+            found = await resolver(name)
+        except Exception as error:
+            return Answer(Status.FAILED, reason=str(error))
+        records = tuple(
+            Aaaa(host) if kind == "AAAA" else A(host) for host in found if (":" in host) == (kind == "AAAA")
+        )
+        return Answer(Status.FOUND if records else Status.NONE, records)
+
+    return answer
 
 
-def _is_numeric(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
+class _OneTry:
+    """The Route of a target that there is one way to."""
+
+    def __init__(self, connecting: Any, request: Request) -> None:
+        self._connecting = connecting
+        self._request = request
+
+    async def next(self, last: Response | None) -> Attempt | None:
+        """See Route."""
+        connecting, self._connecting = self._connecting, None
+        return Attempt(await connecting, self._request) if connecting is not None else None
+
+
+class _NextHops:
+    """The Route of a URI by RFC 3263: the next hop after a 503, a failure, or a time-out without a response."""
+
+    def __init__(self, request: Request, routing: Routing) -> None:
+        # The copy that build() made: its top Route, or without one its Request-URI, is the next hop (RFC 3261
+        # section 16.6 step 7).
+        self._request = request
+        self._routing = routing
+        self._hops: Any = None
+        self._hop: Hop | None = None
+
+    async def next(self, last: Response | None) -> Attempt | None:
+        """See Route. Raises NotLocated where the domain has no way in."""
+        if last is not None and last.status != 503:
+            return None
+        request = self._request
+        if self._hops is None:
+            uri = request.routes[0].uri if request.has("route") else request.uri
+            if not isinstance(uri, SipUri):
+                raise Unreachable(f"{uri}: no way to get there")
+            self._hops = self._routing.hops(uri)
+        elif self._hop is not None:
+            self._routing.mark_dead(self._hop, last)
+        try:
+            async for hop in self._hops:
+                self._hop = hop
+                try:
+                    return Attempt(await self._routing.reach(hop), request)
+                except Unreachable:
+                    self._hop = None
+        except NoRoute as error:
+            raise NotLocated(error.status, error.reason) from None
+        return None
+
+
+def peer_of(flow: Any) -> NodeIdentity | DomainIdentity | None:
+    """Who is at the other end; None for phones."""
+    peer: NodeIdentity | DomainIdentity | None = flow.peer
+    return peer

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
+from urllib.parse import quote
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
@@ -16,25 +17,31 @@ from twisted.python.failure import Failure
 
 from p2psipd.net.coroutines import run
 from p2psipd.net.driver import Driver
+from p2psipd.net.in_process import InProcess
 from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Message, SipTransports
+from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner
+from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.fork import ForwardingContext
 from p2psipd.proto.sip.ladder import Ladder, Step
 from p2psipd.proto.sip.locating import (
     CredentialSource,
+    DomainIdentity,
     Locate,
     LocationStore,
     LocationUnavailable,
     NodeConnector,
+    NodeIdentity,
     NotLocated,
     Origin,
     Query,
     Target,
 )
 from p2psipd.proto.sip.message import Request, Response, make_response
-from p2psipd.proto.sip.proxy import ForwardingContext, Home, Refused, loop_tag, take_routes, validate
+from p2psipd.proto.sip.proxy import Home, Refused, loop_tag, take_routes, validate
 from p2psipd.proto.sip.record_route import RecordRouter
 from p2psipd.proto.sip.registrar import BindingTable, Registrar, RegistrationRefused
 from p2psipd.proto.sip.shared_secret import OwnSecret, SharedSecret
@@ -51,13 +58,17 @@ from p2psipd.proto.sip.transaction import (
     TransactionTimedOut,
     TransportFailed,
 )
+from p2psipd.proto.sip.uri import SipUri
+from p2psipd.services.sip.abuse import Door
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import Forwarder
 from p2psipd.services.sip.registering import Registering
-from p2psipd.services.sip.routing import Routing, peer_of
+from p2psipd.services.sip.routing import FlowGone, Routing, addresses_only, peer_of
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
 
 _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})
+_NO_DOMAINS: Final[frozenset[str]] = frozenset()
+_AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
@@ -102,15 +113,19 @@ class SipService(Service):
         wall: Callable[[], float],
         transports: Any = None,
         resolver: Callable[[str], Awaitable[Sequence[str]]] | None = None,
+        ask: Ask | None = None,
+        edges: Sequence[Edge] = (),
         secrets: SharedSecret | None = None,
         owner: Owner | None = None,
     ) -> None:
         """`secrets` are shared with the other registrars (None: this node's own, from `settings.secret`); `owner` says
-        whose a number is. `transports` takes the place of real sockets in tests: a callable like SipTransports.
+        whose a number is; `ask` the DNS (None: addresses alone, by `resolver`); `edges` are the ways to other
+        domains. `transports` takes the place of real sockets in tests: a callable like SipTransports.
         """
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
         self._settings = settings
+        self._recursed = frozenset(settings.domains) if settings.recurse else _NO_DOMAINS
         self._locate = locate
         self._connector = connector
         self._table = table
@@ -121,6 +136,7 @@ class SipService(Service):
         self._layer = TransactionLayer(random)
         self._driver = self._new_driver()
         secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
+        self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
         self._transports = (transports or SipTransports)(
             reactor,
             self._received,
@@ -128,6 +144,7 @@ class SipService(Service):
             self._flow_lost,
             limits=settings.limits,
             public_host=settings.public_host,
+            admit=self._door.admit,
             tls_client=settings.tls_client,
         )
         home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
@@ -136,12 +153,16 @@ class SipService(Service):
         self._gate = Gatekeeper(home, settings.domains[0], digest, credentials, self._clocks, owner=owner)
         registrar = Registrar(location, table, settings.node_id, settings.bounds)
         self._registering = Registering(self._gate, registrar, table, self._clocks)
+        self._edges = {edge.name: edge for edge in edges}
         self._routing = Routing(
             settings.overlay,
-            RecordRouter(secret, random.getrandbits(32), settings.overlay, settings.node_id),
+            RecordRouter(secrets, random.getrandbits(32), settings.overlay, settings.node_id),
             self._transports,
             connector,
-            resolver or (lambda host: resolve(reactor, host)),
+            ask or addresses_only(resolver or (lambda host: resolve(reactor, host))),
+            random,
+            self._clocks.now,
+            self._edges,
         )
         self._forwarder = Forwarder(
             self._routing,
@@ -149,9 +170,12 @@ class SipService(Service):
             self._ladder,
             self.counters,
             home,
+            reactor=reactor,
             feed=self._driver.feed,
             start=self._start,
             relocate=self._relocate,
+            recurse=self._recurse,
+            suspect=connector.suspect if connector is not None else _nobody,
             new_tag=self._layer.new_tag,
         )
         self._waiting = 0
@@ -192,12 +216,15 @@ class SipService(Service):
             transports.listen_web(address, settings.tls, policy)
         for address in settings.web:
             transports.listen_web(address, None, policy)
+        if self._connector is not None:
+            self._connector.start(self._received, self._flow_lost)
+        for edge in self._edges.values():
+            edge.start(self._received, self._flow_lost)
         addresses = {address for _, address in transports.listening}
         if settings.public_host:
             addresses |= {(settings.public_host, port) for _, port in addresses}
+        addresses = addresses.union(*(edge.addresses for edge in self._edges.values()))
         self._gate.home = self._forwarder.home = self._gate.home._replace(addresses=frozenset(addresses))
-        if self._connector is not None:
-            self._connector.start(self._received, self._flow_lost)
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
 
     def stopService(self) -> Deferred[Any]:
@@ -207,15 +234,22 @@ class SipService(Service):
             self._sweeper.cancel()
             self._sweeper = None
         self._driver.stop()
+        self._forwarder.stop()
         waiting = list(self._transports.stop())
         if self._connector is not None:
             waiting.append(self._connector.stop())
+        waiting += [edge.stop() for edge in self._edges.values()]
         return gatherResults([d for d in waiting if isinstance(d, Deferred)], consumeErrors=True)
 
     @property
     def listening(self) -> list[tuple[str, Address]]:
         """(transport, (host, port)) of each socket."""
         return list(self._transports.listening)
+
+    def attach(self, take: Callable[[bytes], None]) -> InProcess:
+        """A connection to a user agent in this process (echo); started first. `take` gets the messages for it."""
+        attached: InProcess = self._transports.attach(take)
+        return attached
 
     def _sweep(self) -> None:
         """Every two seconds: timer C of calls, bindings that have run out, and a look at the clock."""
@@ -262,20 +296,25 @@ class SipService(Service):
         """Counters by reason, those of the transports, and what is open now."""
         return {
             **self.counters,
+            **self._door.statistics(),
             **{f"transport_{name}": count for name, count in self._transports.counters.items()},
             "transactions_open": self._layer.open_count,
             "transactions_lingering": self._layer.lingering_count,
+            "forks_open": len(self._forwarder),
+            "requests_waiting": self._waiting,
             "registrations": len(self._table),
         }
 
     # ---- from and to the wire ------------------------------------------------------------------------------
 
     def _received(self, flow: Flow, message: Message) -> None:
-        self._driver.feed(MessageReceived(flow, message))
+        if not isinstance(message, Request) or not self._door.is_scanner(flow, message):
+            self._driver.feed(MessageReceived(flow, message))
 
     def _malformed(self, flow: Flow, error: SipError) -> None:
         """A datagram that is no SIP message: answered if it can be, else dropped (RFC 3261 section 18.3)."""
         self.counters["malformed"] += 1
+        self._door.malformed(flow)
         request = error.request
         if request is not None and request.method != "ACK":
             try:
@@ -328,12 +367,15 @@ class SipService(Service):
             headers = [("Retry-After", RETRY_AFTER)]
             self._forwarder.reply(transaction, make_response(request, 503, headers=headers))
         else:
-            phone = peer_of(flow) is None
+            peer = peer_of(flow)
+            phone = peer is None
             context = ForwardingContext(
                 request,
                 self._settings.ring_seconds,
+                turn_for=self._settings.turn_seconds,
                 may_relocate=phone,
                 hide_flow=phone,
+                recurse=self._recursed if not isinstance(peer, NodeIdentity) else _NO_DOMAINS,
                 transaction=transaction,
                 flow=flow,
             )
@@ -357,6 +399,14 @@ class SipService(Service):
         self.counters["fault"] += 1
         self.log.failure("a request could not be served", failure=failure)
 
+    async def _judge(self, flow: Flow, request: Request) -> None:
+        """What another node, or another domain, may say in whose name; phones pass here. Raises Refused."""
+        peer = peer_of(flow)
+        if isinstance(peer, DomainIdentity):
+            await self._edges[peer.edge].admit(flow, request, self._clocks.wall())
+        elif peer is not None:
+            self._gate.check_assertion(flow, request)
+
     async def _serve(self, context: ForwardingContext) -> None:
         """Route one request; whatever refuses it on the way becomes its answer."""
         request = context.request
@@ -365,6 +415,7 @@ class SipService(Service):
             return
         except (Refused, RegistrationRefused) as error:
             self.counters[error.why or "refused"] += 1
+            self._door.refused(context.flow, error.why)
             response = make_response(request, error.status, error.reason or None, headers=error.headers)
         except NotLocated as error:
             response = make_response(request, error.status, error.reason)
@@ -388,39 +439,115 @@ class SipService(Service):
         taken = take_routes(request, home)
         if request.method == "REGISTER":
             response = await self._registering.register(request, flow)
+            self._door.proved(flow)
             self.counters["registered"] += 1
             forwarder.answer(context, response)
             return
-        if taken and request.to_tag is not None:
-            self._gate.check_assertion(flow, request)
-            forwarder.forward(context, [self._routing.along_dialog(request, taken)])
+        if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):
             return
         uri = self._gate.place(request.uri)
         if request.method == "OPTIONS" and self._gate.is_node(uri):
             forwarder.answer(context, _capabilities(request))
             return
-        self._gate.check_assertion(flow, request)
+        await self._judge(flow, request)
         if peer_of(flow) is None:
             await self._gate.prove(flow, request, self._clocks.wall())
+            self._door.proved(flow)
+            if not self._door.may_send(_sender(request)):
+                raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
-        origin = Origin.PHONE if peer_of(flow) is None else Origin.NODE
+        origin = _origin(flow)
         targets = await self._locate(Query(uri, origin, self._clocks.wall()))
         if not targets and origin is Origin.PHONE:
             with suppress(LocationUnavailable):
                 await self._gate.must_exist(uri)
         forwarder.forward(context, targets)
 
+    # ---- where to, once more ---------------------------------------------------------------------------------
+
+    async def _within_dialog(self, context: ForwardingContext, taken: Sequence[SipUri]) -> bool:
+        """Forward a request that follows the Route set of its dialog; False if that was not written by us.
+
+        One whose registrar has died comes to another one: what the dead one wrote is passed over.
+        """
+        request, flow = context.request, context.flow
+        user = None if taken else self._routing.drop_routes(request)
+        if not taken and user is None:
+            return False
+        await self._judge(flow, request)
+        try:
+            if not taken and not request.has("route"):
+                raise FlowGone(user or "")
+            targets: Sequence[Target] = [self._routing.along_dialog(request, taken)]
+        except FlowGone as gone:
+            targets = await self._heirs(context, gone.user)
+            if not targets:
+                if peer_of(flow) is None:
+                    raise Refused(481, why=gone.why) from None
+                raise
+        self._forwarder.forward(context, targets)
+        return True
+
+    async def _heirs(self, context: ForwardingContext, user: str) -> Sequence[Target]:
+        """Where the phone of `user` ("user@domain") is that has this dialog: its flow, or its registrar, is gone."""
+        if not user:
+            return ()
+        origin = Origin.NODE if isinstance(peer_of(context.flow), NodeIdentity) else Origin.PHONE
+        try:
+            uri = SipUri.parse("sip:" + quote(user, safe=_AOR_CHARACTERS))
+            found = await self._locate(Query(uri, origin, self._clocks.wall(), fresh=True))
+        except (NotLocated, LocationUnavailable, SipError):
+            return ()
+        contact = context.request.uri_text
+        same = [each for each in found if each.binding is not None and each.binding.contact == contact]
+        self.counters["dialog_found_anew"] += bool(same)
+        return same[:1]
+
     async def _relocate(self, context: ForwardingContext) -> None:
         """The record was out of date: look once more, afresh (profile section 7)."""
         targets: Sequence[Target] = ()
-        try:
-            uri = self._gate.place(context.request.uri)
-            targets = await self._locate(Query(uri, Origin.PHONE, self._clocks.wall(), fresh=True))
-        except (NotLocated, LocationUnavailable) as error:
-            self.log.info("nothing newer is known: {error}", error=str(error))
+        request = context.request
+        if request.to_tag is not None:
+            user = self._routing.drop_routes(request)
+            targets = await self._heirs(context, user) if user and not request.has("route") else ()
+        else:
+            try:
+                uri = self._gate.place(request.uri)
+                targets = await self._locate(Query(uri, Origin.PHONE, self._clocks.wall(), fresh=True))
+            except (NotLocated, LocationUnavailable) as error:
+                self.log.info("nothing newer is known: {error}", error=str(error))
         self._forwarder.forward(context, targets)
+
+    async def _recurse(self, context: ForwardingContext, contacts: Sequence[tuple[SipUri, float]]) -> None:
+        """A phone has redirected the call to other users of ours (RFC 3261 section 16.5)."""
+        targets: list[Target] = []
+        for uri, q in contacts:
+            try:
+                found = await self._locate(Query(uri.bare(), Origin.PHONE, self._clocks.wall()))
+            except (NotLocated, LocationUnavailable) as error:
+                self.log.info("redirected to {uri} in vain: {error}", uri=str(uri), error=str(error))
+                continue
+            targets += [target._replace(q=q) for target in found]
+        self._forwarder.forward(context, targets)
+
+
+def _nobody(node_id: bytes) -> None:
+    """Without other nodes there is none to suspect."""
+
+
+def _origin(flow: Flow) -> Origin:
+    peer = peer_of(flow)
+    if peer is None:
+        return Origin.PHONE
+    return Origin.NODE if isinstance(peer, NodeIdentity) else Origin.PEER
+
+
+def _sender(request: Request) -> str:
+    """Who has proved to send a request, by one name however From is written."""
+    uri = request.from_.uri
+    return uri.aor if isinstance(uri, SipUri) else request.from_.uri_text
 
 
 def _capabilities(request: Request) -> Response:

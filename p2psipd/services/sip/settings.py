@@ -8,7 +8,9 @@ from p2psipd.net.sip_transports import Limits
 from p2psipd.proto.sip.authentication import ALGORITHMS
 from p2psipd.proto.sip.digest import Algorithm
 from p2psipd.proto.sip.flow import Address
+from p2psipd.proto.sip.limits import LimitSettings
 from p2psipd.proto.sip.registrar import Bounds
+from p2psipd.services.sip.abuse import SCANNERS
 
 ALLOW: Final = "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, REGISTER, INFO, UPDATE, PRACK, REFER, SUBSCRIBE, NOTIFY"
 RETRY_AFTER: Final = "10"
@@ -24,7 +26,10 @@ class SipSettings(NamedTuple):
     `web_origins` the pages that may use them, none means all), `tls_client` the p2psipd.net.domain_tls.DomainTls for
     other domains (None: they are not dialled over TLS). `secret` (32 octets or more; empty: drawn at start) keys
     nonces and flow tokens. `public_host` is what Via and Record-Route name (empty: the listener's own
-    address). `algorithms` are those of the digest challenge, most preferred first.
+    address). `algorithms` are those of the digest challenge, most preferred first. A call
+    rings for `ring_seconds` at most (timer C), and for `turn_seconds` where contacts of lower q wait for their turn.
+    `recurse`: redirects of phones to users of the served domains are followed here. `abuse` limits what sources and
+    users may do, `scanners` are User-Agents that get no answer.
     """
 
     domains: tuple[str, ...]
@@ -43,4 +48,8 @@ class SipSettings(NamedTuple):
     bounds: Bounds = Bounds()
     limits: Limits = Limits()
     ring_seconds: float = 180.0
+    turn_seconds: float = 30.0
+    recurse: bool = True
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
+    abuse: LimitSettings = LimitSettings()
+    scanners: tuple[str, ...] = SCANNERS

@@ -7,10 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.ladder import Ladder
-from p2psipd.proto.sip.locating import Target, encode_gr
-from p2psipd.proto.sip.message import Request, Response, make_response
-from p2psipd.proto.sip.proxy import (
+from p2psipd.proto.sip.fork import (
     Answered,
     Branch,
     CancelBranch,
@@ -19,19 +16,18 @@ from p2psipd.proto.sip.proxy import (
     Finished,
     Forward,
     ForwardingContext,
-    Home,
     Located,
     Output,
-    Refused,
     Relocate,
     Respond,
-    build,
     choose_best,
-    loop_tag,
-    take_routes,
-    validate,
 )
-from p2psipd.proto.sip.record_route import RecordRouter, StreamToken, UdpToken
+from p2psipd.proto.sip.ladder import Ladder
+from p2psipd.proto.sip.locating import Target, encode_gr
+from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.proxy import Home, Refused, build, loop_tag, take_routes, validate
+from p2psipd.proto.sip.record_route import RecordRouter, StreamToken, Token, UdpToken, writer_mark
+from p2psipd.proto.sip.shared_secret import OwnSecret
 
 NODE, OTHER = b"\1" * 16, b"\2" * 16
 HOME = Home(
@@ -204,7 +200,7 @@ def test_timer_c() -> None:
     fork.now = 100.0
     fork.answer(0, 180)
     assert fork.context.next_timer() == 180.0
-    assert fork.context.handle_timer(180.0) == []
+    assert kinds(fork.context.handle_timer(180.0)) == ["CancelBranch"]
     assert fork.branches[1].response is not None
     assert kinds(fork.context.handle_timer(280.0)) == ["CancelBranch"]
     assert kinds(fork.answer(0, 487)) == ["Respond 487", "Finished"]
@@ -339,25 +335,48 @@ def test_strict_router_after_us() -> None:
 
 
 def test_tokens_name_flows_and_nobody_forges_them() -> None:
-    """A token comes back as the flow it was made for; a changed one, one of another key or an earlier run is
-    nothing.
-    """
-    router = RecordRouter(b"s" * 32, 7, "overlay.example", NODE)
+    """A token comes back as the flow and the user it was made for; a changed one, or one of another key, is nothing."""
+    router = RecordRouter(OwnSecret(b"s" * 32), 7, "overlay.example", NODE)
     udp = Flow("UDP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 3)
     v6 = Flow("UDP", ("2001:db8::7", 40000), ("2001:db8::1", 5060), 1)
     tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
-    assert router.read(router.token(udp)) == UdpToken(3, udp.remote)
-    assert router.read(router.token(v6)) == UdpToken(1, v6.remote)
-    assert router.read(router.token(tcp)) == StreamToken(99)
-    assert router.value(tcp) == f"<sip:{router.token(tcp)}@192.0.2.1:5060;transport=tcp;lr>"
-    token = router.token(udp)
-    for other in ("", "x" * 500, "!!", token[:-1] + ("A" if token[-1] != "A" else "B"), "A" + token):
-        assert router.read(other) is None
-    assert RecordRouter(b"t" * 32, 7, "overlay.example", NODE).read(token) is None
-    assert RecordRouter(b"s" * 32, 8, "overlay.example", NODE).read(router.token(tcp)) is None
+    for flow, read in ((udp, UdpToken(3, udp.remote)), (v6, UdpToken(1, v6.remote)), (tcp, StreamToken(99))):
+        for user in ("", "bob@overlay.example"):
+            assert router.read(router.token(flow, user)) == Token(writer_mark(NODE), user, read)
+            assert router.read(router.token(flow, user)[:-1]) is None
+            assert RecordRouter(OwnSecret(b"t" * 32), 7, "overlay.example", NODE).read(router.token(flow, user)) is None
+    assert router.read("p2p") is None and router.read("") is None
 
 
-# ---- the ladder
+def test_tokens_of_the_dead_say_who_is_meant() -> None:
+    """A restarted node, or another registrar, reads whose flow it was, and no flow of its own."""
+    secrets = OwnSecret(b"s" * 32)
+    router = RecordRouter(secrets, 7, "overlay.example", NODE)
+    tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
+    udp = Flow("UDP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 3)
+    restarted = RecordRouter(secrets, 8, "overlay.example", NODE)
+    other = RecordRouter(secrets, 9, "overlay.example", OTHER)
+    named = Token(writer_mark(NODE), "bob@overlay.example", None)
+    assert restarted.read(router.token(tcp, named.user)) == named
+    assert restarted.read(router.token(udp, named.user)) == named._replace(flow=UdpToken(3, udp.remote))
+    assert other.read(router.token(tcp, named.user)) == other.read(router.token(udp, named.user)) == named
+
+
+def test_routes_of_a_dead_registrar_are_dropped() -> None:
+    """The values that one other registrar wrote go together, down to its last one; those of anybody else stay."""
+    secrets = OwnSecret(b"s" * 32)
+    dead, other = (RecordRouter(secrets, 7, "overlay.example", each) for each in (OTHER, b"\3" * 16))
+    reader = RecordRouter(secrets, 7, "overlay.example", NODE)
+    tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
+    bye = request("BYE")
+    for value in (dead.node_value, dead.value(tcp, "bob@overlay.example"), other.node_value, "<sip:192.0.2.9;lr>"):
+        bye.add("Route", value)
+    token = reader.drop_routes(bye)
+    assert token is not None and token.user == "bob@overlay.example"
+    assert bye.get_all("route") == [other.node_value, "<sip:192.0.2.9;lr>"]
+    token = reader.drop_routes(bye)
+    assert token is not None and token.user == ""
+    assert reader.drop_routes(bye) is None and len(bye.routes) == 1
 
 
 def test_ladder_is_bounded() -> None:
