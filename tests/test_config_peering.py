@@ -59,6 +59,7 @@ certificate = "ec"
 domain = "c.test"
 through = ["b.test"]
 """
+NO_EMERGENCY = "calls to the emergency services are answered 404: [emergency] target is not set"
 PINNED = self_signed(dns("b.test"))
 
 
@@ -103,7 +104,7 @@ def test_the_whole_file(tmp_path: Path) -> None:
     assert rsa is not None and rsa.uses == {CertificateUse.IDENTITY}
     url = peering.identity_url(rsa, "a2.test", IdentityKind.RFC4474)
     assert url == f"https://a2.test:8443/identity/{rsa.certificate.fingerprint[:16]}.cer"
-    assert peering.own.domains == ("a.test", "a2.test") and peering.warnings == ()
+    assert peering.own.domains == ("a.test", "a2.test") and peering.warnings == (NO_EMERGENCY,)
 
 
 def test_peering_048_our_certificates_must_fit(tmp_path: Path) -> None:
@@ -116,7 +117,7 @@ def test_peering_048_our_certificates_must_fit(tmp_path: Path) -> None:
     assert "it expired on" in "".join(faults(tmp_path, FILE, WALL + 31 * DAY))
     swapped = FILE.replace('key = "a.key"', 'key = "rsa.key"')
     assert faults(tmp_path, swapped) == ["peering.toml:19: certificate[0].key: expected the key of this certificate"]
-    assert len(read(tmp_path, wall=WALL + 17 * DAY).warnings) == 2
+    assert len(read(tmp_path, wall=WALL + 17 * DAY).warnings) == 3
 
 
 def test_peering_056_the_url_names_a_host_of_the_certificate(tmp_path: Path) -> None:
@@ -159,3 +160,60 @@ def test_a_domain_has_one_entry(tmp_path: Path) -> None:
 def test_peering_046_the_system_authorities_can_be_loaded() -> None:
     """The well-known authorities of the system are there to be used."""
     assert len(system_authorities()) > 20
+
+
+NUMBERS = """
+[send]
+deny = ["bad.test"]
+
+[number_plan]
+region = "US"
+emergency = ["0911"]
+short_codes = ["4000"]
+prefixes = { "9011" = "+" }
+
+[emergency]
+target = "sip:psap@a.test"
+
+[enum]
+private_roots = ["e164.a.test"]
+absent_codes = ["44"]
+ranges = "users.txt"
+
+[[carrier_enum]]
+root = "carriers.test"
+algorithm = "none"
+
+[carrier]
+ranges = "users.txt"
+
+[routing]
+table = "routes.txt"
+"""
+
+
+def test_numbers(tmp_path: Path) -> None:
+    """Number plan, ENUM roots, ranges, routing table, emergency target and denied domains arrive where they count."""
+    (tmp_path / "users.txt").write_text("+1212555 sip:{number}@a.test\n")
+    (tmp_path / "routes.txt").write_text("* sip:{number}@carrier.test;user=phone\n")
+    peering = read(tmp_path, FILE + NUMBERS)
+    assert peering.plan is not None and peering.plan.read("9011442083661177").number == "+442083661177"
+    assert str(peering.emergency) == "sip:psap@a.test" and peering.warnings == ()
+    assert not peering.targets.permits("x.bad.test") and not peering.targets.permits("evil.test")
+    assert peering.targets.permits("b.test")
+    sources = peering.sources
+    assert sources.private_roots == ("e164.a.test",) and sources.carrier_roots[0].root == "carriers.test"
+    assert sources.routing_table is not None and sources.user_ranges is not None
+    assert [str(uri) for uri in sources.routing_table.find("+493012345")] == [
+        "sip:+493012345@carrier.test;user=phone"
+    ]
+
+
+def test_faults_of_numbers(tmp_path: Path) -> None:
+    """An unknown region and a bad line of a table are faults at their lines."""
+    (tmp_path / "users.txt").write_text("+1212555 sip:{number}@a.test\n")
+    (tmp_path / "routes.txt").write_text("# prefixes\n+44 mailto:x\n")
+    found = faults(tmp_path, FILE + NUMBERS.replace('"US"', '"Utopia"').replace("sip:psap@a.test", "psap"))
+    assert [fault.split(": ")[1] for fault in found] == ["emergency.target"]
+    found = faults(tmp_path, FILE + NUMBERS.replace('"US"', '"Utopia"'))
+    assert "number_plan.region" in found[0] and found[1].startswith("routes.txt:2: expected a SIP URI")

@@ -35,8 +35,14 @@ from p2psipd.proto.identity.policy import (
     fingerprint,
     read_certificate,
 )
+from p2psipd.proto.peering.enum import CarrierRoot
+from p2psipd.proto.peering.number_plan import NumberPlan
 from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates, warnings_of
 from p2psipd.proto.peering.peers import Federation, IdentityKind, PeeringPolicy, PeerSettings
+from p2psipd.proto.peering.routing_table import RoutingTable, RoutingTableError, parse_routing_table
+from p2psipd.proto.peering.targets import DomainPolicy, NumberSources
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.uri import SipUri
 from p2psipd.toml_lines import KeyPath
 
 _KINDS: dict[str, tuple[IdentityKind, ...]] = {
@@ -66,7 +72,17 @@ def _to_identity_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _to_sip_target(text: str) -> str:
+    try:
+        SipUri.parse(text)
+    except SipError:
+        raise PydanticCustomError("expected", 'expected a SIP URI such as "sip:112@psap.example"') from None
+    return text
+
+
 Network = Annotated[str, AfterValidator(_to_network)]
+SipTarget = Annotated[str, AfterValidator(_to_sip_target)]
+Words = Annotated[tuple[str, ...], Field(strict=False)]
 IdentityUrl = Annotated[str, AfterValidator(_to_identity_url)]
 Domains = Annotated[tuple[Domain, ...], Field(strict=False)]
 Files = Annotated[tuple[FileName, ...], Field(strict=False)]
@@ -142,6 +158,57 @@ class FederationEntry(Section):
     through: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
 
 
+class SendSection(Section):
+    """``[send]``: which domains requests go to: all but ``deny``, or only ``allow`` where that is given."""
+
+    allow: Annotated[tuple[Domain, ...] | None, Field(strict=False)] = None
+    deny: Domains = ()
+
+
+class NumberPlanSection(Section):
+    """``[number_plan]``: how what users dial is read."""
+
+    region: str
+    emergency: Words = ()
+    short_codes: Words = ()
+    prefixes: dict[str, str] = Field(default_factory=dict)
+
+
+class EmergencySection(Section):
+    """``[emergency]``: where calls to the emergency services go."""
+
+    target: SipTarget | None = None
+
+
+class EnumSection(Section):
+    """``[enum]``: where numbers are looked up: our own trees and ranges first, then the public tree."""
+
+    private_roots: Domains = ()
+    ranges: FileName | None = None
+    roots: Domains = ("e164.arpa",)
+    absent_codes: Words = ()
+
+
+class CarrierEnumEntry(Section):
+    """``[[carrier_enum]]``: one tree of carriers' records."""
+
+    root: Domain = "e164.arpa"
+    label: Annotated[str, Field(pattern="^[a-z0-9-]{0,63}$")] = "i"
+    algorithm: Literal["cc", "none", "txt"] = "cc"
+
+
+class CarrierSection(Section):
+    """``[carrier]``: number ranges of carriers that come before the look-up."""
+
+    ranges: FileName | None = None
+
+
+class RoutingSection(Section):
+    """``[routing]``: the table for numbers that ENUM does not know, and for carriers that can't be reached."""
+
+    table: FileName | None = None
+
+
 class PeeringFile(Section):
     """The whole file."""
 
@@ -151,15 +218,30 @@ class PeeringFile(Section):
     certificate: Annotated[tuple[CertificateSection, ...], Field(strict=False, min_length=1)]
     peer: Annotated[tuple[PeerEntry, ...], Field(strict=False)] = ()
     federation: Annotated[tuple[FederationEntry, ...], Field(strict=False)] = ()
+    send: SendSection = SendSection()
+    number_plan: NumberPlanSection | None = None
+    emergency: EmergencySection = EmergencySection()
+    enum: EnumSection = EnumSection()
+    carrier_enum: Annotated[tuple[CarrierEnumEntry, ...], Field(strict=False)] = ()
+    carrier: CarrierSection = CarrierSection()
+    routing: RoutingSection = RoutingSection()
 
 
 class Peering(NamedTuple):
-    """What a policy file says, with everything that it names. ``warnings`` are sentences for the log."""
+    """What a policy file says, with everything that it names. ``warnings`` are sentences for the log.
+
+    ``targets`` are the domains that requests may go to, ``plan`` and ``sources`` make URIs of numbers, and
+    ``emergency`` is where calls to the emergency services go.
+    """
 
     file: PeeringFile
     policy: PeeringPolicy
     own: OwnCertificates
     warnings: tuple[str, ...]
+    targets: DomainPolicy
+    plan: NumberPlan | None
+    sources: NumberSources
+    emergency: SipUri | None
 
     def identity_url(self, own: OwnCertificate, domain: str, kind: IdentityKind) -> str:
         """Where ``own`` is served for a From address of ``domain``: DER for RFC 4474, PEM with its chain for
@@ -210,12 +292,26 @@ class _Reader:
             if (found := self._own_certificate(index, section)) is not None
         )
         policy = self._policy()
+        plan, sources = self._plan(), self._sources()
         if not self._faults:
             self._check_names(own)
             self._check_identity(own, policy)
         if self._faults:
             raise ConfigError(self._faults)
-        return Peering(self._checked, policy, own, tuple(warnings_of(own.certificates, self._wall)))
+        send, emergency = self._checked.send, self._checked.emergency.target
+        told = warnings_of(own.certificates, self._wall)
+        if emergency is None:
+            told.append("calls to the emergency services are answered 404: [emergency] target is not set")
+        return Peering(
+            self._checked,
+            policy,
+            own,
+            tuple(told),
+            DomainPolicy((*send.deny, *self._checked.accept.deny), send.allow),
+            plan,
+            sources,
+            None if emergency is None else SipUri.parse(emergency),
+        )
 
     def _fault(self, path: KeyPath, message: str) -> None:
         key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
@@ -360,6 +456,43 @@ class _Reader:
 
     def _revocations(self, names: Sequence[str], path: KeyPath) -> list[bytes]:
         return [der for index, name in enumerate(names) for der in self._revocation_list(name, (*path, index))]
+
+    # -- numbers -------------------------------------------------------------------------------------------
+
+    def _plan(self) -> NumberPlan | None:
+        section = self._checked.number_plan
+        if section is None:
+            return None
+        try:
+            return NumberPlan(section.region, section.emergency, section.short_codes, section.prefixes)
+        except ValueError as error:
+            self._fault(("number_plan", "region"), str(error))
+            return None
+
+    def _sources(self) -> NumberSources:
+        file = self._checked
+        return NumberSources(
+            file.enum.private_roots,
+            self._table(file.enum.ranges, ("enum", "ranges")),
+            file.enum.roots,
+            file.enum.absent_codes,
+            self._table(file.carrier.ranges, ("carrier", "ranges")),
+            tuple(CarrierRoot(entry.root, entry.label, entry.algorithm) for entry in file.carrier_enum),
+            self._table(file.routing.table, ("routing", "table")),
+        )
+
+    def _table(self, name: str | None, path: KeyPath) -> RoutingTable | None:
+        content = None if name is None else self._content(name, path)
+        if content is None:
+            return None
+        try:
+            return parse_routing_table(content.decode("utf-8"))
+        except UnicodeDecodeError:
+            self._fault(path, f"{name}: expected UTF-8 text")
+        except RoutingTableError as error:
+            table = str(self._directory / str(name))
+            self._faults += [Fault(table, line, "", message) for line, message in error.faults]
+        return None
 
     # -- what lies between keys ----------------------------------------------------------------------------
 
