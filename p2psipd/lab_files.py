@@ -24,6 +24,7 @@ from p2psipd.proto.identity.certificate import Role, generate_private_key
 OVERLAY_PORT = 6084
 SIP_PORT = 5060
 SIPS_PORT = 5061
+WSS_PORT = 5443
 NODE_SIP_PORT = 5062
 _BOOTSTRAP_PEERS = 3
 
@@ -49,6 +50,7 @@ first = {first}
 udp = ["{host}:{sip_port}"]
 tcp = ["{host}:{sip_port}"]
 tls = ["{host}:{sips_port}"]
+wss = ["{host}:{wss_port}"]
 certificate = "../sip.pem"
 key = "../sip.key"
 node_listen = "{host}:{node_sip_port}"
@@ -130,6 +132,7 @@ class LabFiles:
             overlay_port=OVERLAY_PORT,
             sip_port=SIP_PORT,
             sips_port=SIPS_PORT,
+            wss_port=WSS_PORT,
             node_sip_port=NODE_SIP_PORT,
         )
 

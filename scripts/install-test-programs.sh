@@ -17,7 +17,13 @@ want faketime faketime
 want openssl openssl
 want secsipidx secsipidx
 want tcpdump tcpdump
+want curl curl
+want chromium-headless-shell chromium-headless-shell
+want node nodejs
+want npm npm
 want svmap sipvicious
+want knotd knot
+want kdig knot-dnsutils
 [ -n "$packages" ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

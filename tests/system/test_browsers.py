@@ -1,0 +1,69 @@
+"""Phones of other projects in a headless browser: SIP over secure WebSocket (RFC 7118) at two peers of the lab."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import load_pem_x509_certificate
+
+from p2psipd.lab import Lab
+from p2psipd.lab_files import WSS_PORT
+
+BROWSERS = Path(__file__).parent / "browsers"
+PAGE_HOST = "127.0.252.13"
+
+
+@pytest.fixture(scope="module")
+def phones() -> Path:
+    """The directory of the phones, with the npm packages of its lock file installed."""
+    lock, installed = BROWSERS / "package-lock.json", BROWSERS / "node_modules" / ".package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        command = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=BROWSERS, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        installed.touch()
+    return BROWSERS
+
+
+def key_hash(certificate: Path) -> str:
+    """The base64 SHA-256 of a certificate's public key, by which Chromium is told to trust it."""
+    key = load_pem_x509_certificate(certificate.read_bytes()).public_key()
+    octets = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(octets).digest()).decode("ascii")
+
+
+@pytest.mark.foreign("node", "npm", "chromium-headless-shell")
+def test_jssip_and_sip_js_through_two_peers(lab: Lab, phones: Path, tmp_path: Path) -> None:
+    """JsSIP at peer 2 and SIP.js at peer 7 register, send each other messages, call each other in turn, and leave."""
+
+    def phone(library: str, name: str, number: int) -> dict[str, str]:
+        user = lab.user(name)
+        server = f"wss://{lab.host(number)}:{WSS_PORT}"
+        return {"library": library, "server": server, "uri": lab.aor(name), "password": user.password}
+
+    settings: dict[str, Any] = {
+        "host": PAGE_HOST,
+        "spki": key_hash(Path(lab.directory) / "sip.pem"),
+        "alice": phone("jssip", "alice", 2),
+        "bob": phone("sip.js", "bob", 7),
+    }
+    chromium = shutil.which("chromium-headless-shell") or ""
+    command = ["node", str(phones / "drive.mjs"), chromium, str(tmp_path / "profile"), json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout) == {
+        "registered": True,
+        "message to bob": ["bob says grüß", "200"],
+        "message to alice": ["alice says grüß", "200"],
+        "call to bob": "ended",
+        "call to alice": "ended",
+        "unregistered": True,
+    }
