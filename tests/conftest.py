@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,3 +50,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_sep("-", verdict, yellow=not _ALL_WANTED, red=_ALL_WANTED)
     for nodeid, reason in sorted(_left_out.items()):
         terminalreporter.write_line(f"{nodeid}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def knot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The name server of all tests, a tests.knot.Knot over the zones of tests/vectors/dns."""
+    from tests.knot import ZONES, Knot
+
+    server = Knot(tmp_path_factory.mktemp("knot"), sorted(ZONES.glob("*.zone")))
+    yield server
+    server.stop()
