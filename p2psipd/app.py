@@ -34,13 +34,12 @@ from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.peer_parameters import PeerParameters
 from p2psipd.services.admin import ControlSocketInUse
 from p2psipd.services.overlay_factory import make_overlay
-from p2psipd.sip_wiring import SipTls, SipWiring, applications_of, make_sip
+from p2psipd.sip_wiring import SipSide, SipTls, SipWiring, applications_of, make_sip
 from p2psipd.store.sqlite import SqliteStore, StateError
 from p2psipd.supervision import settle_collector
 
 if TYPE_CHECKING:
     from p2psipd.config import Material, NodeConfig
-    from p2psipd.services.sip import SipService
 
 _SECRET_OCTETS = 32
 _SECRET_NAME = "sip-secret"
@@ -156,7 +155,7 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
         keylog=keylog,
         observer=observer,
     )
-    sip: SipService | None = None
+    sip: SipSide | None = None
     sip_tls: SipTls | None = None
     if sip_section is not None:
         sip_tls = SipTls(sip_section, keylog)

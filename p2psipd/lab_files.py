@@ -27,6 +27,8 @@ SIPS_PORT = 5061
 WSS_PORT = 5443
 NODE_SIP_PORT = 5062
 _BOOTSTRAP_PEERS = 3
+_ECHO_PEERS = 2
+"""So many peers answer calls to the echo user; at the others it is found through the overlay."""
 
 _PEER = """\
 # Peer {number} of a lab; every key is explained in etc/p2psipd.toml.
@@ -38,7 +40,7 @@ certificate = "node.pem"
 key = "node.key"
 
 [node]
-roles = ["peer", "sip"]
+roles = [{roles}]
 log_level = "{log_level}"
 drain_seconds = 3.0
 
@@ -126,6 +128,7 @@ class LabFiles:
     def _peer_configuration(self, number: int, log_level: str) -> str:
         return _PEER.format(
             number=number,
+            roles='"peer", "sip", "echo"' if number <= _ECHO_PEERS else '"peer", "sip"',
             host=self.host(number),
             log_level=log_level,
             first="true" if number == 1 else "false",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from p2psipd.config import NodeConfig
     from p2psipd.metrics import Snapshot
     from p2psipd.services.sip import SipService
-    from p2psipd.sip_wiring import SipTls
+    from p2psipd.sip_wiring import SipSide, SipTls
 
 #: Objects made and not yet freed before the garbage collector looks at the young ones.
 _COLLECT_AFTER = 10_000
@@ -61,14 +61,14 @@ class NodeService(MultiService):
         reactor: object,
         checked: NodeConfig,
         node: OverlayNode,
-        sip: SipService | None,
+        sip: SipSide | None,
         sip_tls: SipTls | None,
         log: Log,
         file: str,
     ) -> None:
         MultiService.__init__(self)
         self.overlay: OverlayService = node.service
-        self.sip = sip
+        self.sip = sip.service if sip is not None else None
         self.log = log
         self._logger = Logger(namespace="p2psipd.node")
         self._reactor = reactor
@@ -85,13 +85,13 @@ class NodeService(MultiService):
             node.core,
             checked.node.roles,
             _version(),
-            _SipView(sip) if sip is not None else None,
+            _SipView(sip.service) if sip is not None else None,
             now=cast(IReactorTime, reactor).seconds,
         )
         self.overlay.driver.trace = checked.node.log_level == "debug"
         services: list[Service | None] = [
             self.overlay,
-            sip,
+            *(sip or ()),
             AdminService(reactor, checked.node.control, self._resources(), checked.node.metrics),
             SupervisionService(reactor, lambda: self.overlay.is_joined, self._status_line),
         ]

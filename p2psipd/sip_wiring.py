@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from p2psipd import config
 from p2psipd.net.domain_tls import DomainTls
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
-    from p2psipd.services.overlay_location import OverlayCredentials
+    from p2psipd.services.echo import EchoService
+    from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService
 
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
@@ -53,6 +54,13 @@ class SipTls:
         self.domains.reload()
 
 
+class SipSide(NamedTuple):
+    """What a node with the role `sip` runs, in the order of its start."""
+
+    service: SipService
+    echo: EchoService | None
+
+
 def make_sip(
     reactor: object,
     checked: config.NodeConfig,
@@ -61,7 +69,7 @@ def make_sip(
     tls: SipTls,
     secret: bytes,
     wiring: SipWiring,
-) -> SipService:
+) -> SipSide:
     """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.net.sip_transports import Limits
@@ -80,7 +88,9 @@ def make_sip(
     table = BindingTable()
     numbers = OverlayNumbers(overlay, domains)
     users = OverlayBindings(location, table, overlay.node_id, domains)
-    locator = Locator((OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users))
+    echo = _make_echo(reactor, checked, domains, location, overlay.node_id) if checked.has("echo") else None
+    steps = (OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users)
+    locator = Locator(steps if echo is None else (echo.locate, *steps))
     host, port = section.node_listen or config.Address("127.0.0.1", 0)
     interconnect = Interconnect(
         reactor,
@@ -122,7 +132,7 @@ def make_sip(
     )
     credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
     wiring.interconnect, wiring.credentials = interconnect, credentials
-    return SipService(
+    service = SipService(
         settings,
         location=location,
         credentials=credentials,
@@ -133,6 +143,39 @@ def make_sip(
         random=random.SystemRandom(),
         wall=time.time,
         owner=numbers.owner,
+    )
+    if echo is not None:
+        echo.attach = service.attach
+    return SipSide(service, echo)
+
+
+def _make_echo(
+    reactor: object,
+    checked: config.NodeConfig,
+    domains: tuple[str, ...],
+    location: OverlayLocation,
+    node_id: bytes,
+) -> EchoService:
+    """The user that gives back what it hears."""
+    from p2psipd.services.echo import EchoService, EchoSettings
+
+    section, sip = checked.echo, checked.sip
+    assert sip is not None, "the role echo stands beside the role sip"
+    settings = EchoSettings(
+        domains,
+        node_id,
+        section.user,
+        config.echo_host(section, sip),
+        section.ports,
+        section.max_calls,
+        section.max_seconds,
+    )
+    return EchoService(
+        settings,
+        location=location,
+        reactor=reactor,
+        random=random.SystemRandom(),
+        wall=time.time,
     )
 
 

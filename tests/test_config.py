@@ -219,7 +219,7 @@ def test_all_faults_at_once(overlay: Path) -> None:
     )
     assert faults_of(text, overlay) == [
         "p2psipd.toml:3: identity.key: missing; expected this key",
-        'p2psipd.toml:6: node.roles[1]: expected "peer" or "sip". Did you mean "sip"?',
+        'p2psipd.toml:6: node.roles[1]: expected "peer", "sip" or "echo". Did you mean "sip"?',
         'p2psipd.toml:7: node.log_level: expected "debug", "info", "warn" or "error"',
         'p2psipd.toml:8: node.sate: unknown key. Did you mean "state"?',
         'p2psipd.toml:10: peer.listen: expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"',

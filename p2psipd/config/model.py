@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from p2psipd.config.faults import Fault, line_of
 from p2psipd.toml_lines import KeyPath
 
-Role = Literal["peer", "sip"]
+Role = Literal["peer", "sip", "echo"]
 LogLevel = Literal["debug", "info", "warn", "error"]
 
 
@@ -201,6 +201,16 @@ class DnsSection(Section):
     dnssec: tuple[Domain, ...] = Field(default=(), strict=False)
 
 
+class EchoSection(Section):
+    """``[echo]``: the user that gives back what it hears."""
+
+    user: Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")] = "echo"
+    host: str = ""
+    ports: Annotated[tuple[int, int], Field(strict=False)] = (30_000, 30_999)
+    max_calls: Annotated[int, Field(ge=1, le=1000)] = 20
+    max_seconds: Seconds = 120.0
+
+
 class LimitsSection(Section):
     """``[limits]``: what phones and strangers may do."""
 
@@ -226,6 +236,7 @@ class NodeConfig(Section):
     node: NodeSection
     peer: PeerSection | None = None
     sip: SipSection | None = None
+    echo: EchoSection = EchoSection()
     limits: LimitsSection = LimitsSection()
     dns: DnsSection = DnsSection()
 

@@ -114,6 +114,7 @@ class PeerIdentitySection(Section):
     required: bool = True
     form: Form = "compact"
     shaken: bool = False
+    host: Literal["certificate", "any"] = "certificate"
     url: IdentityUrl | None = None
     listen: Annotated[tuple[Listener, ...], Field(strict=False)] = ()
     private_networks: Annotated[tuple[Network, ...], Field(strict=False)] = ()
@@ -143,6 +144,7 @@ class PeerEntry(Section):
     identity_required: bool | None = None
     form: Form | None = None
     shaken: bool | None = None
+    identity_host: Literal["certificate", "any"] | None = None
     san_match: Literal["rfc5922", "any"] = "rfc5922"
     authorities: Files = ()
     pins: Pins = ()
@@ -403,6 +405,7 @@ class _Reader:
             identity.shaken,
             SanMatch.RFC5922,
             anchors,
+            any_identity_host=identity.host == "any",
         )
         peers = [self._peer(index, entry, default, revocations) for index, entry in enumerate(file.peer)]
         self._once(("peer",), [entry.domain for entry in file.peer])
@@ -440,6 +443,7 @@ class _Reader:
             anchors,
             Usage.SERVER_AS_CLIENT if entry.server_certificate_as_client else Usage.CLIENT,
             entry.certificate,
+            default.any_identity_host if entry.identity_host is None else entry.identity_host == "any",
         )
 
     def _anchors(

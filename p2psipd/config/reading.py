@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from p2psipd.config.faults import ConfigError, Fault
-from p2psipd.config.model import Address, NodeConfig, SipSection
+from p2psipd.config.model import Address, EchoSection, NodeConfig, SipSection
 from p2psipd.config.wording import fault_of
 from p2psipd.toml_lines import KeyPath, key_lines
 
@@ -116,6 +116,8 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
         faults.append(("sip", 'expected this table, because node.roles names "sip"'))
     if sip is not None and "sip" in config.node.roles:
         faults += _sip_faults(sip)
+    if "echo" in config.node.roles:
+        faults += _echo_faults(config)
     names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
     names.append(("identity.key", config.identity.key))
     if sip is not None and "sip" in config.node.roles:
@@ -131,6 +133,26 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
     if len(os.fsencode(config.node.control)) > 107:
         faults.append(("node.control", "expected a path of at most 107 bytes, the limit of Unix sockets"))
     return faults
+
+
+def _echo_faults(config: NodeConfig) -> list[tuple[str, str]]:
+    faults: list[tuple[str, str]] = []
+    if "sip" not in config.node.roles:
+        faults.append(("node.roles", 'expected "sip" beside "echo", which is called through it'))
+    first, last = config.echo.ports
+    if not 1024 <= first < last <= 65535:
+        faults.append(("echo.ports", "expected the first and the last of some ports from 1024 to 65535"))
+    if config.sip is not None and not config.echo.host and echo_host(config.echo, config.sip) in ("", "0.0.0.0", "::"):
+        faults.append(("echo.host", "expected the address at which phones reach its media"))
+    return faults
+
+
+def echo_host(echo: EchoSection, sip: SipSection) -> str:
+    """The address for the echo user's media: its own, else the one that phones know of the node."""
+    if echo.host:
+        return echo.host
+    listeners = (*sip.udp, *sip.tcp, *sip.tls, *sip.wss, *sip.ws)
+    return listeners[0].host if listeners else ""
 
 
 def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:

@@ -7,9 +7,11 @@ flooding the far side.
 
 from __future__ import annotations
 
+import struct
 import wave
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -32,6 +34,9 @@ RECORD_SECONDS: Final = 600
 """Received audio kept for one call (9.6 MB); what comes later is counted but not kept."""
 PORT_ATTEMPTS: Final = 50
 MAX_DIGITS: Final = 1000
+MAX_PACKET: Final = 1500
+MAX_RATE: Final = 200
+"""What an echo sends back of one call: octets a packet, packets a second."""
 
 _SILENT_PACKET: Final = array("h", bytes(2 * PACKET_SAMPLES))
 
@@ -58,6 +63,73 @@ class Source(Protocol):
     def samples(self, count: int) -> array[int]:
         """The next `count` samples."""
         ...
+
+
+class RtpEcho(DatagramProtocol):
+    """One RTP port that sends every packet back to where it came from, with an SSRC of its own.
+
+    It listens to the host that the SDP named, or while that has sent nothing to the first other one (a phone behind a
+    NAT), and from then on to that address alone: nobody can have a third party sent anything but by its own packets,
+    one for one and no larger. `counts` tells what was echoed and dropped.
+    """
+
+    def __init__(self, random: Any, seconds: Callable[[], float]) -> None:
+        self._ssrc = struct.pack("!I", random.getrandbits(32))
+        self._seconds = seconds
+        self._port: Any = None
+        self._wanted = ("", 0)
+        self._sending = False
+        self._source: tuple[str, int] | None = None
+        self._second = 0.0
+        self._in_second = 0
+        self.counts: Counter[str] = Counter()
+
+    def listen(self, reactor: Any, host: str, port: int) -> None:
+        """Take the port. Raises CannotListenError."""
+        self._port = reactor.listenUDP(port, self, interface=host)
+
+    def begin(self, address: tuple[str, int], sending: bool) -> None:
+        """Echo for the phone whose SDP named `address`, from now on; `sending` False while it holds the call."""
+        if address != self._wanted:
+            self._source = None
+        self._wanted, self._sending = address, sending
+
+    def stop(self) -> None:
+        """Free the port. Harmless when called again."""
+        if self._port is not None:
+            port, self._port = self._port, None
+            port.stopListening()
+
+    def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
+        """One datagram: RTP of our phone goes back, all else is dropped."""
+        source = (addr[0], addr[1])
+        if not self._is_ours(source):
+            self.counts["strangers"] += 1
+        elif not 12 <= len(datagram) <= MAX_PACKET or datagram[0] >> 6 != 2:
+            self.counts["malformed"] += 1
+        elif self._too_many():
+            self.counts["too_many"] += 1
+        else:
+            self._source = source
+            if self._sending and self.transport is not None:
+                self.counts["echoed"] += 1
+                self.transport.write(datagram[:8] + self._ssrc + datagram[12:], source)
+
+    def _is_ours(self, source: tuple[str, int]) -> bool:
+        """Before the first packet anybody, then that one source; but the host of the SDP takes its place back."""
+        if self._source is None or source == self._source:
+            return True
+        return source[0] == self._wanted[0] != self._source[0]
+
+    def _too_many(self) -> bool:
+        now = self._seconds()
+        if now - self._second >= 1.0:
+            self._second, self._in_second = now, 0
+        self._in_second += 1
+        return self._in_second > MAX_RATE
+
+    def connectionRefused(self) -> None:
+        """An ICMP error says that nobody listens there: no matter, whoever sends gets answers."""
 
 
 class RtpSession(DatagramProtocol):

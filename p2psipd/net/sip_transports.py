@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from p2psipd.net.connections import Limits, Message, SipConnection, SipStream, StreamFlow
 from p2psipd.net.datagrams import UdpListener, everybody
 from p2psipd.net.domain_tls import DomainTls
+from p2psipd.net.in_process import InProcess
 from p2psipd.net.tls import peer_certificate, tls_factory
 from p2psipd.proto.identity.policy import has_identity, sip_identities
 from p2psipd.proto.sip.errors import SipError
@@ -166,6 +167,14 @@ class SipTransports:
         if tls is not None:
             factory = tls_factory(tls, False, factory, self.clock)
         return self._listen(name, address, factory)
+
+    def attach(self, take: Callable[[bytes], None]) -> InProcess:
+        """A connection to a service in this process, which gets what is sent to it by `take`; listening comes first."""
+        self._number += 1
+        connection = InProcess(self, self._number, self.listening[0][1], take)
+        self._connections[self._number] = connection
+        self._per_address[connection.host] += 1
+        return connection
 
     def _accepting_streams(self, name: str) -> _Accepting:
         return _Accepting(self, lambda number, host: SipStream(self, number, name, host, True))
