@@ -17,6 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final
 
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 
 from p2psipd.net.dns_messages import NXDOMAIN, Question, Reply, ask_for, canonical
@@ -35,8 +36,8 @@ _MAX_FILE_OCTETS: Final = 1_000_000
 _LOCALHOST: Final = {"localhost": ("127.0.0.1", "::1")}
 
 
-class DnsClient:
-    """Looks names up, over the given servers.
+class DnsClient(Service):
+    """Looks names up, over the given servers. As a service of a node it closes its sockets at the end.
 
     `servers` are numeric addresses and ports, asked in order; `hosts` maps canonical names to addresses that
     come before the DNS (see :func:`hosts_of`). Names at or below one of `dnssec` are believed only with the
@@ -104,6 +105,11 @@ class DnsClient:
     def close(self) -> Deferred[list[None]]:
         """Close the sockets; look-ups under way end as failures. Fires when that is done."""
         return self._servers.close()
+
+    def stopService(self) -> Deferred[list[None]]:
+        """As :meth:`close`."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return self.close()
 
     # ---- one look-up ---------------------------------------------------------------------------------------
 
