@@ -111,14 +111,16 @@ def role_name(role: Role, node_id: bytes, overlay: str) -> str:
 class NodeCertificate:
     """A certificate whose form is right; whether it is trusted is another question (``Trust.check``).
 
-    ``der`` and ``hash`` (SHA-256 of it) identify it, ``node_ids`` are its Node-IDs in order, ``user`` its
-    user name, ``overlay`` the lower-case name of its overlay, ``role`` what the user name stands for,
-    ``not_before`` and ``not_after`` unix seconds.  Equality and hash go by the DER.
+    ``der`` and ``hash`` (SHA-256 of it) identify it, ``node_ids`` are its Node-IDs in order, ``node_id`` the
+    first (nearly always the only one), ``user`` its user name, ``overlay`` the lower-case name of its overlay,
+    ``role`` what the user name stands for, ``not_before`` and ``not_after`` unix seconds.  Equality and hash go
+    by the DER.
     """
 
     __slots__ = (
         "der",
         "hash",
+        "node_id",
         "node_ids",
         "not_after",
         "not_before",
@@ -141,17 +143,13 @@ class NodeCertificate:
         self.der = der
         self.hash = sha256(der).digest()
         self.node_ids = node_ids
+        self.node_id = node_ids[0]
         self.user = user
         self.overlay = overlay
         self.public_key = public_key
         self.not_before = not_before
         self.not_after = not_after
         self.role = role_of(user, overlay)
-
-    @property
-    def node_id(self) -> bytes:
-        """The Node-ID; of several, the first."""
-        return self.node_ids[0]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NodeCertificate) and self.der == other.der

@@ -184,8 +184,7 @@ class Kademlia(MemberList):
         number = number_of(resource)
         limit = self._own ^ number if self.ready else ALL_BITS + 1
         around = self._live.nearest(number, 3 * self._p.copies)[self._p.copies :]
-        near = [node_of(n) for n in around if n ^ number < limit and self._host.is_linked(node_of(n))]
-        return sorted(near, key=lambda n: self._host.rtt(n) or 1.0)
+        return self._host.quickest([node_of(n) for n in around if n ^ number < limit])
 
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:
         """The other holders, nearest first."""
@@ -195,9 +194,7 @@ class Kademlia(MemberList):
         """Linked holders, the quickest first; none where our view of that region is not complete."""
         if not self.complete:
             return ()
-        host = self._host
-        linked = [n for n in self.replica_set(resource) if n != host.node_id and host.is_linked(n)]
-        return sorted(linked, key=lambda n: host.rtt(n) or 1.0)
+        return self._host.quickest(self.replica_nodes(resource))
 
     def plausible_answerer(self, resource: ResourceId, node: NodeId, reading: bool = False) -> bool:
         """RFC 6940 section 6.3.4 check 2, with the eight nearest *linked* peers as the Neighbor Table."""

@@ -155,12 +155,12 @@ def domain_of(aor: str) -> str:
 
 # ---- the table of roles (overlay profile, section 2) ----
 
-_NODES: Final = frozenset({Role.PEER, Role.REGISTRAR})
-_ROLES: Final[dict[int, frozenset[Role]]] = {
-    SIP_REGISTRATION: frozenset({Role.USER}),
+_NODES: Final = (Role.PEER, Role.REGISTRAR)
+_ROLES: Final[dict[int, tuple[Role, ...]]] = {
+    SIP_REGISTRATION: (Role.USER,),
     TURN_SERVICE: _NODES,
-    CERTIFICATE_BY_NODE: _NODES | {Role.USER},
-    CERTIFICATE_BY_USER: _NODES | {Role.USER},
+    CERTIFICATE_BY_NODE: (*_NODES, Role.USER),
+    CERTIFICATE_BY_USER: (*_NODES, Role.USER),
     REDIR: _NODES,
 }
 

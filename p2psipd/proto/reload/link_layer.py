@@ -231,6 +231,10 @@ class LinkLayer(ABC):
         link = self.links.to(node)
         return link is not None and not link.suspect
 
+    def quickest(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """Those of `nodes` that a usable link leads to, the quickest first."""
+        return self.links.quickest(nodes)
+
     def rtt(self, node: NodeId) -> float | None:
         """Smoothed round-trip time, seconds."""
         link = self.links.to(node)

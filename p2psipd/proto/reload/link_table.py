@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.reload.framing import FramedLink
@@ -117,6 +117,17 @@ class LinkTable:
     def to(self, node: NodeId) -> Link | None:
         """The link in use to `node`."""
         return self._by_node.get(node)
+
+    def quickest(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """Those of `nodes` with a link in use that is not suspect, by their smoothed round trip, unknown ones last."""
+        by_node = self._by_node
+        found: list[tuple[float, int, NodeId]] = []
+        for node in nodes:
+            link = by_node.get(node)
+            if link is not None and not link.suspect:
+                found.append((link.framed.srtt or 1.0, len(found), node))
+        found.sort()
+        return [node for _, _, node in found]
 
     def nodes(self) -> list[NodeId]:
         """Nodes with a link in use that is not suspect."""

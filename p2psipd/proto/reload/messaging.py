@@ -50,6 +50,10 @@ READING = (int(MessageCode.FETCH_REQ), int(MessageCode.STAT_REQ))
 """Requests that any holder of a copy may answer (only Store is bound to the responsible peer, section 7.4.1.1)."""
 
 
+_IDS_DRAWN = 32
+_ALL_64_BITS = (1 << 64) - 1
+
+
 class Messaging(LinkLayer):
     """Messages of one node: passed on, delivered, sent and repeated."""
 
@@ -67,6 +71,7 @@ class Messaging(LinkLayer):
         super().__init__(credential, configuration, trust, verifier, random, parameters, now, wall)
         self._sealer = Sealer(credential, self.overlay_hash)
         self._models: dict[int, DataModel] = {k.id: k.data_model for k in configuration.kinds.values()}
+        self._transaction_ids: list[int] = []
         self._outstanding: dict[int, Outstanding] = {}
         self._awaiting: deque[tuple[float, Outstanding]] = deque()
         self._awaiting_armed = False
@@ -300,7 +305,7 @@ class Messaging(LinkLayer):
         # Whoever is at the other end may answer for the wildcard (RFC 6940 section 6.3.4).
         node = target.node if isinstance(target, NodeDestination) and target.node != WILDCARD else None
         resource = target.resource if isinstance(target, ResourceDestination) else None
-        transaction_id = self._random.getrandbits(64)
+        transaction_id = self._transaction_id()
         if (
             not through
             and via is None
@@ -341,6 +346,13 @@ class Messaging(LinkLayer):
         self._outstanding[transaction_id] = waiting
         self._transmit(waiting, on)
         return transaction_id
+
+    def _transaction_id(self) -> int:
+        """64 random bits, drawn many at a time: the system's randomness is dear to ask."""
+        if not self._transaction_ids:
+            drawn = self._random.getrandbits(64 * _IDS_DRAWN)
+            self._transaction_ids = [drawn >> 64 * at & _ALL_64_BITS for at in range(_IDS_DRAWN)]
+        return self._transaction_ids.pop()
 
     def _local(
         self, body: Body, on_answer: OnAnswer, certificates: Iterable[bytes], to_own_id: bool, sealer: Sealer

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from p2psipd.proto.reload.peer import Peer
 
 ANY_SEQUENCE = 65535
+_COUNTERS = {int(code): f"request-{code:#x}" for code in MessageCode}
 _CONFIG_PUSH_FOR = 1.0
 
 
@@ -75,7 +76,7 @@ class Methods:
     def handle(self, request: IncomingRequest) -> None:
         """Answer a request, now or later, with its body or the error."""
         handler = self._handlers.get(request.code)
-        self._peer.count(f"request-{request.code:#x}")
+        self._peer.count(_COUNTERS.get(request.code, "request-unknown"))
         try:
             if handler is None:
                 raise InvalidMessage(f"method {request.code:#x} is not served")

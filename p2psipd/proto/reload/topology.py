@@ -61,6 +61,9 @@ class TopologyHost(Protocol):
     def linked(self) -> Iterable[NodeId]:
         """Nodes with a confirmed link, suspected ones left out."""
 
+    def quickest(self, nodes: Iterable[NodeId]) -> list[NodeId]:
+        """Those of `nodes` that a usable link leads to, the quickest first."""
+
     def is_linked(self, node: NodeId) -> bool:
         """Whether a confirmed, unsuspected link to `node` is open."""
 

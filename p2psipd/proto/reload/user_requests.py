@@ -393,10 +393,13 @@ class _FetchJob:
 
     def _next_readers(self) -> list[NodeId]:
         """The holders to ask now, the quickest first; a link may have come into doubt since we chose them."""
-        linked = [node for node in self._readers if self._peer.is_linked(node)]
         count = max(1, len(self._asked))
-        self._readers = linked[count:]
-        return linked[:count]
+        nodes: list[NodeId] = []
+        while self._readers and len(nodes) < count:
+            node = self._readers.pop(0)
+            if self._peer.is_linked(node):
+                nodes.append(node)
+        return nodes
 
     def _ask(self, node: NodeId) -> None:
         self._asked.add(node)
