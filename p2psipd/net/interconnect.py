@@ -8,6 +8,10 @@ Node-ID is the one that was asked for. The AppAttach sender is the TLS server, w
 
 Connections stay open and are used in both directions. Both sides greet with a keep-alive (CRLF CRLF): under
 TLS 1.3 the dialler learns only from the other side's first bytes that its certificate was accepted.
+
+A node that hangs leaves its connections open. So whoever is sent something has to be heard of soon: if nothing at
+all comes for half a second it is pinged, and after two more seconds without a word its connection is closed, which
+fails the requests on it while their callers still wait.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
+from p2psipd.net.connections import Limits, Message, StreamFlow
+from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.tls import peer_certificate
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.proto.sip.errors import SipError
@@ -34,11 +39,37 @@ if TYPE_CHECKING:
 IDLE_SECONDS: Final = 900.0
 #: A keep-alive goes over each connection this often; one that answered none since the last but one is dead.
 KEEP_ALIVE_SECONDS: Final = 20.0
+#: After something was sent: so long without a word and the other side is pinged, so long and it counts as dead.
+ASK_SECONDS: Final = 0.5
+DEAD_SECONDS: Final = 2.5
 
 #: A node that left a request without any answer has so long for a keep-alive's.
 SUSPECT_SECONDS: Final = 2.0
 
 _WAITING_FOR_ONE_NODE: Final = 1000
+
+
+class NodeFlow(StreamFlow):
+    """A connection to a node.
+
+    `watch` is called with each write's time; `waiting_since` is when the write went out that we wait to hear
+    something after, None while we wait for nothing; `asked` is whether a ping has gone after it.
+    """
+
+    __slots__ = ("asked", "last_sent", "waiting_since", "watch")
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.last_sent = 0.0
+        self.waiting_since: float | None = None
+        self.asked = False
+        self.watch: Callable[[NodeFlow], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, after which the other side is to be heard of."""
+        self.protocol.send(data)
+        if self.watch is not None:
+            self.watch(self)
 
 
 class Interconnect:
@@ -75,6 +106,8 @@ class Interconnect:
         self._waiting: dict[bytes, list[Deferred[Flow]]] = {}
         self._lost: Callable[[Flow], None] | None = None
         self._keeper: Any = None
+        self._watched: dict[NodeFlow, None] = {}
+        self._watcher: Any = None
 
     def start(self, receive: Callable[[Flow, Message], None], lost: Callable[[Flow], None]) -> None:
         """Listen. Raises twisted's CannotListenError."""
@@ -88,6 +121,7 @@ class Interconnect:
             tls_client=self._tls,
             identify=self._identify,
             usable=self._usable,
+            flow_class=NodeFlow,
         )
         self.address = self._transports.listen_tls(self.address, self._tls)
         self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)
@@ -97,6 +131,9 @@ class Interconnect:
         if self._keeper is not None:
             self._keeper.cancel()
             self._keeper = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
         for node_id in list(self._waiting):
             self._fail(node_id, "this node is stopping")
         if self._transports is None:
@@ -201,7 +238,8 @@ class Interconnect:
         return NodeIdentity(certificate.node_id, certificate.user, registrar)
 
     def _usable(self, flow: StreamFlow) -> None:
-        assert flow.peer is not None, "identified before it is usable"
+        assert flow.peer is not None and isinstance(flow, NodeFlow), "identified before it is usable"
+        flow.watch = self._watch
         node_id = flow.peer.node_id
         # The newest first: of an older one the other side may know no more.
         self._pool.setdefault(node_id, []).insert(0, flow)
@@ -230,6 +268,38 @@ class Interconnect:
             self.counters["dead"] += 1
             flow.protocol.drop("dead")
 
+    def _watch(self, flow: NodeFlow) -> None:
+        """Something was sent: the other side is to be heard of in time."""
+        flow.last_sent = self._clock.seconds()
+        if flow.waiting_since is None:
+            flow.waiting_since, flow.asked = flow.last_sent, False
+            self._watched[flow] = None
+            if self._watcher is None:
+                self._watcher = self._clock.callLater(ASK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Every half second while anybody is waited for: one timer for all connections."""
+        self._watcher = None
+        now = self._clock.seconds()
+        for flow in list(self._watched):
+            heard = flow.protocol.last_heard
+            if not flow.alive or flow.waiting_since is None or heard >= flow.last_sent:
+                flow.waiting_since = None
+                del self._watched[flow]
+            elif heard > flow.waiting_since:
+                flow.waiting_since, flow.asked = flow.last_sent, False
+            elif now - flow.waiting_since >= DEAD_SECONDS:
+                flow.waiting_since = None
+                del self._watched[flow]
+                self.counters["silent"] += 1
+                self._log.info("{host} hangs: its connection is closed", host=flow.remote[0])
+                flow.protocol.drop("dead")
+            elif not flow.asked:
+                flow.asked = True
+                flow.protocol.ping()
+        if self._watched:
+            self._watcher = self._clock.callLater(ASK_SECONDS, self._look)
+
     def _keep_alive_again(self) -> None:
         self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)
         self.keep_alive()
@@ -248,7 +318,7 @@ class Interconnect:
                 elif now - flow.protocol.last_message > IDLE_SECONDS:
                     flow.protocol.drop("idle", gently=True)
                 else:
-                    flow.write(b"\r\n\r\n")
+                    flow.protocol.ping()
 
 
 def _no_datagrams(flow: Flow, error: SipError) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.datagrams import RECEIVE_BUFFER
@@ -347,6 +347,50 @@ class InterconnectTests(TestCase):
             first.keep_alive()
             await until(lambda: not flow.alive)
             self.assertEqual(first.counters["dead"], 1)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_node_that_hangs_is_noticed_by_what_it_is_sent(self) -> Deferred[None]:
+        """Half a second after a request without a word back the other side is pinged; one that answers stays, one
+        that does not is dropped two seconds later, and the requests on it fail.
+        """
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, second = self.make(one), self.make(two)
+            flow: Any = await first.connect(two.node_id)
+            await until(lambda: second.pooled(one.node_id))
+            # The answer to the greeting is still on its way.
+            await deferLater(reactor, 0.05)
+            first._keeper.cancel()
+            clock = first._clock = Clock()
+            clock.advance(flow.protocol.last_heard)
+            first._keeper = clock.callLater(1000, lambda: None)
+
+            def heard_now() -> None:
+                flow.protocol.last_heard = clock.seconds()
+
+            flow.write(OPTIONS)
+            await until(lambda: self.heard[two.node_id].messages)
+            pings = second._transports.counters["pings"]
+            clock.advance(0.6)
+            await until(lambda: second._transports.counters["pings"] == pings + 1)
+            heard_now()
+            clock.advance(0.5)
+            self.assertFalse(first._watched)
+            clock.advance(60)
+            flow.write(OPTIONS)
+            clock.advance(0.1)
+            heard_now()
+            flow.write(OPTIONS)
+            for _ in range(3):
+                clock.advance(0.5)
+                self.assertTrue(flow.alive)
+            for _ in range(4):
+                clock.advance(0.5)
+            await until(lambda: self.heard[one.node_id].lost == [flow])
+            self.assertEqual(first.counters["silent"], 1)
+            self.assertFalse([call for call in clock.getDelayedCalls() if call.func == first._look])
 
         return Deferred.fromCoroutine(scenario())
 
