@@ -84,8 +84,10 @@ class DomainConnections:
     def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """A connection whose server must speak for the domain; names it in the handshake (RFC 5922 section 7.8)."""
         connection = SSL.Connection(self._context, None)
-        # The callback of OpenSSL knows the connection alone.
-        connection.set_app_data((protocol, self.domain))
+        # The callback of OpenSSL knows the connection alone; newer versions of Twisted set this very thing.
+        wanting: Any = protocol
+        wanting.wanted_domain = self.domain
+        connection.set_app_data(protocol)
         if self._name:
             connection.set_tlsext_host_name(self._name)
         return connection
@@ -101,7 +103,8 @@ def _is_numeric(host: str) -> bool:
 
 def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     """OpenSSL's callback, once a certificate of the chain, the root first; False refuses."""
-    protocol, domain = connection.get_app_data()
+    protocol = connection.get_app_data()
+    domain = protocol.wanted_domain
     if not ok:
         return _refuse(protocol, f"its certificate was refused (OpenSSL error {error})")
     if depth:
