@@ -78,6 +78,7 @@ class NodeService(MultiService):
         self._file = file
         self._stopping: Deferred[Any] | None = None
         self._leaving: Deferred[bool] | None = None
+        self._talking: Deferred[None] | None = None
         self._registry: Any = None
         self._began = time.time()
         self.inspection = Inspection(
@@ -115,9 +116,10 @@ class NodeService(MultiService):
             _handle(hangup, lambda: from_signal(self._reload_logged))
 
     def stopService(self) -> Deferred[Any]:
-        """Leave the overlay with hand-over, within ``node.drain_seconds``, then close everything.
+        """Leave the overlay with hand-over, and let running calls end, within ``node.drain_seconds``; then close
+        everything. New calls are refused meanwhile.
 
-        A second SIGTERM or SIGINT ends the hand-over at once.
+        A second SIGTERM or SIGINT ends the waiting at once.
         """
         if self._stopping is None:
             self._stopping = Deferred.fromCoroutine(self._drain())
@@ -128,15 +130,21 @@ class NodeService(MultiService):
         for number in (signal.SIGTERM, signal.SIGINT):
             _handle(number, lambda: cast(IReactorFromThreads, self._reactor).callFromThread(self.hurry))
         seconds = self._config.node.drain_seconds
+        if self.sip is not None:
+            self._talking = self.sip.drain(seconds)
         if self.overlay.is_joined:
             self._logger.info("leaving the overlay, at most {seconds} s", seconds=seconds)
             self._leaving = Deferred.fromCoroutine(self.overlay.leave(seconds))
             left = await self._leaving
             self._logger.info("left the overlay" if left else "left the overlay without finishing")
+        if self._talking is not None:
+            await self._talking
         await MultiService.stopService(self)
 
     def hurry(self) -> None:
-        """End a hand-over that is under way."""
+        """End a hand-over that is under way, and calls."""
+        if self._talking is not None and not self._talking.called:
+            self._talking.cancel()
         if self._leaving is not None and not self._leaving.called:
             self._leaving.cancel()
 

@@ -15,6 +15,7 @@ from p2psipd.services.overlay_factory import OverlayNode
 
 if TYPE_CHECKING:
     from p2psipd.config import Material
+    from p2psipd.net.dns import DnsClient
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
@@ -57,6 +58,7 @@ class SipTls:
 class SipSide(NamedTuple):
     """What a node with the role `sip` runs, in the order of its start."""
 
+    dns: DnsClient
     service: SipService
     echo: EchoService | None
 
@@ -71,6 +73,7 @@ def make_sip(
     wiring: SipWiring,
 ) -> SipSide:
     """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
+    from p2psipd.net.dns import client_for
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.net.sip_transports import Limits
     from p2psipd.proto.sip.limits import LimitSettings
@@ -79,6 +82,7 @@ def make_sip(
     from p2psipd.services.numbers import Numbers, OverlayNumbers
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService, SipSettings
+    from p2psipd.services.sip.call_book import CallLimits
 
     section, limits = checked.sip, checked.limits
     assert section is not None, "the role sip has its table"
@@ -121,6 +125,11 @@ def make_sip(
         ),
         limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
         ring_seconds=float(section.ring_seconds),
+        turn_seconds=float(section.turn_seconds),
+        recurse=section.follow_redirects,
+        redirect_domains=frozenset(section.redirect_domains),
+        redirect_authenticates=section.redirect_authenticates,
+        call_limits=CallLimits(checked.limits.calls_per_user, checked.limits.calls_per_peer, checked.limits.calls),
         abuse=LimitSettings(
             limits.points,
             limits.points_forgiven,
@@ -132,6 +141,8 @@ def make_sip(
     )
     credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
     wiring.interconnect, wiring.credentials = interconnect, credentials
+    names = checked.dns
+    dns = client_for(reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom())
     service = SipService(
         settings,
         location=location,
@@ -143,10 +154,11 @@ def make_sip(
         random=random.SystemRandom(),
         wall=time.time,
         owner=numbers.owner,
+        ask=dns.ask,
     )
     if echo is not None:
         echo.attach = service.attach
-    return SipSide(service, echo)
+    return SipSide(dns, service, echo)
 
 
 def _make_echo(

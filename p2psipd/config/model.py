@@ -167,6 +167,9 @@ class PeerSection(Section):
         return self.advertise or (self.listen,)
 
 
+DigestToken = Literal["MD5", "SHA-256", "SHA-512-256"]
+
+
 class SipSection(Section):
     """``[sip]``: the phones' side."""
 
@@ -188,9 +191,20 @@ class SipSection(Section):
     max_expires_seconds: Count = 3600
     default_expires_seconds: Count = 3600
     max_contacts: Count = 10
+    flow_timer_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
+    service_route: tuple[str, ...] = Field(default=(), max_length=10, strict=False)
+    digest_algorithms: tuple[DigestToken, ...] = Field(
+        default=("MD5", "SHA-256", "SHA-512-256"), min_length=1, strict=False
+    )
+    users_file: FileName | None = None
+    users_first: Literal["file", "overlay"] = "file"
     max_connections: Count = 2000
     max_connections_per_address: Count = 64
     ring_seconds: Count = 180
+    turn_seconds: Count = 30
+    follow_redirects: bool = True
+    redirect_domains: tuple[Domain, ...] = Field(default=(), strict=False)
+    redirect_authenticates: bool = True
 
 
 class DnsSection(Section):
@@ -216,6 +230,9 @@ class LimitsSection(Section):
 
     messages_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
     requests_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    calls_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    calls_per_peer: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    calls: Annotated[int, Field(ge=0, le=1_000_000)] = 50_000
     points: Count = 2000
     points_forgiven: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
     shut_seconds: Seconds = 30.0

@@ -14,10 +14,11 @@ class Call:
     """One call that passes this node, as far as a proxy can know it. Observers may read it and keep it.
 
     `caller` and `callee` are URIs as text: who called (the asserted identity, else From) and the Request-URI that
-    was asked for. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered
-    last; whose `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of
-    that branch. `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote.
-    Times are unix seconds, 0 for what has not happened.
+    was asked for; `user` is who proved to call, "user@domain", "" where another node or domain vouches. `came_on`
+    is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their `peer` says who is
+    there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that
+    branch. `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote. Times
+    are unix seconds, 0 for what has not happened.
     """
 
     __slots__ = (
@@ -34,11 +35,12 @@ class Call:
         "ringing_at",
         "target",
         "to_tag",
+        "user",
         "went_on",
     )
 
     def __init__(
-        self, call_id: str, from_tag: str, caller: str, callee: str, came_on: Flow, identity: str, began_at: float
+        self, call_id: str, from_tag: str, caller: str, callee: str, came_on: Flow, user: str, began_at: float
     ) -> None:
         self.call_id = call_id
         self.from_tag = from_tag
@@ -48,7 +50,8 @@ class Call:
         self.came_on: Any = came_on
         self.went_on: Any = None
         self.target = ""
-        self.identity = identity
+        self.user = user
+        self.identity = ""
         self.cause = ""
         self.began_at = began_at
         self.ringing_at = 0.0

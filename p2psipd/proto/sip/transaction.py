@@ -66,6 +66,8 @@ __all__ = [
 COOKIE = "z9hG4bK"
 _Key = tuple[Hashable, ...]
 _RETRY_AFTER = "5"
+_SHED = frozenset({"INVITE", "MESSAGE", "SUBSCRIBE", "REFER", "PUBLISH"})
+"""What a node that is overloaded, or about to end, refuses outside of dialogs."""
 
 
 class State(Enum):
@@ -137,11 +139,14 @@ class TransactionLayer:
     """All transactions of one node.
 
     `receive` takes an Input, `handle_timer` does what is due; both return Outputs in the order to perform
-    them.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an ACK):
-    SipError.
+    them.  `shedding` (0 to 1) is the part of new requests outside of dialogs that is refused by a 503 for which no
+    transaction is made.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an
+    ACK): SipError.
     """
 
     def __init__(self, random: RandomSource, timers: Timers = Timers(), limits: Limits = Limits()) -> None:
+        self.shedding = 0.0
+        self._to_shed = 0.0
         self._random = random
         self._timers = timers
         self._limits = limits
@@ -213,6 +218,11 @@ class TransactionLayer:
     def _taken(self) -> list[Output]:
         out, self._out = self._out, []
         return out
+
+    @property
+    def most_open(self) -> int:
+        """So many may wait for a final response; requests beyond are refused."""
+        return self._limits.open
 
     @property
     def open_count(self) -> int:
@@ -293,9 +303,7 @@ class TransactionLayer:
         if isinstance(transaction, _Server):
             if transaction.invite and (waiting or transaction.state is State.COMPLETED):
                 if waiting and transaction.request is not None:
-                    self._send(
-                        transaction, make_response(transaction.request, 408, to_tag=self.new_tag()).encode()
-                    )
+                    self._send(transaction, make_response(transaction.request, 408, to_tag=self.new_tag()).encode())
                 self._out.append(TransactionTimedOut(transaction.name))
         elif isinstance(transaction, _Client) and waiting and not transaction.silent:
             self._out.append(TransactionTimedOut(transaction.name))
@@ -345,10 +353,19 @@ class TransactionLayer:
         elif server is not None:
             if server.data is not None and server.state in (State.PROCEEDING, State.COMPLETED):
                 self._send(server, server.data)
-        elif self.open_count >= self._limits.open:
+        elif self.open_count >= self._limits.open or (self.shedding and self._is_shed(request)):
             self._reject(flow, SipError("Service Unavailable", status=503, request=request))
         else:
             self._start_server(flow, request, index, now)
+
+    def _is_shed(self, request: Request) -> bool:
+        if request.method not in _SHED or request.to_tag is not None:
+            return False
+        self._to_shed += self.shedding
+        if self._to_shed < 1.0:
+            return False
+        self._to_shed -= 1.0
+        return True
 
     def _reject(self, flow: Flow, error: SipError) -> None:
         request = error.request
@@ -513,9 +530,7 @@ class TransactionLayer:
         client = self._clients.get((via.branch, method))
         if client is None:
             # RFC 3261 section 18.1.2: only what was sent by us.
-            mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (
-                flow.sent_by[1] or via.default_port
-            )
+            mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (flow.sent_by[1] or via.default_port)
             if mine and method == "INVITE" and 200 <= response.status < 300:
                 self._out.append(ResponseReceived(None, response, flow))
         elif client.invite:
@@ -628,15 +643,7 @@ def _server_index(request: Request, via: Via, method: str, like: _Key | None = N
     branch = via.branch
     if branch is not None and len(branch) > len(COOKIE) and branch.startswith(COOKIE):
         return (branch.lower(), via.host, via.port or 0, method)
-    return (
-        request.uri_text,
-        request.from_tag,
-        request.call_id,
-        request.cseq.number,
-        str(via),
-        "2543",
-        method,
-    )
+    return (request.uri_text, request.from_tag, request.call_id, request.cseq.number, str(via), "2543", method)
 
 
 def _flow_back(flow: Flow, via: Via) -> Flow:

@@ -33,10 +33,13 @@ from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
 from p2psipd.proto.sip.uri import SipUri
+from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.routing import Routing
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
+
+_REFRESHES: Final = frozenset({"INVITE", "UPDATE"})
 
 _HEARD_AFTER: Final = 1.2
 """Another node sends 100 within 0.2 s; one that has said nothing by now is suspected, and another way begun."""
@@ -73,6 +76,7 @@ class Forwarder:
         routing: Routing,
         clocks: Clocks,
         ladder: Ladder,
+        calls: CallBook,
         counters: Counter[str],
         home: Home,
         *,
@@ -88,6 +92,7 @@ class Forwarder:
         self._routing = routing
         self._clocks = clocks
         self._ladder = ladder
+        self._calls = calls
         self._counters = counters
         self._reactor = reactor
         self._feed = feed
@@ -132,7 +137,7 @@ class Forwarder:
         """Answer a request here; unless its CANCEL was quicker."""
         if not context.finished:
             context.finished = True
-            self.reply(context.transaction, response)
+            self._respond(context, response)
 
     def reply(self, transaction: Any, response: Response) -> None:
         """Send a response; one made here gets its To tag here (RFC 3261 section 8.2.6.2)."""
@@ -197,6 +202,8 @@ class Forwarder:
             self._start(self._try_again(branch, response, response.status))
             return
         context = branch.context
+        if context.call is not None and 100 < response.status < 300:
+            context.call.went_on, context.call.target = branch.flow, branch.target.uri
         self._perform(context, context.receive(Answered(branch, response), self._clocks.now()))
 
     def failed(self, key: object, status: int) -> None:
@@ -213,7 +220,9 @@ class Forwarder:
 
     def ended(self, transaction: object) -> None:
         """Nothing more will come of a transaction."""
-        self._contexts.pop(transaction, None)
+        context = self._contexts.pop(transaction, None)
+        if context is not None and context.call is not None and not context.call.answered_at:
+            self._calls.end(context.call, "lost")
 
     def sweep(self) -> None:
         """Now and then: timer C of calls."""
@@ -245,6 +254,8 @@ class Forwarder:
 
     def _respond(self, context: ForwardingContext, response: Response) -> None:
         request = context.request
+        if context.call is not None:
+            self._calls.responded(context.call, response, context.cancelled)
         if context.invite and response.status >= 200 and request.to_tag is None:
             if response.status < 300:
                 self._ladder.answered(request.call_id, self._clocks.wall())
@@ -252,6 +263,9 @@ class Forwarder:
                 self._ladder.ended(request.call_id, self._clocks.wall(), str(response.status))
         elif request.method == "BYE":
             self._ladder.ended(request.call_id, self._clocks.wall(), "BYE")
+            self._calls.hung_up(request)
+        elif 200 <= response.status < 300 and request.method in _REFRESHES:
+            self._calls.refreshed(request, response)
         self.reply(context.transaction, response)
 
     def _launch(self, branch: Branch) -> None:

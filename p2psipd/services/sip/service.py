@@ -11,7 +11,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -22,6 +22,7 @@ from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner
+from p2psipd.proto.sip.calls import CallObserver
 from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
@@ -58,10 +59,13 @@ from p2psipd.proto.sip.transaction import (
     TransactionTimedOut,
     TransportFailed,
 )
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.uri import SipUri, Uri
 from p2psipd.services.sip.abuse import Door
+from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import Forwarder
+from p2psipd.services.sip.load import Load
+from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
 from p2psipd.services.sip.routing import FlowGone, Routing, addresses_only, peer_of
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
@@ -70,6 +74,7 @@ _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTI
 _NO_DOMAINS: Final[frozenset[str]] = frozenset()
 _AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
+_DRAIN_SECONDS: Final = 0.5
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
@@ -115,12 +120,14 @@ class SipService(Service):
         resolver: Callable[[str], Awaitable[Sequence[str]]] | None = None,
         ask: Ask | None = None,
         edges: Sequence[Edge] = (),
+        observers: Sequence[CallObserver] = (),
         secrets: SharedSecret | None = None,
         owner: Owner | None = None,
     ) -> None:
         """`secrets` are shared with the other registrars (None: this node's own, from `settings.secret`); `owner` says
         whose a number is; `ask` the DNS (None: addresses alone, by `resolver`); `edges` are the ways to other
-        domains. `transports` takes the place of real sockets in tests: a callable like SipTransports.
+        domains; `observers` are told of calls. `transports` takes the place of real sockets in tests: a callable
+        like SipTransports.
         """
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
@@ -164,10 +171,14 @@ class SipService(Service):
             self._clocks.now,
             self._edges,
         )
+        self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER)
+        self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse)
+        self._draining: Deferred[None] | None = None
         self._forwarder = Forwarder(
             self._routing,
             self._clocks,
             self._ladder,
+            self._calls,
             self.counters,
             home,
             reactor=reactor,
@@ -226,6 +237,40 @@ class SipService(Service):
         addresses = addresses.union(*(edge.addresses for edge in self._edges.values()))
         self._gate.home = self._forwarder.home = self._gate.home._replace(addresses=frozenset(addresses))
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
+        self._load.start()
+
+    def drain(self, seconds: float) -> Deferred[None]:
+        """Take no new calls (503 with Retry-After), let the running ones go on; resolves when there is none any
+        more, or after `seconds`.
+        """
+        if self._draining is None:
+            self._draining = Deferred()
+            self._layer.shedding = 1.0
+            self.log.info("draining: {count} calls, at most {seconds} s", count=len(self._calls), seconds=seconds)
+            self._draining.addTimeout(seconds, self._reactor).addErrback(_gave_up)
+            self._look_for_end()
+        return self._draining
+
+    def _look_for_end(self) -> None:
+        if self._draining is None or self._draining.called:
+            return
+        if len(self._calls) or self._layer.open_count:
+            self._reactor.callLater(_DRAIN_SECONDS, self._look_for_end)
+        else:
+            self._draining.callback(None)
+
+    def _refuse(self, part: float) -> None:
+        """This part of new calls is refused from now on, because there is too much to do."""
+        if self._layer.shedding == 0.0:
+            self.counters["overloads"] += 1
+            self.log.warn(
+                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy",
+                lag=self._load.lag,
+                busy=self._load.busy,
+            )
+        elif part == 0.0:
+            self.log.info("the overload is over")
+        self._layer.shedding = part if self._draining is None else 1.0
 
     def stopService(self) -> Deferred[Any]:
         """Close everything; resolves when the sockets are closed."""
@@ -234,6 +279,7 @@ class SipService(Service):
             self._sweeper.cancel()
             self._sweeper = None
         self._driver.stop()
+        self._load.stop()
         self._forwarder.stop()
         waiting = list(self._transports.stop())
         if self._connector is not None:
@@ -255,13 +301,15 @@ class SipService(Service):
         """Every two seconds: timer C of calls, bindings that have run out, and a look at the clock."""
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
         self._forwarder.sweep()
+        self._calls.sweep()
         self._table.expire(self._clocks.wall())
         if self._jumped:
             self._jumped = False
             Deferred.fromCoroutine(self._registering.announce())
 
     def _clock_jumped(self, seconds: float) -> None:
-        """Bindings keep the seconds that they have left."""
+        """Bindings and calls keep the seconds that they have left."""
+        self._calls.move(seconds)
         if len(self._table):
             self._table.move(seconds)
             self._jumped = True
@@ -301,6 +349,8 @@ class SipService(Service):
             "transactions_open": self._layer.open_count,
             "transactions_lingering": self._layer.lingering_count,
             "forks_open": len(self._forwarder),
+            "calls_open": len(self._calls),
+            "calls_refused_percent": round(100 * self._layer.shedding),
             "requests_waiting": self._waiting,
             "registrations": len(self._table),
         }
@@ -449,12 +499,16 @@ class SipService(Service):
         if request.method == "OPTIONS" and self._gate.is_node(uri):
             forwarder.answer(context, _capabilities(request))
             return
+        redirected = self._redirected(uri, flow)
         await self._judge(flow, request)
-        if peer_of(flow) is None:
+        if peer_of(flow) is None and (not redirected or self._settings.redirect_authenticates):
             await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)
-            if not self._door.may_send(_sender(request)):
+            context.user = _sender(request)
+            if not self._door.may_send(context.user):
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
+        if request.method == "INVITE" and not redirected:
+            context.call = self._calls.begin(request, flow, context.user)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
@@ -463,7 +517,22 @@ class SipService(Service):
         if not targets and origin is Origin.PHONE:
             with suppress(LocationUnavailable):
                 await self._gate.must_exist(uri)
+        if redirected and targets and isinstance(uri, SipUri):
+            redirect = redirection(request, uri, targets)
+            if redirect is not None:
+                self.counters["redirected"] += 1
+                forwarder.answer(context, redirect)
+                return
         forwarder.forward(context, targets)
+
+    def _redirected(self, uri: Uri, flow: Flow) -> bool:
+        """Whether this node tells the caller where the user is, and does not go there itself: not for other nodes,
+        and not for GRUUs, which only we can reach.
+        """
+        domains = self._settings.redirect_domains
+        if not domains or not isinstance(uri, SipUri) or uri.host not in domains:
+            return False
+        return not uri.gr and not isinstance(peer_of(flow), NodeIdentity)
 
     # ---- where to, once more ---------------------------------------------------------------------------------
 
@@ -531,6 +600,11 @@ class SipService(Service):
                 continue
             targets += [target._replace(q=q) for target in found]
         self._forwarder.forward(context, targets)
+
+
+def _gave_up(failure: Failure) -> None:
+    """The time for running calls is over, or somebody is in a hurry."""
+    failure.trap(TimeoutError, CancelledError)
 
 
 def _nobody(node_id: bytes) -> None:

@@ -11,6 +11,7 @@ from p2psipd.proto.sip.flow import Address
 from p2psipd.proto.sip.limits import LimitSettings
 from p2psipd.proto.sip.registrar import Bounds
 from p2psipd.services.sip.abuse import SCANNERS
+from p2psipd.services.sip.call_book import CallLimits
 
 ALLOW: Final = "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, REGISTER, INFO, UPDATE, PRACK, REFER, SUBSCRIBE, NOTIFY"
 RETRY_AFTER: Final = "10"
@@ -28,7 +29,9 @@ class SipSettings(NamedTuple):
     nonces and flow tokens. `public_host` is what Via and Record-Route name (empty: the listener's own
     address). `algorithms` are those of the digest challenge, most preferred first. A call
     rings for `ring_seconds` at most (timer C), and for `turn_seconds` where contacts of lower q wait for their turn.
-    `recurse`: redirects of phones to users of the served domains are followed here. `abuse` limits what sources and
+    `recurse`: redirects of phones to users of the served domains are followed here. For
+    users of `redirect_domains` (of `domains`) this node is a redirector and no proxy; `redirect_authenticates`: callers
+    from phones prove who they are before they learn anything. `abuse` limits what sources and
     users may do, `scanners` are User-Agents that get no answer.
     """
 
@@ -50,6 +53,9 @@ class SipSettings(NamedTuple):
     ring_seconds: float = 180.0
     turn_seconds: float = 30.0
     recurse: bool = True
+    call_limits: CallLimits = CallLimits()
+    redirect_domains: frozenset[str] = frozenset()
+    redirect_authenticates: bool = True
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
     abuse: LimitSettings = LimitSettings()
     scanners: tuple[str, ...] = SCANNERS

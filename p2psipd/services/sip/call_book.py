@@ -1,0 +1,172 @@
+"""The calls that pass this node: how many each user and each peer has, and who is told of them.
+
+A proxy sees a call begin with its INVITE and end with its BYE; a BYE may get lost. A call with a session interval
+(RFC 4028) is over when that has passed without a refresh, any other one after twelve hours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from p2psipd.proto.sip.calls import Call, CallObserver
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import DomainIdentity, NodeIdentity
+from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.proxy import Refused
+
+_LONGEST: Final = 12 * 3600.0
+_GRACE: Final = 64.0
+_SWEPT_AT_A_TIME: Final = 1000
+
+
+class CallLimits(NamedTuple):
+    """Calls at a time: of one user (more are 403), of one node or domain that sends them, and in all (503 with
+    Retry-After). 0: no limit.
+    """
+
+    per_user: int = 100
+    per_peer: int = 10_000
+    all: int = 50_000
+
+
+class CallBook:
+    """Open calls. `wall` is unix time; `retry_after` the value of that header in refusals."""
+
+    def __init__(
+        self, limits: CallLimits, observers: Sequence[CallObserver], wall: Callable[[], float], retry_after: str
+    ) -> None:
+        self._limits = limits
+        self._observers = tuple(observers)
+        self._wall = wall
+        self._retry = (("Retry-After", retry_after),)
+        self._calls: dict[tuple[str, str], Call] = {}
+        self._over_at: dict[Call, float] = {}
+        self._of_user: Counter[str] = Counter()
+        self._of_peer: Counter[object] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def begin(self, request: Request, flow: Flow, user: str) -> Call | None:
+        """A new INVITE whose sender is proved (`user`, "user@domain", for phones). Raises Refused: 403 or 503.
+
+        None for one of a call that is open: it has come round again (a spiral), or the other branch of a fork.
+        """
+        key = (request.call_id, request.from_tag or "")
+        if key in self._calls:
+            return None
+        limits = self._limits
+        peer = _peer_of(flow)
+        if limits.all and len(self._calls) >= limits.all:
+            raise Refused(503, headers=self._retry, why="too_many_calls")
+        if peer is not None:
+            if limits.per_peer and self._of_peer[peer] >= limits.per_peer:
+                raise Refused(503, headers=self._retry, why="too_many_calls_of_peer")
+            self._of_peer[peer] += 1
+        elif user:
+            if limits.per_user and self._of_user[user] >= limits.per_user:
+                raise Refused(403, "Too Many Calls", why="too_many_calls_of_user")
+            self._of_user[user] += 1
+        wall = self._wall()
+        call = Call(*key, _caller(request), request.uri_text, flow, user, wall)
+        call.identity = "digest" if peer is None else "node" if isinstance(peer, bytes) else "edge"
+        self._calls[key] = call
+        self._over_at[call] = wall + _LONGEST
+        for observer in self._observers:
+            observer.began(call)
+        return call
+
+    def responded(self, call: Call, response: Response, cancelled: bool) -> None:
+        """A response to the INVITE goes back to the caller."""
+        status = response.status
+        if call.ended_at or status == 100:
+            return
+        if status < 200:
+            if not call.ringing_at:
+                call.ringing_at = self._wall()
+                for observer in self._observers:
+                    observer.ringing(call)
+        elif status >= 300:
+            self.end(call, "cancelled" if cancelled else str(status))
+        elif not call.answered_at:
+            call.answered_at = self._wall()
+            call.to_tag = response.to_tag or ""
+            self._refresh(call, response)
+            for observer in self._observers:
+                observer.answered(call)
+
+    def refreshed(self, request: Request, response: Response) -> None:
+        """A re-INVITE or UPDATE was accepted (RFC 4028 section 8.1)."""
+        call = self._of(request)
+        if call is not None and response.has("session-expires"):
+            self._refresh(call, response)
+
+    def hung_up(self, request: Request) -> None:
+        """The BYE of a call has been answered."""
+        call = self._of(request)
+        if call is not None:
+            self.end(call, "BYE")
+
+    def end(self, call: Call, cause: str) -> None:
+        """The call is over."""
+        if call.ended_at:
+            return
+        call.ended_at, call.cause = self._wall(), cause
+        del self._calls[(call.call_id, call.from_tag)]
+        del self._over_at[call]
+        peer = _peer_of(call.came_on)
+        if peer is None:
+            _less(self._of_user, call.user)
+        else:
+            _less(self._of_peer, peer)
+        for observer in self._observers:
+            observer.ended(call)
+
+    def sweep(self) -> None:
+        """Now and then: forget calls whose end was lost."""
+        wall = self._wall()
+        over = [call for call, at in self._over_at.items() if at <= wall][:_SWEPT_AT_A_TIME]
+        for call in over:
+            self.end(call, "lost")
+
+    def move(self, seconds: float) -> None:
+        """The wall clock has jumped by so much; calls keep the time that they have left."""
+        self._over_at = {call: at + seconds for call, at in self._over_at.items()}
+
+    def _of(self, request: Request) -> Call | None:
+        """The call of a request inside it, of either side."""
+        call_id = request.call_id
+        return self._calls.get((call_id, request.from_tag or "")) or self._calls.get((call_id, request.to_tag or ""))
+
+    def _refresh(self, call: Call, response: Response) -> None:
+        text = (response.get("session-expires") or "").partition(";")[0].strip()
+        if text.isascii() and text.isdigit() and len(text) < 8:
+            self._over_at[call] = self._wall() + float(text) + _GRACE
+
+
+def _caller(request: Request) -> str:
+    asserted = request.get("p-asserted-identity")
+    if asserted:
+        return asserted.partition("<")[2].partition(">")[0] or asserted
+    try:
+        return request.from_.uri_text
+    except SipError:
+        return ""
+
+
+def _peer_of(flow: Any) -> object | None:
+    """By what the calls of a node or domain are counted; None for phones."""
+    peer = flow.peer
+    if isinstance(peer, NodeIdentity):
+        return peer.node_id
+    return peer.domains if isinstance(peer, DomainIdentity) else None
+
+
+def _less(counts: Counter[Any], key: object) -> None:
+    if counts[key] > 1:
+        counts[key] -= 1
+    else:
+        counts.pop(key, None)
