@@ -55,6 +55,8 @@ class PeerSettings(NamedTuple):
     "shaken" is always in full form.  ``anchors`` are its authorities, pins and revocation lists,
     ``client_usage`` is SERVER_AS_CLIENT where it shows a server's certificate as a client.
     ``certificate`` names the own certificate to use with it, "" the one of the From domain.
+    ``any_identity_host`` lets its signing certificates lie anywhere, as with telephone number authorities;
+    otherwise they must be served by a domain that its TLS certificate names.
     """
 
     domain: str = ""
@@ -67,6 +69,7 @@ class PeerSettings(NamedTuple):
     anchors: TrustAnchors = TrustAnchors()
     client_usage: Usage = Usage.CLIENT
     certificate: str = ""
+    any_identity_host: bool = False
 
 
 class PeerIdentity(NamedTuple):
