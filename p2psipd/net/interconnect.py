@@ -283,7 +283,7 @@ class Interconnect:
         now = self._clock.seconds()
         for flow in list(self._watched):
             heard = flow.protocol.last_heard
-            if not flow.alive or flow.waiting_since is None or heard >= flow.last_sent:
+            if not flow.alive or flow.waiting_since is None or heard > flow.last_sent:
                 flow.waiting_since = None
                 del self._watched[flow]
             elif heard > flow.waiting_since:
