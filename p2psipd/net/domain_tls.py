@@ -7,6 +7,7 @@ that :meth:`DomainTls.towards` makes the creator that Twisted wants.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Any
 
@@ -93,6 +94,14 @@ class DomainConnections:
         return connection
 
 
+def speaks_for(identities: Iterable[str], domain: str) -> bool:
+    """Whether `domain`, a name or a numeric host, is among the `identities` of a certificate (RFC 5922 section 7.2)."""
+    known = tuple(identities)
+    if _is_numeric(domain):
+        return str(ip_address(domain)) in known
+    return has_identity(known, domain)
+
+
 def _is_numeric(host: str) -> bool:
     try:
         ip_address(host)
@@ -111,7 +120,7 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
         return True
     der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
     found = ip_identities(der) if _is_numeric(domain) else sip_identities(der)
-    if not has_identity(found, domain):
+    if not speaks_for(found, domain):
         named = ", ".join(found[:5]) or "nobody"
         return _refuse(protocol, f"its certificate is {named}'s, not {domain}'s")
     return True

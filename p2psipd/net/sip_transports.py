@@ -18,10 +18,10 @@ from twisted.python.failure import Failure
 
 from p2psipd.net.connections import Limits, Message, SipConnection, SipStream, StreamFlow
 from p2psipd.net.datagrams import UdpListener, everybody
-from p2psipd.net.domain_tls import DomainTls
+from p2psipd.net.domain_tls import DomainTls, speaks_for
 from p2psipd.net.in_process import InProcess
 from p2psipd.net.tls import peer_certificate, tls_factory
-from p2psipd.proto.identity.policy import has_identity, sip_identities
+from p2psipd.proto.identity.policy import sip_identities
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
@@ -322,7 +322,7 @@ class SipTransports:
         """An open connection that leads there, the newest first."""
         for flow in reversed(self._by_remote.get((transport, host, port), ())):
             usable = flow.protocol.usable and flow.alive and flow.protocol.closing_since is None
-            if usable and (not domain or has_identity(flow.domains, domain)):
+            if usable and (not domain or speaks_for(flow.domains, domain)):
                 return flow
         return None
 
