@@ -39,10 +39,10 @@ _LOCALHOST: Final = {"localhost": ("127.0.0.1", "::1")}
 class DnsClient(Service):
     """Looks names up, over the given servers. As a service of a node it closes its sockets at the end.
 
-    `servers` are numeric addresses and ports, asked in order; `hosts` maps canonical names to addresses that
-    come before the DNS (see :func:`hosts_of`). Names at or below one of `dnssec` are believed only with the
-    servers' word that DNSSEC vouches for them. A look-up takes at most `timeout_seconds` for each name that it
-    is led to. At most `capacity` answers are kept.
+    `servers` are numeric addresses and ports, asked in order. `hosts` maps canonical names to addresses (see
+    :func:`hosts_of`); of such a name the DNS is asked nothing at all, so that it works where there is no DNS.
+    Names at or below one of `dnssec` are believed only with the servers' word that DNSSEC vouches for them. A
+    look-up takes at most `timeout_seconds` for each name that it is led to. At most `capacity` answers are kept.
     """
 
     def __init__(
@@ -163,8 +163,11 @@ class DnsClient(Service):
     # ---- what is known -------------------------------------------------------------------------------------
 
     def _known(self, key: tuple[str, str]) -> Answer | None:
-        if key[1] in ("A", "AAAA") and key[0] in self._hosts:
-            return _from_hosts(self._hosts[key[0]], key[1])
+        host = key[0]
+        while host.startswith("_"):
+            host = host.partition(".")[2]
+        if host in self._hosts:
+            return _from_hosts(self._hosts[host] if host == key[0] else (), key[1])
         kept = self._cache.get(key)
         if kept is None:
             return None
@@ -194,13 +197,11 @@ def _alias(reply: Reply, name: str) -> tuple[str, float] | None:
 
 
 def _from_hosts(addresses: Sequence[str], type: str) -> Answer:
-    found: tuple[Record, ...] = tuple(
-        [
-            Aaaa(address) if ":" in address else A(address)
-            for address in addresses
-            if (":" in address) == (type == "AAAA")
-        ]
-    )
+    found: tuple[Record, ...] = ()
+    if type == "A":
+        found = tuple([A(address) for address in addresses if ":" not in address])
+    elif type == "AAAA":
+        found = tuple([Aaaa(address) for address in addresses if ":" in address])
     return Answer(Status.FOUND if found else Status.NONE, found, _HOSTS_SECONDS)
 
 
