@@ -408,6 +408,8 @@ class SipService(Service):
         if method == "INVITE" and request.to_tag is None:
             self._ladder.begin(request.call_id, request.from_.uri_text, request.uri_text, self._clocks.wall())
         self._note(flow, request)
+        if flow.transport == "TLS" and peer_of(flow) is None:
+            self._transports.alias(flow, request)
         if method == "ACK":
             self._forwarder.acknowledge(flow, request)
         elif method == "CANCEL":
