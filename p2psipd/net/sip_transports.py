@@ -378,6 +378,7 @@ class SipTransports:
         if domain:
             shown = sip_identities(peer_certificate(connection.transport) or b"")
             flow.domains = tuple(dict.fromkeys((domain, *shown)))
+            flow.alias = self._tls_client.shows_certificate
         return flow
 
     # ---- large requests (RFC 3261 section 18.1.1) ----------------------------------------------------------

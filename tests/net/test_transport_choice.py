@@ -334,9 +334,9 @@ class DomainTests(TransportsCase):
             ):
                 self.heard.messages.clear()
                 client = self.make(tls_client=tls)
-                (await client.reach("TLS", *address, domain="one.example")).write(  # type: ignore[attr-defined]
-                    OPTIONS.replace(b"TCP 127.0.250.9:5060;branch=z9hG4bK1;rport", b"TLS " + via)
-                )
+                there: Any = await client.reach("TLS", *address, domain="one.example")
+                self.assertIs(there.alias, tls is known)
+                there.write(OPTIONS.replace(b"TCP 127.0.250.9:5060;branch=z9hG4bK1;rport", b"TLS " + via))
                 await until(lambda: self.heard.messages)
                 flow, message = self.heard.messages[0]
                 assert isinstance(message, Request)

@@ -16,10 +16,11 @@ class Flow:
     `transport` is "UDP", "TCP", "TLS", "WS" or "WSS"; `remote` and `local` are (host, port) of the socket,
     IPv6 hosts without brackets; `connection` tells two connections between the same addresses apart (any
     hashable: a counter); `sent_by` is the (host, port) that we write into our Via on this flow (default:
-    `local`; port 0 means "write none"). Transports may subclass it to hang their own state on it.
+    `local`; port 0 means "write none"); with `alias` that Via also asks the other side to send its requests the same
+    way (RFC 5923). Transports may subclass it to hang their own state on it.
     """
 
-    __slots__ = ("_hash", "connection", "local", "reliable", "remote", "secure", "sent_by", "transport")
+    __slots__ = ("_hash", "alias", "connection", "local", "reliable", "remote", "secure", "sent_by", "transport")
 
     def __init__(
         self,
@@ -34,6 +35,7 @@ class Flow:
         self.local = local
         self.connection = connection
         self.sent_by = sent_by or local
+        self.alias = False
         self.reliable = transport != "UDP"
         self.secure = transport in ("TLS", "WSS")
         self._hash = hash((transport, remote, local, connection))

@@ -483,6 +483,8 @@ class TransactionLayer:
         pairs: list[tuple[str, str | None]] = [("branch", branch)]
         if not flow.reliable:
             pairs.append(("rport", None))
+        elif flow.alias:
+            pairs.append(("alias", None))
         host, port = flow.sent_by
         return Via(flow.transport, host, port or None, Parameters(pairs))
 
