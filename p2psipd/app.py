@@ -34,7 +34,7 @@ from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.peer_parameters import PeerParameters
 from p2psipd.services.admin import ControlSocketInUse
 from p2psipd.services.overlay_factory import make_overlay
-from p2psipd.sip_wiring import SipSide, SipTls, SipWiring, applications_of, make_sip
+from p2psipd.sip_wiring import SipFiles, SipSide, SipWiring, applications_of, make_sip
 from p2psipd.store.sqlite import SqliteStore, StateError
 from p2psipd.supervision import settle_collector
 
@@ -156,13 +156,13 @@ def make_node(reactor: object, checked: NodeConfig, material: Material, log: Log
         observer=observer,
     )
     sip: SipSide | None = None
-    sip_tls: SipTls | None = None
+    files: SipFiles | None = None
     if sip_section is not None:
-        sip_tls = SipTls(sip_section, keylog)
+        files = SipFiles(sip_section, keylog, material.users)
         secret = state.octets.get(_SECRET_NAME) or secrets.token_bytes(_SECRET_OCTETS)
         store.set_octets(_SECRET_NAME, secret)
-        sip = make_sip(reactor, checked, material, node, sip_tls, secret, observer)
-    return NodeService(reactor, checked, node, sip, sip_tls, log, file)
+        sip = make_sip(reactor, checked, material, node, files, secret, observer)
+    return NodeService(reactor, checked, node, sip, files, log, file)
 
 
 def _limits(peer: config.PeerSection) -> LinkLimits:

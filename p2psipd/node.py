@@ -27,8 +27,9 @@ from p2psipd.supervision import SupervisionService, notify
 if TYPE_CHECKING:
     from p2psipd.config import NodeConfig
     from p2psipd.metrics import Snapshot
+    from p2psipd.services.call_records import CallRecords
     from p2psipd.services.sip import SipService
-    from p2psipd.sip_wiring import SipSide, SipTls
+    from p2psipd.sip_wiring import SipFiles, SipSide
 
 #: Objects made and not yet freed before the garbage collector looks at the young ones.
 _COLLECT_AFTER = 10_000
@@ -37,20 +38,26 @@ _COLLECT_AFTER = 10_000
 class _SipView:
     """The SIP service as the inspection asks it."""
 
-    def __init__(self, sip: SipService) -> None:
+    def __init__(self, sip: SipService, records: CallRecords) -> None:
         self._sip = sip
+        self._records = records
 
     def registrations(self) -> list[dict[str, object]]:
         """The phones registered here."""
         return self._sip.registrations()
 
     def calls(self) -> list[dict[str, object]]:
-        """Calls, those that have ended among them."""
-        return self._sip.calls()
+        """The records of calls, those that are open last."""
+        return self._records.calls()
 
     def ladder(self, call_id: str) -> list[dict[str, object]]:
         """The messages of one call."""
         return [step._asdict() for step in self._sip.ladder(call_id)]
+
+    def problems(self) -> list[str]:
+        """What an operator should see to."""
+        fault = self._records.problem
+        return [f"call records can't be written: {fault}"] if fault else []
 
 
 class NodeService(MultiService):
@@ -62,19 +69,20 @@ class NodeService(MultiService):
         checked: NodeConfig,
         node: OverlayNode,
         sip: SipSide | None,
-        sip_tls: SipTls | None,
+        sip_files: SipFiles | None,
         log: Log,
         file: str,
     ) -> None:
         MultiService.__init__(self)
         self.overlay: OverlayService = node.service
         self.sip = sip.service if sip is not None else None
+        self._records = sip.records if sip is not None else None
         self.log = log
         self._logger = Logger(namespace="p2psipd.node")
         self._reactor = reactor
         self._config = checked
         self._node = node
-        self._sip_tls = sip_tls
+        self._sip_files = sip_files
         self._file = file
         self._stopping: Deferred[Any] | None = None
         self._leaving: Deferred[bool] | None = None
@@ -86,7 +94,7 @@ class NodeService(MultiService):
             node.core,
             checked.node.roles,
             _version(),
-            _SipView(sip.service) if sip is not None else None,
+            _SipView(sip.service, sip.records) if sip is not None else None,
             now=cast(IReactorTime, reactor).seconds,
         )
         self.overlay.driver.trace = checked.node.log_level == "debug"
@@ -170,10 +178,14 @@ class NodeService(MultiService):
         if new.der != old.der:
             self.overlay.new_credential(material.credential)
             applied.append("certificate")
-        if self._sip_tls is not None:
-            self._sip_tls.reload()
-            if self._sip_tls.phones is not None:
+        if self._sip_files is not None:
+            self._sip_files.reload(material.users)
+            if checked.sip is not None and checked.sip.users_file is not None:
+                applied.append("users")
+            if self._sip_files.phones is not None:
                 applied.append("certificates of [sip]")
+        if self._records is not None:
+            self._records.reopen()
         if checked.node.log_level != self.log.level:
             self.log.set_level(checked.node.log_level)
             self.overlay.driver.trace = checked.node.log_level == "debug"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+from twisted.python.failure import Failure
 
 from p2psipd import config
 from p2psipd.net.domain_tls import DomainTls
@@ -19,7 +22,11 @@ if TYPE_CHECKING:
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+    from p2psipd.proto.sip.locating import CredentialSource
+    from p2psipd.proto.sip.user_file import Users
+    from p2psipd.services.call_records import CallRecords
     from p2psipd.services.echo import EchoService
+    from p2psipd.services.epoch_keys import EpochKeys
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService
 
@@ -35,12 +42,16 @@ def applications_of(sip: config.SipSection | None) -> dict[int, tuple[tuple[str,
     return {SIPS_APPLICATION: ((host, port),)}
 
 
-class SipTls:
-    """TLS of the SIP side: `phones` for those who connect to us (None without such listeners), `domains` for the
-    servers of other domains that we connect to. Raises CertificateFileError.
+class SipFiles:
+    """What the SIP side has from files that are read again at a reload: TLS of `phones` who connect to us (None without
+    such listeners), of the servers of other `domains` that we connect to, and the `users` of a file. Raises
+    CertificateFileError.
     """
 
-    def __init__(self, section: config.SipSection, keylog: KeyLog | None) -> None:
+    def __init__(self, section: config.SipSection, keylog: KeyLog | None, users: Users) -> None:
+        from p2psipd.proto.sip.user_file import FileUsers
+
+        self.users = FileUsers(users)
         certificate, key = section.certificate or "", section.key or ""
         self.phones: ServerTls | None = None
         if section.tls or section.wss:
@@ -48,17 +59,23 @@ class SipTls:
             self.phones = ServerTls(certificate, key, client_authorities=authorities, keylog=keylog)
         self.domains = DomainTls(section.authorities or "", certificate, key, keylog=keylog)
 
-    def reload(self) -> None:
-        """Read the files again, for the next connections. Raises CertificateFileError; then nothing more changes."""
+    def reload(self, users: Users) -> None:
+        """Read the certificates again, for the next connections, and take these users.
+
+        Raises CertificateFileError; then nothing more changes.
+        """
         if self.phones is not None:
             self.phones.reload()
         self.domains.reload()
+        self.users.replace(users)
 
 
 class SipSide(NamedTuple):
-    """What a node with the role `sip` runs, in the order of its start."""
+    """What a node with the role `sip` runs, in the order of its start; it ends in the opposite order."""
 
+    records: CallRecords
     dns: DnsClient
+    keys: EpochKeys
     service: SipService
     echo: EchoService | None
 
@@ -68,7 +85,7 @@ def make_sip(
     checked: config.NodeConfig,
     material: Material,
     node: OverlayNode,
-    tls: SipTls,
+    files: SipFiles,
     secret: bytes,
     wiring: SipWiring,
 ) -> SipSide:
@@ -76,11 +93,14 @@ def make_sip(
     from p2psipd.net.dns import client_for
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.net.sip_transports import Limits
+    from p2psipd.proto.sip.digest import Algorithm
     from p2psipd.proto.sip.limits import LimitSettings
     from p2psipd.proto.sip.registrar import BindingTable, Bounds
+    from p2psipd.proto.sip.shared_secret import OwnSecret
+    from p2psipd.services.epoch_keys import EpochKeys
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
     from p2psipd.services.numbers import Numbers, OverlayNumbers
-    from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
+    from p2psipd.services.overlay_location import FirstKnown, OverlayCredentials, OverlayLocation
     from p2psipd.services.sip import SipService, SipSettings
     from p2psipd.services.sip.call_book import CallLimits
 
@@ -110,11 +130,11 @@ def make_sip(
         udp=section.udp,
         tcp=section.tcp,
         tls_addresses=section.tls,
-        tls=tls.phones,
+        tls=files.phones,
         secure_web=section.wss,
         web=section.ws,
         web_origins=section.web_origins,
-        tls_client=tls.domains,
+        tls_client=files.domains,
         public_host=section.public_host or "",
         secret=secret,
         bounds=Bounds(
@@ -122,7 +142,10 @@ def make_sip(
             section.max_expires_seconds,
             section.default_expires_seconds,
             section.max_contacts,
+            section.flow_timer_seconds,
+            section.service_route,
         ),
+        algorithms=tuple(Algorithm(token) for token in section.digest_algorithms),
         limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
         ring_seconds=float(section.ring_seconds),
         turn_seconds=float(section.turn_seconds),
@@ -139,14 +162,17 @@ def make_sip(
         ),
         scanners=tuple(name.lower() for name in limits.scanners),
     )
-    credentials = OverlayCredentials(overlay, configuration.overlay_name, material.credential)
-    wiring.interconnect, wiring.credentials = interconnect, credentials
+    keys = EpochKeys(overlay, configuration.overlay_name, material.credential, OwnSecret(secret), reactor)
+    credentials = OverlayCredentials(overlay, keys)
+    sources: tuple[CredentialSource, ...] = (files.users, credentials)
+    wiring.interconnect, wiring.keys, wiring.credentials = interconnect, keys, credentials
     names = checked.dns
     dns = client_for(reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom())
+    records = _make_records(reactor, section, overlay.node_id)
     service = SipService(
         settings,
         location=location,
-        credentials=credentials,
+        credentials=FirstKnown(sources if section.users_first == "file" else sources[::-1]),
         locate=locator.locate,
         connector=interconnect,
         table=table,
@@ -154,11 +180,33 @@ def make_sip(
         random=random.SystemRandom(),
         wall=time.time,
         owner=numbers.owner,
+        observers=(records,),
+        secrets=keys,
         ask=dns.ask,
     )
     if echo is not None:
         echo.attach = service.attach
-    return SipSide(dns, service, echo)
+    return SipSide(records, dns, keys, service, echo)
+
+
+def _make_records(reactor: object, section: config.SipSection, node_id: bytes) -> CallRecords:
+    """The call records, written on a thread of the reactor's pool."""
+    from twisted.internet.threads import deferToThreadPool
+
+    from p2psipd.services.call_records import CallRecords
+    from p2psipd.store.json_lines import JsonLines
+
+    def in_thread(work: Callable[[], None], done: Callable[[OSError | None], None]) -> None:
+        threads = cast(Any, reactor)
+        written = deferToThreadPool(threads, threads.getThreadPool(), work)
+        written.addCallbacks(lambda _: done(None), failed, errbackArgs=(done,))
+
+    def failed(failure: Failure, done: Callable[[OSError | None], None]) -> None:
+        failure.trap(OSError)
+        done(cast(OSError, failure.value))
+
+    file = JsonLines(section.call_records, in_thread, section.call_records_bytes) if section.call_records else None
+    return CallRecords(node_id, file)
 
 
 def _make_echo(
@@ -195,12 +243,20 @@ class SipWiring(OverlayObserver):
     """What happens in the overlay and concerns the SIP side."""
 
     interconnect: Interconnect | None = None
+    keys: EpochKeys | None = None
     credentials: OverlayCredentials | None = None
+
+    def joined(self) -> None:
+        """What registrars share can be asked for."""
+        if self.keys is not None:
+            self.keys.begin()
 
     def credential_renewed(self, credential: Credential) -> None:
         """Password keys are wrapped for the new key from now on."""
+        if self.keys is not None:
+            self.keys.renew(credential)
         if self.credentials is not None:
-            self.credentials.renew(credential)
+            self.credentials.forget()
 
     def dial_application(self, node: NodeId, application: int, addresses: tuple[tuple[str, int], ...]) -> None:
         """Another node wants to speak SIP with us."""

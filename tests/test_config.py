@@ -293,6 +293,36 @@ def test_phone_certificate(overlay: Path) -> None:
     assert line.startswith("p2psipd.toml:13: sip.key: ")
 
 
+def test_users_file(overlay: Path) -> None:
+    """The users of a file are read with everything else; a line that is none of a user is told with its number."""
+    sip = '[sip]\nudp = ["127.0.0.1:5060"]\nusers_file = "users"\n'
+    text = MINIMAL.replace('["peer"]', '["peer", "sip"]') + sip
+    assert any("sip.users_file: expected a file" in line for line in faults_of(text, overlay))
+    users = overlay / "users"
+    users.write_text("alice:overlay.example:secret\n")
+    (line,) = faults_of(text, overlay)
+    assert line == "users:1: expected 32 hexadecimal digits for MD5"
+    users.write_text(f"alice:overlay.example:{'ab' * 16}\n")
+    (overlay / "p2psipd.toml").write_text(text)
+    material = config.load_material(config.load(overlay / "p2psipd.toml"))
+    assert material.users == {("alice", "overlay.example"): {"MD5": b"\xab" * 16}}
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ('service_route = ["sip:proxy.example"]', "sip.service_route: expected values such as"),
+        ('digest_algorithms = ["MD5", "MD5"]', "sip.digest_algorithms: expected each algorithm once"),
+        ('digest_algorithms = ["SHA-1"]', "sip.digest_algorithms[0]: expected"),
+        ("digest_algorithms = []", "sip.digest_algorithms: expected at least one element"),
+    ],
+)
+def test_faults_of_the_registrar(overlay: Path, line: str, fault: str) -> None:
+    """What phones are told must be something that they can use."""
+    text = MINIMAL.replace('["peer"]', '["peer", "sip"]') + f'[sip]\nudp = ["127.0.0.1:5060"]\n{line}\n'
+    assert any(fault in each for each in faults_of(text, overlay)), faults_of(text, overlay)
+
+
 def test_served_domains(overlay: Path) -> None:
     """A domain that the overlay does not serve cannot be served here."""
     sip = '[sip]\nudp = ["127.0.0.1:5060"]\ndomains = ["overlay.example", "elsewhere.example"]\n'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from p2psipd.config.faults import ConfigError, Fault
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from p2psipd.proto.identity.certificate import Trust
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+    from p2psipd.proto.sip.user_file import Users
 
 
 class Material(NamedTuple):
@@ -21,6 +23,7 @@ class Material(NamedTuple):
     configuration: OverlayConfiguration
     credential: Credential
     trust: Trust
+    users: Users = MappingProxyType({})
 
 
 def load_material(config: NodeConfig, wall: float | None = None) -> Material:
@@ -41,9 +44,26 @@ def load_material(config: NodeConfig, wall: float | None = None) -> Material:
                 faults.append(config.fault("sip.domains", f"expected domains of the overlay: {domain} is none"))
     if config.has("sip") and config.sip is not None and (config.sip.tls or config.sip.wss):
         faults += _phone_certificate_faults(config, config.sip)
+    users = _read_users(config, faults)
     if configuration is None or credential is None or trust is None or faults:
         raise ConfigError(faults)
-    return Material(configuration, credential, trust)
+    return Material(configuration, credential, trust, users)
+
+
+def _read_users(config: NodeConfig, faults: list[Fault]) -> Users:
+    """The users of the file that ``sip.users_file`` names."""
+    file = config.sip.users_file if config.has("sip") and config.sip is not None else None
+    if file is None:
+        return {}
+    from p2psipd.proto.sip.user_file import parse_users
+
+    try:
+        users, wrong = parse_users(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        faults.append(config.fault("sip.users_file", f"{file} cannot be read: {error}"))
+        return {}
+    faults += [Fault(file, fault.line, "", fault.message) for fault in wrong]
+    return users
 
 
 def _read_document(config: NodeConfig, wall: float, faults: list[Fault]) -> OverlayConfiguration | None:

@@ -201,6 +201,8 @@ class SipSection(Section):
     max_connections: Count = 2000
     max_connections_per_address: Count = 64
     ring_seconds: Count = 180
+    call_records: str = ""
+    call_records_bytes: Annotated[int, Field(ge=0)] = 100_000_000
     turn_seconds: Count = 30
     follow_redirects: bool = True
     redirect_domains: tuple[Domain, ...] = Field(default=(), strict=False)

@@ -21,7 +21,7 @@ KEYLOG_VARIABLE = "P2PSIPD_KEYLOG"
 DEFAULT_NODE_SIP_PORT = 5062
 
 #: The keys of ``[sip]`` that name files.
-_SIP_FILES = ("certificate", "key", "authorities", "client_authorities")
+_SIP_FILES = ("certificate", "key", "authorities", "client_authorities", "users_file")
 
 
 def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> NodeConfig:
@@ -91,7 +91,7 @@ def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) ->
     node = absolute(config.node, "state", "control", "log_file", "keylog")
     if environ.get(KEYLOG_VARIABLE):
         node = node.model_copy(update={"keylog": str(Path(environ[KEYLOG_VARIABLE]).absolute())})
-    sip = absolute(config.sip, *_SIP_FILES)
+    sip = absolute(config.sip, *_SIP_FILES, "call_records")
     if sip is not None and sip.node_listen is None and config.peer is not None:
         sip = sip.model_copy(update={"node_listen": Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT)})
     return config.model_copy(
@@ -155,6 +155,21 @@ def echo_host(echo: EchoSection, sip: SipSection) -> str:
     return listeners[0].host if listeners else ""
 
 
+def _route_fault(value: str) -> str:
+    """What is wrong with a Route value; nothing if it is one."""
+    from p2psipd.proto.sip.errors import SipError
+    from p2psipd.proto.sip.headers import NameAddr
+    from p2psipd.proto.sip.uri import SipUri
+
+    try:
+        uri = NameAddr.parse(value).uri
+    except SipError:
+        uri = None
+    if isinstance(uri, SipUri) and "lr" in uri.params and value.startswith("<"):
+        return ""
+    return f"expected values such as <sip:proxy.example;lr>, not {value}"
+
+
 def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     faults: list[tuple[str, str]] = []
     if not (sip.udp or sip.tcp or sip.tls or sip.wss or sip.ws):
@@ -170,4 +185,7 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
         faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
     if not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
         faults.append(("sip.default_expires_seconds", "expected a time between the shortest and the longest"))
+    if len(set(sip.digest_algorithms)) < len(sip.digest_algorithms):
+        faults.append(("sip.digest_algorithms", "expected each algorithm once"))
+    faults += [("sip.service_route", text) for value in sip.service_route if (text := _route_fault(value))]
     return faults

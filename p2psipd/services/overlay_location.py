@@ -11,35 +11,30 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from twisted.logger import Logger
 
 from p2psipd.proto.reload.errors import InvalidMessage, NotFound, ReloadError
 from p2psipd.proto.reload.ids import NodeId, ResourceId, resource_id
-from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY, PROXY_REGISTRATION, SIP_REGISTRATION
+from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, PROXY_REGISTRATION, SIP_REGISTRATION
 from p2psipd.proto.reload.peer_io import StoreValue
 from p2psipd.proto.reload.sip_usage import (
     DigestAlgorithm,
     DigestCredential,
-    DigestKey,
     ProxyAlias,
     ProxyRegistration,
     SipRegistrationUri,
     decode_proxy_registration,
     decode_sip_registration,
-    digest_key_entry,
-    digest_key_name,
     open_credential,
-    unwrap_epoch_key,
 )
 from p2psipd.proto.reload.storage_messages import StoredDataSpecifier
 from p2psipd.proto.reload.wire import Destination, NodeDestination
-from p2psipd.proto.sip.locating import Binding, LocationUnavailable, binding_key
+from p2psipd.proto.sip.locating import Binding, CredentialSource, LocationUnavailable, binding_key
 
 if TYPE_CHECKING:
-    from p2psipd.proto.identity.signing import Credential, Signer
+    from p2psipd.proto.identity.signing import Signer
     from p2psipd.proto.reload.peer_io import FetchOutcome, StoreOutcome
     from p2psipd.proto.reload.values import VerifiedValue
 
@@ -236,24 +231,21 @@ def _kept_for(passwords: Mapping[str, bytes] | None) -> float:
     return _UNKNOWN_SECONDS if passwords is None else _KNOWN_SECONDS
 
 
+class KeySource(Protocol):
+    """What gives the key of an epoch; ``services.epoch_keys.EpochKeys`` is one."""
+
+    async def key(self, epoch: int) -> bytes:
+        """32 octets. Raises LocationUnavailable or ReloadError."""
+        ...
+
+
 class OverlayCredentials:
-    """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL and DIGEST-KEY values.
+    """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL values, opened with the ``keys`` of their epochs."""
 
-    ``credential`` is this registrar's own: only its private key opens the key of an epoch.
-    """
-
-    def __init__(
-        self,
-        overlay: OverlayAccess,
-        overlay_name: str,
-        credential: Credential,
-        now: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, overlay: OverlayAccess, keys: KeySource, now: Callable[[], float] = time.monotonic) -> None:
         self._overlay = overlay
-        self._overlay_name = overlay_name
-        self._credential = credential
+        self._keys = keys
         self._now = now
-        self._keys: dict[int, bytes] = {}
         self._users: dict[str, _Cached] = {}
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
@@ -265,7 +257,7 @@ class OverlayCredentials:
         known = self._users.get(name)
         if known is not None and now - known.asked_at < (_MOMENT if fresh else _kept_for(known.passwords)):
             return known.passwords
-        passwords = await self._ask(name)
+        passwords = await self._ask(name, fresh)
         self._users.pop(name, None)
         self._users[name] = _Cached(passwords, now)
         while len(self._users) > _CACHED_USERS:
@@ -274,22 +266,17 @@ class OverlayCredentials:
 
     def forget(self) -> None:
         """Ask for everything anew."""
-        self._keys.clear()
         self._users.clear()
 
-    def renew(self, credential: Credential) -> None:
-        """This registrar's certificate, and perhaps its key, was renewed; keys that are open stay so."""
-        self._credential = credential
-        self._users.clear()
-
-    async def _ask(self, name: str) -> Mapping[str, bytes] | None:
+    async def _ask(self, name: str, fresh: bool) -> Mapping[str, bytes] | None:
         try:
-            outcome = await self._overlay.fetch(name, (DIGEST_CREDENTIAL,))
+            outcome = await self._overlay.fetch(name, (DIGEST_CREDENTIAL,), fresh=fresh)
             for stored in outcome.values:
                 if stored.exists:
                     sealed = DigestCredential.decode(stored.value)
-                    key = await self._epoch_key(sealed.epoch)
-                    opened = open_credential(sealed, key, resource_id(name), DIGEST_CREDENTIAL)
+                    opened = open_credential(
+                        sealed, await self._keys.key(sealed.epoch), resource_id(name), DIGEST_CREDENTIAL
+                    )
                     return {_TOKENS[algorithm]: ha1 for algorithm, ha1 in opened.items()}
         except NotFound:
             return None
@@ -297,20 +284,26 @@ class OverlayCredentials:
             raise LocationUnavailable(f"the password of {name} could not be asked: {error}") from error
         return None
 
-    async def _epoch_key(self, epoch: int) -> bytes:
-        """The key of an epoch, unwrapped; LocationUnavailable when this registrar was not given it."""
-        if epoch in self._keys:
-            return self._keys[epoch]
-        node_id = self._credential.certificate.node_id
-        wanted = StoredDataSpecifier(DIGEST_KEY, keys=(digest_key_entry(node_id, epoch),))
-        values: tuple[VerifiedValue, ...] = ()
-        with suppress(NotFound):
-            values = (await self._overlay.fetch(digest_key_name(self._overlay_name), (wanted,))).values
-        for stored in values:
-            if stored.exists and stored.key == digest_key_entry(node_id, epoch):
-                key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, self._credential.private_key)
-                self._keys[epoch] = key
-                return key
-        raise LocationUnavailable(
-            f"this registrar was not given the password key of epoch {epoch}; `p2psip user rekey` gives it"
-        )
+
+class FirstKnown:
+    """Several ``CredentialSource``s asked in their order: the first that knows the user counts."""
+
+    def __init__(self, sources: Sequence[CredentialSource]) -> None:
+        self._sources = tuple(sources)
+
+    async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
+        """H(user:realm:password) by algorithm token. LocationUnavailable if one could not be asked and none after it
+        knows the user.
+        """
+        failed: LocationUnavailable | None = None
+        for source in self._sources:
+            try:
+                found = await source.ha1(user, realm, fresh)
+            except LocationUnavailable as error:
+                failed = error
+                continue
+            if found is not None:
+                return found
+        if failed is not None:
+            raise failed
+        return None

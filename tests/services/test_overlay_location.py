@@ -9,7 +9,9 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet import defer
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from p2psipd.proto.identity.certificate import NodeCertificate, Role, parse_certificate
@@ -34,7 +36,10 @@ from p2psipd.proto.reload.storage_messages import StoredDataSpecifier
 from p2psipd.proto.reload.values import VerifiedValue
 from p2psipd.proto.reload.wire import NodeDestination
 from p2psipd.proto.sip.locating import Binding, LocationUnavailable, binding_key
-from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
+from p2psipd.proto.sip.shared_secret import NONCES, ROUTE_TOKENS, OwnSecret
+from p2psipd.proto.sip.user_file import FileUsers, parse_users
+from p2psipd.services.epoch_keys import EpochKeys
+from p2psipd.services.overlay_location import FirstKnown, OverlayCredentials, OverlayLocation
 from tests.net.identities import OVERLAY, node
 
 WALL = 1_800_000_000.0
@@ -205,7 +210,10 @@ class CredentialTests(SynchronousTestCase):
         self.overlay = MemoryOverlay()
         self.now = 0.0
         self.key = bytes(range(32))
-        self.credentials = OverlayCredentials(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), lambda: self.now)
+        self.clock = Clock()
+        own = OwnSecret(b"this node's")
+        self.keys = EpochKeys(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), own, self.clock)
+        self.credentials = OverlayCredentials(self.overlay, self.keys, lambda: self.now)
 
     def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id) -> None:
         """Store bob's password, sealed, and the key of its epoch for one registrar."""
@@ -267,6 +275,73 @@ class CredentialTests(SynchronousTestCase):
         self.provision()
         self.overlay.put("bob@overlay.example", DIGEST_CREDENTIAL, b"", b"\x00")
         self.failureResultOf(self.ha1(), LocationUnavailable)
+
+    def test_a_changed_password_is_asked_for_at_once(self) -> None:
+        """Who knows that what was remembered is wrong gets what the overlay has now, but not many times a second."""
+        self.provision()
+        self.successResultOf(self.ha1())
+        self.overlay.values.clear()
+        again = lambda: Deferred.fromCoroutine(self.credentials.ha1("bob", "overlay.example", fresh=True))  # noqa: E731
+        asked = self.overlay.fetches
+        self.assertIsNotNone(self.successResultOf(again()))
+        self.assertEqual(self.overlay.fetches, asked)
+        self.now += 1.0
+        self.assertIsNone(self.successResultOf(again()))
+        self.assertTrue(self.overlay.fresh)
+
+    def test_the_secret_that_registrars_share(self) -> None:
+        """Two registrars derive the same keys from the epoch's; until it is known, and for what was signed until then,
+        a node's own secret serves.
+        """
+        other = EpochKeys(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), OwnSecret(b"other"), self.clock)
+        alone = self.keys.keys(NONCES)
+        self.assertNotEqual(list(alone), list(other.keys(NONCES)))
+        self.provision(epoch=20)
+        for keys in (self.keys, other):
+            keys.startService()
+            keys.begin()
+        shared = self.keys.keys(NONCES)
+        self.assertEqual(shared[0], other.keys(NONCES)[0])
+        self.assertEqual(shared[1:], tuple(alone))
+        self.assertNotEqual(shared[0], self.keys.keys(ROUTE_TOKENS)[0])
+        self.assertIs(self.keys.keys(NONCES), shared, "made once")
+        self.key = bytes(reversed(range(32)))
+        self.provision(epoch=21)
+        self.clock.advance(600.0)
+        renewed = self.keys.keys(NONCES)
+        self.assertNotEqual(renewed[0], shared[0])
+        self.assertEqual(renewed[1:], shared, "what the epoch before signed is still taken")
+        for keys in (self.keys, other):
+            self.successResultOf(defer.maybeDeferred(keys.stopService))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_registrar_that_is_given_the_key_later(self) -> None:
+        """As long as there is no key it is asked for every ten seconds."""
+        self.keys.startService()
+        self.keys.begin()
+        self.assertEqual(len(self.keys.keys(NONCES)), 1)
+        self.provision()
+        self.clock.advance(10.0)
+        self.assertEqual(len(self.keys.keys(NONCES)), 2)
+
+    def test_the_file_and_the_overlay(self) -> None:
+        """The first source that knows a user counts; one that cannot be asked is no reason to refuse a user of the
+        next.
+        """
+        self.provision()
+        users, faults = parse_users(f"carol:overlay.example:{'ab' * 16}\nbob:overlay.example:{'cd' * 16}")
+        self.assertEqual(faults, [])
+        listed = FileUsers(users)
+
+        def ha1(user: str, *sources: Any) -> Deferred[Any]:
+            return Deferred.fromCoroutine(FirstKnown(sources).ha1(user, "overlay.example"))
+
+        self.assertEqual(self.successResultOf(ha1("bob", listed, self.credentials)), {"MD5": b"\xcd" * 16})
+        self.assertEqual(len(self.successResultOf(ha1("bob", self.credentials, listed))), 3)
+        self.assertIsNone(self.successResultOf(ha1("dave", self.credentials, listed)))
+        self.overlay.error = RequestTimeout("late")
+        self.assertEqual(self.successResultOf(ha1("carol", self.credentials, listed)), {"MD5": b"\xab" * 16})
+        self.failureResultOf(ha1("erin", listed, self.credentials), LocationUnavailable)
 
     def test_overlay_does_not_answer(self) -> None:
         """A password that could not be asked for is LocationUnavailable."""

@@ -271,6 +271,9 @@ class Gatekeeper:
         """
         if flow.peer is not None:
             raise Refused(403, why="refused_assertion")
+        if not isinstance(request.to.uri, SipUri):
+            # RFC 4475 section 3.3.4: what is registered is an address of record, which is a SIP URI.
+            raise Refused(400, "To Is No SIP URI", why="refused_domain")
         try:
             user = self._identity(request.to.uri)
             self._identity(request.uri)

@@ -190,8 +190,9 @@ def _wanted(
     if len(text) > _MAX_CONTACT or (isinstance(uri, SipUri) and not uri.host):
         raise RegistrationRefused(400, "Bad Contact")
     if isinstance(uri, SipUri):
-        # Also as a GRUU: it would be looked up again and again (RFC 5627 section 5.1).
-        if uri.port is None and uri.user and f"sip:{uri.aor}" == aor:
+        # Also as a GRUU: it would be looked up again and again (RFC 5627 section 5.1). With headers it is another URI
+        # (RFC 4475 section 3.3.14).
+        if uri.port is None and uri.user and not uri.headers and f"sip:{uri.aor}" == aor:
             raise RegistrationRefused(403, "Contact Is the Address of Record")
     elif contact.params.get("+sip.instance"):
         raise RegistrationRefused(403, "Contact Is No SIP URI")

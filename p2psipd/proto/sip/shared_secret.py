@@ -15,7 +15,6 @@ NONCES: Final = "digest nonce"
 ROUTE_TOKENS: Final = "route token"
 
 
-
 class SharedSecret(Protocol):
     """Gives keys by purpose."""
 
