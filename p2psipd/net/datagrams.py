@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 
 _MAX_DATAGRAM: Final = 65535
+#: Octets read in one turn of the reactor: some hundred messages, after which timers and connections get theirs.
+_AT_ONCE: Final = 48 * 1024
 _KEPT_FLOWS: Final = 20_000
 #: The shortest thing that can be a SIP message; shorter datagrams are keep-alives.
 _SHORTEST: Final = 16
@@ -92,6 +94,7 @@ class UdpListener(DatagramProtocol):
     def listen(self, reactor: Any, address: Address) -> Port:
         """Bind to `address` (numeric host, port or 0). Raises twisted's CannotListenError."""
         port: Port = reactor.listenUDP(address[1], self, interface=address[0], maxPacketSize=_MAX_DATAGRAM)
+        port.maxThroughput = _AT_ONCE
         return port
 
     def startProtocol(self) -> None:
