@@ -13,7 +13,7 @@ from p2psipd.net.sip_transports import Limits
 from p2psipd.proto.sip.digest import Algorithm, Challenge, answer, choose, ha1
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.locating import Binding, LocationUnavailable, NodeIdentity, Unreachable
+from p2psipd.proto.sip.locating import Binding, LocateStep, LocationUnavailable, NodeIdentity, Unreachable
 from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
 from p2psipd.proto.sip.registrar import BindingTable, Bounds
 from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
@@ -105,16 +105,18 @@ class MemoryTransports:
         return flow
 
     def too_large(self, flow: MemoryFlow, octets: int) -> bool:
-        return False
+        return flow.transport == "UDP" and octets > 1300
 
-    async def congestion_controlled(self, flow: MemoryFlow) -> MemoryFlow:
-        return flow
+    async def congestion_controlled(self, flow: MemoryFlow) -> Flow:
+        return await self.reach("TCP", *flow.remote) if flow.remote in self.world.listen_tcp else flow
 
     def connection(self, number: int) -> MemoryFlow | None:
         flow = self.connections.get(number)
         return flow if flow is not None and flow.alive else None
 
-    async def reach(self, transport: str, host: str, port: int) -> Flow:
+    async def reach(self, transport: str, host: str, port: int, *, domain: str = "") -> Flow:
+        if transport == "TCP" and (host, port) in self.world.listen_tcp:
+            return self.connected((host, port))
         if transport != "UDP" or not self.udp:
             raise Unreachable(f"no {transport} here")
         return self.udp[0].flow((host, port))
@@ -187,6 +189,15 @@ class MemoryConnector:
     def suspect(self, node_id: bytes) -> None:
         self.suspected.append(node_id)
 
+    def die(self) -> None:
+        """The node is gone: nobody has or gets a connection to it any more."""
+        del self.world.connectors[self.identity.node_id]
+        for other in self.world.connectors.values():
+            flow = other.pool.pop(self.identity.node_id, None)
+            if flow is not None:
+                flow.alive = False
+                other.lost(flow)
+
     async def connect(self, node_id: bytes) -> Flow:
         other = self.world.connectors.get(node_id)
         if other is None or node_id in self.refuse:
@@ -199,6 +210,8 @@ class MemoryConnector:
 
     def _flow_to(self, other: MemoryConnector) -> MemoryFlow:
         def deliver(flow: MemoryFlow, data: bytes) -> None:
+            if {self.identity.node_id, other.identity.node_id} & self.world.hung:
+                return
             self.world.queue.append(lambda: other.receive(other.pool[self.identity.node_id], parse_message(data)))
             self.world.trace.append(
                 (
@@ -220,8 +233,18 @@ class Node:
     """One SipService with its fakes."""
 
     def __init__(
-        self, world: World, index: int, host: str, *, bounds: Bounds | None = None, registrar: bool = True
+        self,
+        world: World,
+        index: int,
+        host: str,
+        *,
+        bounds: Bounds | None = None,
+        registrar: bool = True,
+        settings: Mapping[str, Any] | None = None,
+        steps: Sequence[LocateStep] = (),
+        **arguments: Any,
     ) -> None:
+        """`settings` are further SipSettings, `steps` further steps of the locator, `arguments` of SipService."""
         self.node_id = bytes([index]) * 16
         self.transports = MemoryTransports(world)
         role = "registrar" if registrar else "peer"
@@ -232,6 +255,7 @@ class Node:
             (
                 OwnBindings(self.table, self.node_id, (DOMAIN,)),
                 OverlayBindings(world.location, self.table, self.node_id, (DOMAIN,)),
+                *steps,
             )
         )
         self.address = (host, 5060)
@@ -244,6 +268,7 @@ class Node:
                 tcp=(self.address,),
                 bounds=bounds or Bounds(),
                 limits=Limits(),
+                **{"secret": b"of all nodes in a world" * 2, **(settings or {})},
             ),
             location=world.location,
             credentials=world.credentials,
@@ -255,6 +280,7 @@ class Node:
             wall=world.wall,
             transports=self.transports,
             resolver=world.resolve,
+            **arguments,
         )
         self.service.startService()
 
@@ -271,6 +297,9 @@ class World:
         self.phones: dict[Address, Phone] = {}
         self.connectors: dict[bytes, MemoryConnector] = {}
         self.trace: list[tuple[str, str, str]] = []
+        # Phones that take TCP connections, and nodes that answer nothing though their connections stand.
+        self.listen_tcp: set[Address] = set()
+        self.hung: set[bytes] = set()
         self.lose: Callable[[bytes], bool] = lambda data: False
         self.location = MemoryLocation(self.wall)
         self.credentials = MemoryCredentials(passwords or {"alice": "wonder", "bob": "builder"})
@@ -502,4 +531,3 @@ def in_dialog_of_callee(phone: Phone, method: str, invite: Request, cseq: int = 
         call_id=invite.call_id,
         cseq=cseq,
     )
-

@@ -388,7 +388,7 @@ class ForwardingContext:
 
     def _follow(self, branch: Branch, response: Response) -> list[Output]:
         """The contacts of a redirect that are users of ours are called here; the others are the caller's business."""
-        followed = self._followed = self._followed if self._followed is not None else {self.request.uri_text}
+        followed = self._followed = self._followed or {self._asked_for()}
         ours: list[tuple[SipUri, float]] = []
         others = []
         try:
@@ -411,6 +411,10 @@ class ForwardingContext:
             branch.superseded = True
         self._looking += 1
         return [Recurse(tuple(ours))]
+
+    def _asked_for(self) -> str:
+        uri = self.request.uri
+        return uri.aor if isinstance(uri, SipUri) else self.request.uri_text
 
     # ---- cancelling
 

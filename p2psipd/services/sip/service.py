@@ -317,16 +317,19 @@ class SipService(Service):
     # ---- what the operator asks ----------------------------------------------------------------------------
 
     def registrations(self) -> list[dict[str, object]]:
-        """The living bindings that this node owns."""
+        """The living bindings that this node owns, a row for each contact and flow."""
         wall = self._clocks.wall()
         return [
             {
                 "aor": own.binding.aor,
                 "contact": own.binding.contact,
-                "expires_in": round(own.binding.expires_at - wall),
-                "received": own.binding.received,
+                "instance": own.binding.instance_id,
+                "reg_id": own.binding.reg_id or None,
+                "flow": own.binding.received,
                 "reachable": own.flow is not None,
+                "expires_in": round(own.binding.expires_at - wall),
                 "user_agent": own.binding.user_agent,
+                "node": own.binding.node_id.hex(),
             }
             for own in self._table
             if own.binding.expires_at > wall
@@ -583,6 +586,9 @@ class SipService(Service):
         if request.to_tag is not None:
             user = self._routing.drop_routes(request)
             targets = await self._heirs(context, user) if user and not request.has("route") else ()
+            if not targets:
+                self._forwarder.refuse(context, make_response(request, 481))
+                return
         else:
             try:
                 uri = self._gate.place(request.uri)
