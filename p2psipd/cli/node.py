@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from p2psipd.cli.console import (
-    ConfigFault,
-    Negative,
-    NotReached,
-    emit,
-    json_option,
-    seconds,
-    short,
-    table,
-)
+from p2psipd.cli.console import ConfigFault, Negative, NotReached, emit, json_option, seconds, short, table
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
 
 if TYPE_CHECKING:
@@ -149,19 +140,92 @@ def records(as_json: bool) -> None:
 @click.command()
 @json_option
 def registrations(as_json: bool) -> None:
-    """The phones that registered here."""
+    """The phones that registered here: user, contact, instance, flow, expiry."""
     emit(ask("/registrations"), as_json, render_rows)
 
 
-@click.command()
-@click.argument("call_id", required=False, metavar="[CALL-ID]")
+@click.group(invoke_without_command=True)
 @json_option
-def calls(call_id: str | None, as_json: bool) -> None:
-    """The calls that this node carries; with a Call-ID the ladder of that call."""
-    if call_id is None:
-        emit(ask("/calls"), as_json, render_rows)
-    else:
-        emit(ask("/calls/ladder", call_id=call_id), as_json, render_rows)
+@click.pass_context
+def calls(context: click.Context, as_json: bool) -> None:
+    """The last calls of this node, open ones at the end; `calls show` has the ladder of one."""
+    if context.invoked_subcommand is None:
+        emit(ask("/calls"), as_json, render_calls)
+
+
+@calls.command()
+@click.argument("call_id", metavar="CALL-ID")
+@json_option
+def show(call_id: str, as_json: bool) -> None:
+    """One call, named by its Call-ID or the beginning of it: its record, and each message at this node."""
+    emit(ask("/calls/ladder", call_id=call_id), as_json, render_call)
+
+
+def render_calls(answer: Any) -> str:
+    """A line for each call; --json has all that is known."""
+    return render_rows(
+        [
+            {
+                "call": str(call["call_id"])[:16],
+                "from": call["from"],
+                "to": call["to"],
+                "came_from": _place(call["came_from"]),
+                "went_to": _place(call["went_to"]),
+                "identity": call["identity"],
+                "started_at": call["started_at"],
+                "seconds": call["seconds"],
+                "ended": " by ".join(filter(None, (call["cause"], call["ended_by"]))) or "open",
+            }
+            for call in answer
+        ]
+    )
+
+
+def _place(text: str) -> str:
+    kind, _, rest = text.partition(" ")
+    return f"{kind} {short(rest)}" if kind == "node" else text
+
+
+def render_call(answer: dict[str, Any]) -> str:
+    """The record as lines, then the ladder: this node in the middle of those with whom it spoke."""
+    record = {name: _cell(name, value) for name, value in (answer["call"] or {}).items() if value not in (None, "")}
+    return "\n".join([facts(record), *ladder_lines(answer["messages"])]).lstrip("\n")
+
+
+_WIDTH = 26
+
+
+def ladder_lines(messages: list[dict[str, Any]]) -> list[str]:
+    """The messages of one call as arrows between `here` and the others; times are milliseconds after the first."""
+    if not messages:
+        return []
+    others = list(dict.fromkeys(name for step in messages for name in (step["source"], step["destination"])))
+    # Who spoke first stands on the left, this node beside it, whoever it turned to on the right.
+    others.remove("here")
+    places = {name: column for column, name in enumerate([*others[:1], "here", *others[1:]])}
+    head = [" "] * (14 + _WIDTH * len(places))
+    for name, column in places.items():
+        shown = _place(name)[: _WIDTH - 2]
+        start = max(9, 12 + column * _WIDTH - len(shown) // 2)
+        head[start : start + len(shown)] = shown
+    lines = ["".join(head).rstrip()]
+    for step in messages:
+        line = [" "] * (14 + _WIDTH * len(places))
+        for column in places.values():
+            line[12 + column * _WIDTH] = "|"
+        line[:9] = f"{(step['at'] - messages[0]['at']) * 1000:9.1f}"
+        low, high = sorted((places[step["source"]], places[step["destination"]]))
+        begin, end = 13 + low * _WIDTH, 12 + high * _WIDTH
+        label = f" {_short_line(step['line'])} "[: end - begin - 4].center(end - begin - 2, "-")
+        line[begin:end] = f"{label}->" if places[step["source"]] == low else f"<-{label}"
+        lines.append("".join(line).rstrip())
+    return lines
+
+
+def _short_line(line: str) -> str:
+    """A start line as a ladder shows it: the method, or status and reason."""
+    first, _, rest = line.partition(" ")
+    return rest if first.startswith("SIP/") else first
 
 
 def render_rows(answer: Any) -> str:

@@ -60,6 +60,10 @@ class SipStatus(Protocol):
         """The messages of one call."""
         ...
 
+    def problems(self) -> Sequence[str]:
+        """What an operator should see to, a line each."""
+        ...
+
 
 class Inspection:
     """Looks into one node and its peer core.  ``sip`` is None for a node without phones."""
@@ -128,6 +132,8 @@ class Inspection:
             found.append("no links: this node is cut off from the overlay")
         if overlay.store_file is not None and overlay.store_file.failing:
             found.append(f"records can't be written to {overlay.store_file.path}: make room on the disk")
+        if self._sip is not None:
+            found += self._sip.problems()
         return found
 
     def _alone(self) -> bool:
@@ -197,12 +203,19 @@ class Inspection:
         """Calls that have not ended."""
         return sum(1 for call in self.calls() if call.get("ended_at") is None)
 
-    def ladder(self, call_id: str) -> list[dict[str, Any]]:
-        """The messages of one call; NotFound if this node carries none of that Call-ID."""
-        rows = [dict(row) for row in self._sip.ladder(call_id)] if self._sip is not None else []
-        if not rows:
-            raise NotFound(f"no call {call_id} here")
-        return rows
+    def ladder(self, beginning: str) -> dict[str, Any]:
+        """One call, named by its Call-ID or the beginning of it: its record, if it became a call, and its messages.
+
+        NotFound if this node carries none; BadArgument if several begin so.
+        """
+        records = {str(row["call_id"]): row for row in self.calls() if str(row["call_id"]).startswith(beginning)}
+        call_id = beginning if beginning in records or len(records) != 1 else next(iter(records))
+        steps = [dict(row) for row in self._sip.ladder(call_id)] if self._sip is not None else []
+        if not steps and call_id not in records:
+            if records:
+                raise BadArgument(f"{len(records)} calls begin with {beginning}; expected more of the Call-ID")
+            raise NotFound(f"no call {beginning} here")
+        return {"call": records.get(call_id), "messages": steps}
 
     # -- the overlay -------------------------------------------------------------------------------
 

@@ -18,6 +18,19 @@ from click.testing import CliRunner, Result
 from p2psipd.cli.main import main
 
 NODE = "4d1c68" + "0" * 26
+CALL = {
+    "call_id": "a84b4c76",
+    "from": "sip:alice@o",
+    "to": "sip:bob@o",
+    "came_from": "phone UDP 192.0.2.7:5060",
+    "went_to": f"node {NODE}",
+    "identity": "digest",
+    "started_at": 10.0,
+    "seconds": None,
+    "cause": "486",
+    "ended_by": "",
+}
+
 ANSWERS: dict[str, Any] = {
     "/status": {
         "node_id": NODE,
@@ -54,8 +67,15 @@ ANSWERS: dict[str, Any] = {
     },
     "/records": [],
     "/registrations": [{"aor": "sip:bob@overlay.example", "contact": "sip:bob@192.0.2.7"}],
-    "/calls": [{"call_id": "a84b4c76", "state": "up"}],
-    "/calls/ladder": [{"ms": 0, "from": "alice", "to": "bob", "message": "INVITE"}],
+    "/calls": [CALL],
+    "/calls/ladder": {
+        "call": CALL,
+        "messages": [
+            {"at": 10.0, "source": "UDP 192.0.2.7:5060", "destination": "here", "line": "INVITE sip:bob@o SIP/2.0"},
+            {"at": 10.001, "source": "here", "destination": f"node {NODE}", "line": "INVITE sip:bob@o SIP/2.0"},
+            {"at": 10.5, "source": f"node {NODE}", "destination": "here", "line": "SIP/2.0 486 Busy Here"},
+        ],
+    },
 }
 
 
@@ -136,7 +156,7 @@ def test_peers_and_empty_lists(node: Path) -> None:
         (["records"], "/records"),
         (["registrations"], "/registrations"),
         (["calls"], "/calls"),
-        (["calls", "a84b4c76"], "/calls/ladder"),
+        (["calls", "show", "a84b4c76"], "/calls/ladder"),
     ],
 )
 def test_json_is_the_answer_itself(node: Path, words: list[str], path: str) -> None:
@@ -155,6 +175,20 @@ def test_get_and_trace_show_who_answered(node: Path) -> None:
     assert "sip:bob@192.0.2.7" in got
     assert NODE in got
     assert "118" in ask(node, "trace", "sip:bob@overlay.example").output
+
+
+def test_the_ladder_of_a_call(node: Path) -> None:
+    """`calls show` draws the caller, this node and whoever it turned to, an arrow for each message."""
+    shown = ask(node, "calls", "show", "a84b").output.splitlines()
+    head = next(at for at, line in enumerate(shown) if "here" in line)
+    assert [line.split() for line in shown[head:]] == [
+        ["UDP", "192.0.2.7:5060", "here", "node", f"{NODE[:8]}…"],
+        ["0.0", "|--------", "INVITE", "-------->|", "|"],
+        ["1.0", "|", "|--------", "INVITE", "-------->|"],
+        ["500.0", "|", "|<-----", "486", "Busy", "Here", "----|"],
+    ]
+    listed = ask(node, "calls").output
+    assert "486" in listed and "sip:bob@o" in listed and f"node {NODE[:8]}…" in listed
 
 
 def test_negative_answers(node: Path) -> None:

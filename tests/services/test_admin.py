@@ -168,6 +168,9 @@ class SipOfOneCall:
     def ladder(self, call_id: str) -> list[Mapping[str, Any]]:
         return [{"line": "INVITE"}] if call_id == "a" else []
 
+    def problems(self) -> list[str]:
+        return []
+
 
 class InspectionTests(SynchronousTestCase):
     """A node alone, over a clock that the test turns."""
@@ -271,7 +274,7 @@ class InspectionTests(SynchronousTestCase):
 
     def test_ladder(self) -> None:
         """A call has its ladder; a call that nobody knows is not found."""
-        self.assertEqual(self.look.ladder("a"), [{"line": "INVITE"}])
+        self.assertEqual(self.look.ladder("a")["messages"], [{"line": "INVITE"}])
         with self.assertRaises(NotFound):
             self.look.ladder("c")
 

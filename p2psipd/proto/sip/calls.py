@@ -18,7 +18,7 @@ class Call:
     is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their `peer` says who is
     there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that
     branch. `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote. Times
-    are unix seconds, 0 for what has not happened.
+    are unix seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
     """
 
     __slots__ = (
@@ -30,6 +30,7 @@ class Call:
         "came_on",
         "cause",
         "ended_at",
+        "ended_by",
         "from_tag",
         "identity",
         "ringing_at",
@@ -57,6 +58,7 @@ class Call:
         self.ringing_at = 0.0
         self.answered_at = 0.0
         self.ended_at = 0.0
+        self.ended_by = ""
 
 
 class CallObserver(Protocol):

@@ -90,6 +90,7 @@ class CallBook:
                 for observer in self._observers:
                     observer.ringing(call)
         elif status >= 300:
+            call.ended_by = "caller" if cancelled else ""
             self.end(call, "cancelled" if cancelled else str(status))
         elif not call.answered_at:
             call.answered_at = self._wall()
@@ -107,7 +108,8 @@ class CallBook:
     def hung_up(self, request: Request) -> None:
         """The BYE of a call has been answered."""
         call = self._of(request)
-        if call is not None:
+        if call is not None and not call.ended_at:
+            call.ended_by = "caller" if request.from_tag == call.from_tag else "callee"
             self.end(call, "BYE")
 
     def end(self, call: Call, cause: str) -> None:
