@@ -333,7 +333,7 @@ class TrustAnchors:
     revocation list runs out.  Raises ``CertificateRefused`` for material that cannot be used.
     """
 
-    __slots__ = ("_checked", "_crls", "_store", "pins", "roots")
+    __slots__ = ("_checked", "_lists", "_store", "crls", "pins", "roots")
 
     def __init__(self, roots: Iterable[bytes] = (), pins: Iterable[str] = (), crls: Iterable[bytes] = ()) -> None:
         try:
@@ -343,7 +343,8 @@ class TrustAnchors:
         self._store = Store(loaded) if loaded else None
         self.roots = tuple(_der(root) for root in loaded)
         self.pins = frozenset(pin.lower().replace(":", "") for pin in pins)
-        self._crls = tuple(_read_crl(der) for der in crls)
+        self.crls = tuple(crls)
+        self._lists = tuple(_read_crl(der) for der in self.crls)
         self._checked: dict[tuple[bytes, Usage], CheckedCertificate] = {}
 
     def check(self, chain: Sequence[bytes], wall: float, usage: Usage) -> CheckedCertificate:
@@ -415,7 +416,7 @@ class TrustAnchors:
         until = float("inf")
         for link, issuer in zip(links, links[1:], strict=False):
             name = issuer.subject.public_bytes()
-            for crl in self._crls:
+            for crl in self._lists:
                 if crl.issuer != name or not _signed_by(crl.loaded, issuer):
                     continue
                 if wall > crl.until:

@@ -1,0 +1,239 @@
+"""TLS with other SIP domains: both sides show and judge certificates (RFC 5922, direct peering 4.1.6 and 4.2.3).
+
+OpenSSL proves possession and builds the chain; dates, authorities and revocation are refused there, so that the
+other side gets the alert that says which. Whom a certificate speaks for, by whose rules, is the policy's to say
+(:class:`p2psipd.proto.peering.peers.PeeringPolicy`), with which the handshake ends. A refusal is kept with its
+step, domain and authority for the log (:func:`refusal_of`); who is there when it went well is :func:`peer_of`.
+
+Under TLS 1.3 the dialler's handshake is complete before the acceptor has judged its certificate: that refusal
+arrives as a lost connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cryptography import x509
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import implementer
+
+from p2psipd.net.tls import KeyLog, new_context
+from p2psipd.proto.identity.policy import CertificateRefused, Step, read_certificate
+from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
+from p2psipd.proto.peering.peers import PeerIdentity, PeeringPolicy
+
+__all__ = ["NoOwnCertificate", "PeerTls", "own_of", "peer_of", "refusal_of"]
+
+#: OpenSSL's X509_V_ERR numbers, with the step that they stand for and words for the log.
+_ERRORS = {
+    9: (Step.DATE, "not valid yet"),
+    10: (Step.DATE, "expired"),
+    12: (Step.REVOKED, "its revocation list is out of date"),
+    18: (Step.AUTHORITY, "self-signed"),
+    19: (Step.AUTHORITY, "under an authority that is not configured"),
+    20: (Step.AUTHORITY, "under an authority that is not configured"),
+    21: (Step.AUTHORITY, "under an authority that is not configured"),
+    23: (Step.REVOKED, "revoked"),
+}
+_NO_AUTHORITY = frozenset({18, 19, 20, 21})
+#: No revocation list of this issuer (not every authority has one here), and a purpose, which the policy judges:
+#: OpenSSL would take no server's certificate from a client.
+_LEFT_TO_POLICY = frozenset({3, 26})
+
+#: Judges a chain (DER, leaf first) at the end of a handshake; raises CertificateRefused.
+_Judge = Callable[[list[bytes]], PeerIdentity]
+
+
+class NoOwnCertificate(Exception):
+    """No certificate of ours speaks for the domain in whose name we were to connect."""
+
+
+class _Handshake:
+    """What is known about one connection: OpenSSL's callbacks know nothing else than its application data."""
+
+    __slots__ = ("chain", "judge", "own", "peer", "pinning", "protocol", "refusal")
+
+    def __init__(self, protocol: Any, judge: _Judge, own: OwnCertificate, pinning: bool) -> None:
+        self.protocol = protocol
+        self.judge = judge
+        self.own = own
+        self.pinning = pinning
+        self.chain: dict[int, bytes] = {}
+        self.peer: PeerIdentity | None = None
+        self.refusal: CertificateRefused | None = None
+
+    def refuse(self, refusal: CertificateRefused) -> bool:
+        self.refusal = refusal
+        self.protocol.refusal = str(refusal)
+        return False
+
+
+def peer_of(transport: Any) -> PeerIdentity | None:
+    """Who is at the other end of a TLS transport of :class:`PeerTls`; None before the handshake's end."""
+    handshake = _handshake_of(transport)
+    return handshake.peer if handshake is not None else None
+
+
+def own_of(transport: Any) -> OwnCertificate | None:
+    """The certificate that we show on a TLS transport of :class:`PeerTls`."""
+    handshake = _handshake_of(transport)
+    return handshake.own if handshake is not None else None
+
+
+def refusal_of(transport: Any) -> CertificateRefused | None:
+    """Why we refused the other side's certificate, if we did."""
+    handshake = _handshake_of(transport)
+    return handshake.refusal if handshake is not None else None
+
+
+def _handshake_of(transport: Any) -> _Handshake | None:
+    found = transport.getHandle().get_app_data()
+    return found if isinstance(found, _Handshake) else None
+
+
+class PeerTls:
+    """Makes the connections with other domains. `wall` gives unix seconds.
+
+    One context for each of our certificates; all believe the same authorities, those of the whole policy, and
+    what each peer may come under is judged at the end of the handshake. :meth:`update` takes a new policy and new
+    certificates for the connections to come; the judgement of open ones is the policy's with each request.
+    """
+
+    def __init__(
+        self, policy: PeeringPolicy, own: OwnCertificates, wall: Callable[[], float], *, keylog: KeyLog | None = None
+    ) -> None:
+        self._wall = wall
+        self._keylog = keylog
+        self._install(policy, own)
+
+    def update(self, policy: PeeringPolicy, own: OwnCertificates) -> None:
+        """Use these from the next connection on."""
+        self._install(policy, own)
+
+    def _install(self, policy: PeeringPolicy, own: OwnCertificates) -> None:
+        contexts = {domain: certificate for domain in own.domains if (certificate := own.for_tls(domain)) is not None}
+        if not contexts:
+            raise NoOwnCertificate("no certificate of ours is for TLS")
+        made = {one.name: self._context(one, policy) for one in own.certificates if one.domains}
+        self._policy, self._own, self._contexts, self._by_domain = policy, own, made, contexts
+        self._pinning = any(anchors.pins for anchors in policy.anchors)
+
+    def _context(self, own: OwnCertificate, policy: PeeringPolicy) -> SSL.Context:
+        context = new_context(b"p2psipd-peers", self._keylog)
+        context.use_certificate(own.certificate.loaded)
+        for der in own.chain[1:]:
+            context.add_extra_chain_cert(x509.load_der_x509_certificate(der))
+        context.use_privatekey(own.key)
+        context.check_privatekey()
+        store = context.get_cert_store()
+        if store is not None:
+            lists = [crl for anchors in policy.anchors for crl in anchors.crls]
+            for der in dict.fromkeys(root for anchors in policy.anchors for root in anchors.roots):
+                store.add_cert(crypto.X509.from_cryptography(x509.load_der_x509_certificate(der)))
+            for der in dict.fromkeys(lists):
+                store.add_crl(x509.load_der_x509_crl(der))
+            if lists:
+                store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
+        context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
+        context.set_tlsext_servername_callback(self._choose)
+        return context
+
+    def _choose(self, connection: SSL.Connection) -> None:
+        """Show the certificate of the domain that the client named, if we have it (RFC 5922 section 7.8)."""
+        name = connection.get_servername()
+        own = self._by_domain.get((name or b"").decode("ascii", "replace").lower().removesuffix("."))
+        handshake = connection.get_app_data()
+        if own is not None and isinstance(handshake, _Handshake) and own is not handshake.own:
+            handshake.own = own
+            connection.set_context(self._contexts[own.name])
+
+    @property
+    def server(self) -> AcceptedPeers:
+        """The creator of connections that peers open to us."""
+        return AcceptedPeers(self._accepted)
+
+    def _accepted(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        own = next(iter(self._by_domain.values()))
+        policy = self._policy
+
+        def judge(chain: list[bytes]) -> PeerIdentity:
+            return policy.client(chain, self._wall())
+
+        return self._connection(own, protocol, judge)
+
+    def towards(self, domain: str, from_domain: str, certificate: str = "") -> DialledPeer:
+        """The creator of connections to ``domain`` (the one that was asked for, before any look-up) in the name of
+        ``from_domain``; ``certificate`` asks for one of ours by name. Raises NoOwnCertificate.
+        """
+        own = self._own.for_tls(from_domain, certificate)
+        if own is None:
+            raise NoOwnCertificate(f"no certificate of ours speaks for {from_domain}")
+        policy = self._policy
+
+        def judge(chain: list[bytes]) -> PeerIdentity:
+            return policy.server(domain, chain, self._wall())
+
+        def create(protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+            connection = self._connection(own, protocol, judge)
+            connection.set_tlsext_host_name(domain.removesuffix(".").encode("ascii"))
+            return connection
+
+        return DialledPeer(create)
+
+    def _connection(self, own: OwnCertificate, protocol: TLSMemoryBIOProtocol, judge: _Judge) -> SSL.Connection:
+        connection = SSL.Connection(self._contexts[own.name], None)
+        connection.set_app_data(_Handshake(protocol, judge, own, self._pinning))
+        return connection
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class AcceptedPeers:
+    """Creates the accepting side of connections; follows :meth:`PeerTls.update`."""
+
+    def __init__(self, create: Callable[[TLSMemoryBIOProtocol], SSL.Connection]) -> None:
+        self._create = create
+
+    def serverConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """A connection that asks for the client's certificate."""
+        return self._create(protocol)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class DialledPeer:
+    """Creates the dialling side of connections to one domain."""
+
+    def __init__(self, create: Callable[[TLSMemoryBIOProtocol], SSL.Connection]) -> None:
+        self._create = create
+
+    def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """A connection whose server must speak for the domain."""
+        return self._create(protocol)
+
+
+def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
+    """OpenSSL's callback, for each certificate of the chain, the leaf (depth 0) last; False refuses."""
+    handshake: _Handshake = connection.get_app_data()
+    der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+    handshake.chain[depth] = der
+    # Whether a certificate without a known authority is pinned is only known when its leaf is.
+    if not ok and error not in _LEFT_TO_POLICY and not (handshake.pinning and error in _NO_AUTHORITY):
+        return handshake.refuse(_openssl_refusal(der, error))
+    if depth or not ok:
+        return True
+    try:
+        handshake.peer = handshake.judge([handshake.chain[at] for at in sorted(handshake.chain)])
+    except CertificateRefused as refused:
+        return handshake.refuse(refused)
+    return True
+
+
+def _openssl_refusal(der: bytes, error: int) -> CertificateRefused:
+    step, words = _ERRORS.get(error, (Step.AUTHORITY, f"refused by OpenSSL with error {error}"))
+    try:
+        certificate = read_certificate(der)
+    except CertificateRefused as refused:
+        return CertificateRefused(step, f"{words}; {refused.detail}")
+    return CertificateRefused(step, words, certificate.domain, certificate.issuer)
