@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Self
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
 from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
-from p2psipd.proto.sip.names import LIST_HEADERS, canonical, written
+from p2psipd.proto.sip.names import CANONICAL, LIST_HEADERS, canonical, written
 from p2psipd.proto.sip.parameters import check_text
 
 __all__ = ["Message"]
@@ -22,7 +23,8 @@ _CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
 _HOPS = {str(hops): hops for hops in range(256)}
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
 _REQUIRED = ("via", "from", "to", "call-id", "cseq")
-_ADDRESS_HEADERS = frozenset({"contact", "route", "record-route", "path"})
+_REQUIRED_SET = frozenset(_REQUIRED)
+_ROUTE_HEADERS = frozenset({"route", "record-route", "path"})
 
 
 class Message:
@@ -61,22 +63,25 @@ class Message:
 
     def has(self, name: str) -> bool:
         """Whether there is such a header."""
-        return canonical(name) in self._names
+        return (CANONICAL.get(name) or canonical(name)) in self._names
 
     def get(self, name: str) -> str | None:
         """The value of the first line of this name, unfolded, not split at commas.
 
         Octets that are not UTF-8 show as U+FFFD; the line itself keeps them.
         """
-        lower = canonical(name)
+        lower = CANONICAL.get(name) or canonical(name)
         if lower not in self._names:
             return None
         return _value(self._lines[self._names.index(lower)])
 
     def get_all(self, name: str) -> list[str]:
         """All values of this name; those of list headers are split at commas (RFC 3261 section 7.3.1)."""
-        lower = canonical(name)
-        if self._names.count(lower) == 1:
+        lower = CANONICAL.get(name) or canonical(name)
+        count = self._names.count(lower)
+        if not count:
+            return []
+        if count == 1:
             values = [_value(self._lines[self._names.index(lower)])]
         else:
             values = [
@@ -92,20 +97,20 @@ class Message:
                 raise MessageTooLarge(f"too many values of {lower}")
         return members
 
-    def _need(self, lower: str) -> str:
+    def _need(self, lower: str) -> bytes:
+        """The first line of this name."""
         names = self._names
-        value = _value(self._lines[names.index(lower)]) if lower in names else ""
-        if not value:
+        if lower not in names:
             raise MalformedMessage(f"missing {written(lower)}")
-        return value
+        return self._lines[names.index(lower)]
 
     @property
     def top_via(self) -> Via:
         """The first Via value."""
         found: Via | None = self._cache.get("top_via")
         if found is None:
-            value = self._need("via")
-            found = Via.parse(split_list(value)[0] if "," in value else value)
+            line = self._need("via")
+            found = _read_via(line) if b"," not in line else Via.parse(split_list(_value(line))[0])
             self._cache["top_via"] = found
         return found
 
@@ -115,7 +120,7 @@ class Message:
         found: tuple[Via, ...] | None = self._cache.get("via")
         if found is None:
             if self._names.count("via") == 1 and b"," not in self._lines[self._names.index("via")]:
-                found = (Via.parse(self._need("via")),)
+                found = (_read_via(self._need("via")),)
             else:
                 found = tuple([Via.parse(value) for value in self.get_all("via")])
             self._cache["via"] = found
@@ -126,7 +131,7 @@ class Message:
         """The CSeq."""
         found: CSeq | None = self._cache.get("cseq")
         if found is None:
-            found = self._cache["cseq"] = CSeq.parse(self._need("cseq"))
+            found = self._cache["cseq"] = _read_cseq(self._need("cseq"))
         return found
 
     @property
@@ -134,7 +139,7 @@ class Message:
         """The Call-ID."""
         found: str | None = self._cache.get("call-id")
         if found is None:
-            found = self._need("call-id")
+            found = _value(self._need("call-id"))
             if not _CALL_ID.fullmatch(found):
                 raise MalformedMessage("bad Call-ID")
             self._cache["call-id"] = found
@@ -145,7 +150,7 @@ class Message:
         """The From address."""
         found: NameAddr | None = self._cache.get("from")
         if found is None:
-            found = self._cache["from"] = NameAddr.parse(self._need("from"))
+            found = self._cache["from"] = _read_address(self._need("from"))
         return found
 
     @property
@@ -153,7 +158,7 @@ class Message:
         """The To address."""
         found: NameAddr | None = self._cache.get("to")
         if found is None:
-            found = self._cache["to"] = NameAddr.parse(self._need("to"))
+            found = self._cache["to"] = _read_address(self._need("to"))
         return found
 
     @property
@@ -171,14 +176,21 @@ class Message:
         if found is None:
             if name not in self._names:
                 return ()
-            found = self._cache[name] = tuple([NameAddr.parse(value) for value in self.get_all(name)])
+            if self._names.count(name) == 1 and b"," not in (line := self._need(name)):
+                found = (_read_address(line),) if _value(line) else ()
+            else:
+                found = tuple([NameAddr.parse(value) for value in self.get_all(name)])
+            self._cache[name] = found
         return found
 
     @property
     def contact_star(self) -> bool:
         """Whether Contact is "*" (RFC 3261 section 10.2.2)."""
         names = self._names
-        return names.count("contact") == 1 and _value(self._lines[names.index("contact")]) == "*"
+        if names.count("contact") != 1:
+            return False
+        line = self._lines[names.index("contact")]
+        return b"*" in line and _value(line) == "*"
 
     @property
     def size(self) -> int:
@@ -188,7 +200,10 @@ class Message:
     @property
     def contacts(self) -> tuple[NameAddr, ...]:
         """The Contact addresses; () for "*" (see `contact_star`), which may not stand among others."""
-        return () if self.contact_star else self._addresses("contact")
+        found: tuple[NameAddr, ...] | None = self._cache.get("contact")
+        if found is None:
+            found = () if self.contact_star else self._addresses("contact")
+        return found
 
     @property
     def routes(self) -> tuple[NameAddr, ...]:
@@ -208,14 +223,17 @@ class Message:
     @property
     def max_forwards(self) -> int | None:
         """0 to 255, or None when absent."""
-        value = self.get("max-forwards")
-        if value is None:
+        if "max-forwards" not in self._names:
             return None
-        hops = _HOPS.get(value)
+        hops: int | None = self._cache.get("max-forwards")
         if hops is None:
-            if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
-                raise MalformedMessage("bad Max-Forwards")
-            hops = int(value)
+            value = _value(self._need("max-forwards"))
+            hops = _HOPS.get(value)
+            if hops is None:
+                if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
+                    raise MalformedMessage("bad Max-Forwards")
+                hops = int(value)
+            self._cache["max-forwards"] = hops
         return hops
 
     @property
@@ -397,7 +415,7 @@ class Message:
         """
         names = self._names
         present = set(names)
-        if not present.issuperset(_REQUIRED):
+        if not present >= _REQUIRED_SET:
             raise MalformedMessage(
                 f"missing {written(next(name for name in _REQUIRED if name not in present))}"
             )
@@ -410,9 +428,12 @@ class Message:
             raise MalformedMessage("missing Via")
         self._cache["top_via"] = vias[0]
         _ = (self.call_id, self.cseq, self.from_.uri, self.to.uri, self.max_forwards)
-        for name in _ADDRESS_HEADERS & present:
-            for address in self.contacts if name == "contact" else self._addresses(name):
-                _ = (address.uri, address.q) if name == "contact" else address.uri
+        if "contact" in present:
+            for address in self.contacts:
+                _ = (address.uri, address.q)
+        for name in _ROUTE_HEADERS & present:
+            for address in self._addresses(name):
+                _ = address.uri
 
     def _encoded(self, start: str) -> bytes:
         """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
@@ -437,8 +458,40 @@ def _line(name: str, value: str) -> bytes:
     return f"{written(name)}: {check_text(value)}".encode("utf-8", "replace")
 
 
-def _value(line: bytes) -> str:
+def _plain_value(line: bytes) -> str:
     text = line[line.index(b":") + 1 :].decode("utf-8", "replace")
     if "\n" in text:
         text = _FOLD.sub(" ", text)
     return text.strip(" \t\r\n")
+
+
+def _filled(line: bytes) -> str:
+    value = _plain_value(line)
+    if not value:
+        raise MalformedMessage(f"missing {written(line.partition(b':')[0].decode('ascii', 'replace').strip())}")
+    return value
+
+
+# The same lines come back in each message of a call; what they mean is immutable, and can be shared.
+_CACHED_LENGTH = 256
+_short_value = lru_cache(maxsize=8192)(_plain_value)
+_short_address = lru_cache(maxsize=4096)(lambda line: NameAddr._parse(_filled(line)))
+_short_via = lru_cache(maxsize=4096)(lambda line: Via._parse(_filled(line)))
+_short_cseq = lru_cache(maxsize=2048)(lambda line: CSeq._parse(_filled(line)))
+
+
+def _value(line: bytes) -> str:
+    """What stands behind the colon, unfolded."""
+    return _short_value(line) if len(line) < _CACHED_LENGTH else _plain_value(line)
+
+
+def _read_address(line: bytes) -> NameAddr:
+    return _short_address(line) if len(line) < _CACHED_LENGTH else NameAddr._parse(_filled(line))
+
+
+def _read_via(line: bytes) -> Via:
+    return _short_via(line) if len(line) < _CACHED_LENGTH else Via._parse(_filled(line))
+
+
+def _read_cseq(line: bytes) -> CSeq:
+    return _short_cseq(line) if len(line) < 64 else CSeq._parse(_filled(line))

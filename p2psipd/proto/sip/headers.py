@@ -23,7 +23,7 @@ _NAME_ADDR = re.compile(
 _ADDR_SPEC = re.compile(r"\s*+([A-Za-z][A-Za-z0-9+.\-]*+:[^\s;?,<>\"]++)\s*+(;.*+)?", re.DOTALL)
 _VIA = re.compile(
     rf"\s*+({TOKEN}++)\s*+/\s*+({TOKEN}++)\s*+/\s*+({TOKEN}++)\s++"
-    r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])(?:\s*+:\s*+([0-9]{1,5}))?\s*+(;.*+)?",
+    r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])(?:\s*+:\s*+([0-9]{1,5}))?\s*+",
     re.DOTALL,
 )
 MAX_MEMBERS = 256
@@ -222,20 +222,12 @@ class Via:
 
     @classmethod
     def _parse(cls, text: str) -> Via:
-        match = _VIA.fullmatch(text)
-        if not match:
-            raise MalformedMessage("bad Via")
-        name, version, transport, host, port, params = match.groups()
+        sender, semicolon, params = text.partition(";")
         made = cls.__new__(cls)
-        made.protocol = f"{name}/{version}".upper()
-        made.transport = transport.upper()
-        made.host = canonical_host(host)
-        made.port = None
-        if port is not None:
-            made.port = int(port)
-            if made.port > 65535:
-                raise MalformedMessage("bad port in Via")
-        made.params = Parameters.parse(params) if params else NO_PARAMETERS
+        made.protocol, made.transport, made.host, made.port = (
+            _short_sender(sender) if len(sender) < _CACHED_LENGTH else _sender(sender)
+        )
+        made.params = Parameters.parse(f";{params}") if semicolon else NO_PARAMETERS
         made.branch = made.params.get("branch") or None
         made._text = text.strip()
         return made
@@ -321,10 +313,27 @@ class Via:
         return f"Via({self._text!r})"
 
 
+def _sender(text: str) -> tuple[str, str, str, int | None]:
+    """Protocol, transport, host and port of a Via: what stands before its parameters."""
+    match = _VIA.fullmatch(text)
+    if not match:
+        raise MalformedMessage("bad Via")
+    name, version, transport, host, port = match.groups()
+    if port is not None and int(port) > 65535:
+        raise MalformedMessage("bad port in Via")
+    return (
+        f"{name}/{version}".upper(),
+        transport.upper(),
+        canonical_host(host),
+        None if port is None else int(port),
+    )
+
+
 # Addresses and Vias come back in every message of a call or transaction; being immutable, they can be shared.
 _CACHED_LENGTH = 256
 _short_address = lru_cache(maxsize=4096)(NameAddr._parse)
 _short_via = lru_cache(maxsize=4096)(Via._parse)
+_short_sender = lru_cache(maxsize=2048)(_sender)
 
 
 class CSeq(NamedTuple):

@@ -6,7 +6,7 @@ import re
 
 from p2psipd.proto.sip.errors import MalformedMessage
 
-__all__ = ["LIST_HEADERS", "METHODS", "REASONS", "canonical", "canonical_raw", "written"]
+__all__ = ["CANONICAL", "LIST_HEADERS", "METHODS", "REASONS", "canonical", "canonical_raw", "written"]
 
 METHODS = frozenset({
     "ACK", "BYE", "CANCEL", "INFO", "INVITE", "MESSAGE", "NOTIFY", "OPTIONS", "PRACK", "PUBLISH", "REFER",
@@ -34,6 +34,9 @@ _WRITTEN = (
 )
 # Canonical and written form of the names as they are most often given.
 _KNOWN = {spelling: (name.lower(), name) for name in _WRITTEN for spelling in (name, name.lower())}
+
+# The canonical form of those spellings, for who can't afford a call.
+CANONICAL = {spelling: known[0] for spelling, known in _KNOWN.items()}
 _TOKEN = re.compile(rb"[A-Za-z0-9\-.!%*_+`'~]++")
 
 # Headers whose grammar is a comma-separated list (RFC 3261 section 7.3.1).  Never split: credentials,
@@ -74,9 +77,9 @@ REASONS = {
 
 def canonical(name: str) -> str:
     """The name in lower case, a compact form expanded."""
-    known = _KNOWN.get(name)
+    known = CANONICAL.get(name)
     if known is not None:
-        return known[0]
+        return known
     lower = name.lower()
     return _COMPACT.get(lower, lower) if len(lower) == 1 else lower
 

@@ -147,6 +147,9 @@ class Parameters:
 
 def _split(text: str) -> tuple[tuple[str, str | None], ...]:
     """Pairs of a text that has neither quotes nor white space and begins with ";"."""
+    if text.count(";") == 1:
+        name, equals, value = text[1:].partition("=")
+        return ((name, value if equals else None),)
     pairs: list[tuple[str, str | None]] = []
     for piece in text[1:].split(";"):
         name, equals, value = piece.partition("=")
