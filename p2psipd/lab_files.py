@@ -56,6 +56,7 @@ wss = ["{host}:{wss_port}"]
 certificate = "../sip.pem"
 key = "../sip.key"
 node_listen = "{host}:{node_sip_port}"
+call_records = "calls.jsonl"
 """
 
 
