@@ -89,7 +89,7 @@ class SipTransports:
 
     `tls_client` dials over TLS: a DomainTls, or between nodes a NodeTls, which knows no domains. There
     `identify(transport)` says who the other side of a completed TLS handshake is, or refuses with ValueError; both
-    sides then greet with a keep-alive, and a connection is `usable` at the first bytes heard.
+    sides then greet with a keep-alive (unless `greets` says no), and a connection is `usable` at the first bytes heard.
     """
 
     log = Logger()
@@ -108,10 +108,11 @@ class SipTransports:
         usable: Callable[[StreamFlow], None] | None = None,
         admit: Callable[[str], bool] | None = None,
         flow_class: type[StreamFlow] = StreamFlow,
+        greets: bool | None = None,
     ) -> None:
         self.clock = reactor
         self.identify = identify
-        self.greets = identify is not None
+        self.greets = identify is not None if greets is None else greets
         self.usable = usable or _unnoticed
         self.receive: Callable[[Flow, Message], None] = receive
         self.limits = limits or Limits()
@@ -348,8 +349,6 @@ class SipTransports:
         return flow
 
     async def _dial(self, transport: str, host: str, port: int, domain: str) -> Flow:
-        if len(self._connections) >= self.limits.connections:
-            raise Unreachable("too many connections")
         if transport not in ("TCP", "TLS") or (transport == "TLS" and self._tls_client is None):
             raise Unreachable(f"{transport} can't be dialled from here")
         creator = self._tls_client
@@ -358,6 +357,17 @@ class SipTransports:
                 creator = self._tls_client.towards(domain)
             except ValueError as error:
                 raise Unreachable(f"{domain}: {error}") from None
+        flow = await self.dial(transport, host, port, creator)
+        if domain:
+            shown = sip_identities(peer_certificate(flow.protocol.transport) or b"")
+            flow.domains = tuple(dict.fromkeys((domain, *shown)))
+            flow.alias = self._tls_client.shows_certificate
+        return flow
+
+    async def dial(self, transport: str, host: str, port: int, creator: Any = None) -> StreamFlow:
+        """A new connection to a numeric `host`; `creator` makes its TLS. Raises Unreachable."""
+        if len(self._connections) >= self.limits.connections:
+            raise Unreachable("too many connections")
         connection = self._track(host, lambda number, where: SipStream(self, number, transport, where, False))
         opened: Deferred[StreamFlow] = Deferred()
         connection.opened = opened
@@ -367,7 +377,7 @@ class SipTransports:
         connector = self.clock.connectTCP(host, port, factory, timeout=self.limits.connect)
         self._sweep_from_now_on()
         try:
-            flow = await opened
+            return await opened
         except Unreachable:
             self.closed(connection)
             raise
@@ -375,11 +385,6 @@ class SipTransports:
             connector.disconnect()
             self.closed(connection)
             raise Unreachable(f"{host}: given up") from None
-        if domain:
-            shown = sip_identities(peer_certificate(connection.transport) or b"")
-            flow.domains = tuple(dict.fromkeys((domain, *shown)))
-            flow.alias = self._tls_client.shows_certificate
-        return flow
 
     # ---- large requests (RFC 3261 section 18.1.1) ----------------------------------------------------------
 
