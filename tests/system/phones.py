@@ -74,11 +74,14 @@ def run(*command: str, seconds: float = 30.0, cwd: Path | None = None) -> subpro
 # ---- p2psip ua ---------------------------------------------------------------------------------------------
 
 
-def ua(lab: Lab, verb: str, name: str, at: int, *arguments: str) -> subprocess.Popen[str]:
-    """`p2psip ua VERB` for one of the people of a lab, at one of its peers; `outcome` waits for it."""
+def ua(lab: Lab, verb: str, name: str, at: int, *arguments: str, server: str = "") -> subprocess.Popen[str]:
+    """`p2psip ua VERB` for one of the people of a lab, at one of its peers (by UDP unless `server` says otherwise);
+    `outcome` waits for it.
+    """
     user = lab.user(name)
     command = [sys.executable, "-m", "p2psipd.cli.main", "ua", verb, *arguments, "--json"]
-    command += ["--user", f"{name}@{lab.overlay_name}", "--password", user.password, "--server", lab.host(at)]
+    command += ["--user", f"{name}@{lab.overlay_name}", "--password", user.password]
+    command += ["--server", server or lab.host(at)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -263,7 +266,9 @@ class Baresip:
         transport: str = "udp",
         answers: bool = False,
         ca_file: Path | None = None,
+        second_node: str = "",
     ) -> None:
+        """With a `second_node` it keeps a flow to each of them (RFC 5626)."""
         self.user, self.domain = user, domain
         self.directory = directory / f"baresip-{user}"
         self.directory.mkdir(parents=True)
@@ -282,10 +287,11 @@ class Baresip:
             config += f"sip_cafile {ca_file}\n"
         (self.directory / "config").write_text(config)
         (self.directory / "contacts").write_text("")
+        second = f';outbound2="sip:{second_node};transport={transport}";sipnat=outbound' if second_node else ""
         mode = "auto" if answers else "manual"
         (self.directory / "accounts").write_text(
             f"<sip:{user}@{domain};transport={transport}>;auth_user={user};auth_pass={password};"
-            f'outbound="sip:{node};transport={transport}";regint=600;answermode={mode};audio_codecs=pcmu/8000/1\n'
+            f'outbound="sip:{node};transport={transport}"{second};regint=600;answermode={mode};audio_codecs=pcmu/8000/1\n'
         )
         self.events: list[dict[str, Any]] = []
         self._data = b""
