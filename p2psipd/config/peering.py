@@ -37,7 +37,13 @@ from p2psipd.proto.identity.policy import (
 )
 from p2psipd.proto.peering.enum import CarrierRoot
 from p2psipd.proto.peering.number_plan import NumberPlan
-from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates, warnings_of
+from p2psipd.proto.peering.own_certificates import (
+    CertificateUse,
+    OwnCertificate,
+    OwnCertificates,
+    served_name,
+    warnings_of,
+)
 from p2psipd.proto.peering.peers import Federation, IdentityKind, PeeringPolicy, PeerSettings
 from p2psipd.proto.peering.routing_table import RoutingTable, RoutingTableError, parse_routing_table
 from p2psipd.proto.peering.targets import DomainPolicy, NumberSources
@@ -251,11 +257,6 @@ class Peering(NamedTuple):
         """
         base = (self.file.identity.url or "").replace("{domain}", domain)
         return f"{base}/{served_name(own, kind)}"
-
-
-def served_name(own: OwnCertificate, kind: IdentityKind) -> str:
-    """The last segment of the URL of a certificate."""
-    return f"{own.certificate.fingerprint[:16]}.{'cer' if kind is IdentityKind.RFC4474 else 'pem'}"
 
 
 def read_peering(path: str | os.PathLike[str], wall: float) -> Peering:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from p2psipd.proto.identity.policy import DomainCertificate, SanMatch, normal_domain
 from p2psipd.proto.peering.peers import IdentityKind
 
-__all__ = ["CertificateUse", "OwnCertificate", "OwnCertificates", "PrivateKey", "warnings_of"]
+__all__ = ["CertificateUse", "OwnCertificate", "OwnCertificates", "PrivateKey", "served_name", "warnings_of"]
 
 PrivateKey = EllipticCurvePrivateKey | RSAPrivateKey
 
@@ -106,6 +106,11 @@ class OwnCertificates:
     def by_name(self, name: str) -> OwnCertificate | None:
         """The certificate that the configuration calls ``name``."""
         return next((own for own in self.certificates if own.name == name), None)
+
+
+def served_name(own: OwnCertificate, kind: IdentityKind) -> str:
+    """The last segment of the URL of a certificate."""
+    return f"{own.certificate.fingerprint[:16]}.{'cer' if kind is IdentityKind.RFC4474 else 'pem'}"
 
 
 def warnings_of(certificates: Sequence[OwnCertificate], wall: float) -> list[str]:
