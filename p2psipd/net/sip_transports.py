@@ -38,6 +38,7 @@ _UDP_ONLY_SECONDS: Final = 600.0
 _TCP_PATIENCE: Final = 2.0
 _KEPT_HOSTS: Final = 10_000
 _TLS_PORT: Final = 5061
+_ANY_HOST: Final = ("0.0.0.0", "::")
 
 OriginPolicy = Callable[[str], bool]
 
@@ -243,10 +244,11 @@ class SipTransports:
         """What Via and Record-Route name on a connection: where a new one would reach us (RFC 3261 section 18.1.1)."""
         if inbound:
             return self._public_host or local[0], local[1]
-        ports = [(host, port) for transport, (host, port) in self.listening if transport == name]
-        fitting = [port for host, port in ports if host == local[0]]
-        fitting += [port for host, port in ports if (":" in host) == (":" in local[0])]
-        return self._public_host or local[0], fitting[0] if fitting else local[1]
+        listeners = [address for transport, address in self.listening if transport == name]
+        fitting = [address for address in listeners if address[0] == local[0]]
+        fitting += [address for address in listeners if (":" in address[0]) == (":" in local[0])]
+        host, port = fitting[0] if fitting else local
+        return self._public_host or (local[0] if host in _ANY_HOST else host), port
 
     def closed(self, connection: SipConnection) -> None:
         """A connection has ended."""

@@ -61,6 +61,25 @@ class AddressTests(TransportsCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_dialled_connections_name_a_listener(self) -> Deferred[None]:
+        """RFC 3261 18.1.1: sent-by on a connection that we dialled is a listener of its transport, whatever local
+        address the kernel chose; one that listens everywhere is named by that local address.
+        """
+
+        async def scenario() -> None:
+            other = self.make()
+            there = other.listen_tcp((HOST, 0))
+            transports, everywhere = self.make(), self.make()
+            here = transports.listen_tcp(("127.0.250.2", 0))
+            self.assertEqual((await transports.reach("TCP", *there)).sent_by, here)
+            _, port = everywhere.listen_tcp(("0.0.0.0", 0))
+            flow = await everywhere.reach("TCP", *there)
+            self.assertEqual(flow.sent_by, (flow.local[0], port))
+            lonely = await self.make().reach("TCP", *there)
+            self.assertEqual(lonely.sent_by, lonely.local)
+
+        return Deferred.fromCoroutine(scenario())
+
     def test_admission_is_asked_before_anything_is_read(self) -> Deferred[None]:
         """A source that is shut out gets neither its datagrams parsed nor a connection, and both are counted."""
 
