@@ -1,0 +1,356 @@
+"""Calls as the SIP service counts them: limits, overload, drain, redirects, and who is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2psipd.proto.sip.calls import Call
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import DomainIdentity, decode_gr
+from p2psipd.proto.sip.message import Request, Response, parse_message
+from p2psipd.proto.sip.proxy import Refused
+from p2psipd.proto.sip.uri import SipUri
+from p2psipd.services.sip.call_book import CallLimits
+from p2psipd.services.sip.load import Load
+
+from .sip_world import DOMAIN, MemoryFlow, Node, Phone, World, ack_for, in_dialog, in_dialog_of_callee
+
+
+class Diary:
+    """A CallObserver that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.calls: list[Call] = []
+
+    def began(self, call: Call) -> None:
+        self.lines.append("began")
+        self.calls.append(call)
+
+    def ringing(self, call: Call) -> None:
+        self.lines.append("ringing")
+
+    def answered(self, call: Call) -> None:
+        self.lines.append("answered")
+
+    def ended(self, call: Call) -> None:
+        self.lines.append(f"ended {call.cause}")
+
+
+def phones(world: World, node: Node) -> tuple[Phone, Phone]:
+    """Alice, and bob, who is registered."""
+    bob = Phone(world, "bob", ("10.1.0.2", 5070), node)
+    assert bob.register().status == 200
+    return Phone(world, "alice", ("10.1.0.1", 5070), node), bob
+
+
+def invite(alice: Phone, uri: str) -> Request:
+    """Alice's INVITE, past the challenge."""
+    request = alice.request("INVITE", uri)
+    alice.send(request)
+    alice.send(ack_for(request, challenge := alice.take_response(407)))
+    again = alice.answer_challenge(request, challenge)
+    alice.send(again)
+    return again
+
+
+def answered_call(alice: Phone, bob: Phone) -> Response:
+    """A call that stands."""
+    asked = invite(alice, bob.aor)
+    bob.respond(bob.take_request("INVITE"), 200, [("Session-Expires", "120;refresher=uac")])
+    answer = alice.take_response(200)
+    alice.send(in_dialog(alice, "ACK", answer, asked.cseq.number))
+    bob.take_request("ACK")
+    return answer
+
+
+def test_observer_of_a_call() -> None:
+    """Began, ringing, answered, ended: each once, with who, where and when; a BYE of either side ends it."""
+    world, diary = World(), Diary()
+    node = Node(world, 1, "10.0.0.1", observers=(diary,))
+    alice, bob = phones(world, node)
+    asked = invite(alice, bob.aor)
+    at_bob = bob.take_request("INVITE")
+    world.pass_time(1.0)
+    bob.respond(at_bob, 180)
+    bob.respond(at_bob, 180)
+    world.pass_time(1.0)
+    bob.respond(at_bob, 200)
+    bob.respond(at_bob, 200)
+    world.settle()
+    alice.inbox.clear()
+    assert diary.lines == ["began", "ringing", "answered"]
+    (call,) = diary.calls
+    assert (call.caller, call.callee, call.user, call.identity) == (alice.aor, bob.aor, f"alice@{DOMAIN}", "digest")
+    assert (call.came_on.remote, call.went_on.remote, call.target) == (alice.address, bob.address, bob.contact)
+    assert (call.ringing_at - call.began_at, call.answered_at - call.began_at) == (pytest.approx(1), pytest.approx(2))
+    bob.inbox.clear()
+    bob.send(in_dialog_of_callee(bob, "BYE", at_bob))
+    alice.respond(alice.take_request("BYE"), 200)
+    bob.take_response(200)
+    assert diary.lines[3:] == ["ended BYE"] and call.call_id == asked.call_id
+    assert node.service.statistics()["calls_open"] == 0
+
+
+@pytest.mark.parametrize("status", [486, 603])
+def test_observer_of_a_refused_call(status: int) -> None:
+    """A refused call ends with its status; a call that nobody may make never begins."""
+    world, diary = World(), Diary()
+    alice, bob = phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
+    invite(alice, bob.aor)
+    bob.respond(bob.take_request("INVITE"), status)
+    alice.take_response(status)
+    alice.send(alice.request("INVITE", bob.aor, from_=f"<sip:mallory@{DOMAIN}>;tag=1"))
+    alice.take_response(407)
+    assert diary.lines == ["began", f"ended {status}"]
+
+
+def test_call_whose_end_was_lost() -> None:
+    """RFC 4028: a call with a session interval is over when nobody has refreshed it."""
+    world, diary = World(), Diary()
+    alice, bob = phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
+    answered_call(alice, bob)
+    world.pass_time(170.0, step=1.0)
+    assert diary.lines[-1] == "answered"
+    world.pass_time(20.0, step=1.0)
+    assert diary.lines[-1] == "ended lost"
+
+
+def test_refreshed_call_goes_on() -> None:
+    """RFC 4028 8: an accepted re-INVITE or UPDATE with Session-Expires starts the interval anew."""
+    world, diary = World(), Diary()
+    alice, bob = phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
+    answer = answered_call(alice, bob)
+    for _ in range(3):
+        world.pass_time(100.0, step=1.0)
+        bob.inbox.clear()
+        alice.send(in_dialog(alice, "UPDATE", answer))
+        bob.respond(bob.take_request("UPDATE"), 200, [("Session-Expires", "120;refresher=uac")])
+        alice.take_response(200)
+    assert diary.lines[-1] == "answered"
+
+
+def test_calls_of_one_user_are_limited() -> None:
+    """More calls of one user than allowed are 403; one that ends makes room, and others are not concerned."""
+    world = World(alice="wonder", bob="builder", carol="singer")
+    node = Node(world, 1, "10.0.0.1", settings={"call_limits": CallLimits(per_user=2)})
+    alice, bob = phones(world, node)
+    invite(alice, bob.aor), invite(alice, bob.aor)
+    first = bob.take_request("INVITE")
+    bob.take_request("INVITE")
+    invite(alice, bob.aor)
+    refused = alice.take_response(403)
+    assert refused.reason == "Too Many Calls"
+    invite(Phone(world, "carol", ("10.1.0.3", 5070), node), bob.aor)
+    bob.take_request("INVITE")
+    bob.respond(first, 486)
+    alice.take_response(486)
+    bob.inbox.clear()
+    invite(alice, bob.aor)
+    bob.take_request("INVITE")
+    assert node.service.counters["too_many_calls_of_user"] == 1
+
+
+def test_calls_of_one_peer_are_limited() -> None:
+    """More calls from one node than allowed are 503 with Retry-After, whoever makes them."""
+    world = World()
+    near, far = Node(world, 1, "10.0.0.1"), Node(world, 2, "10.0.0.2", settings={"call_limits": CallLimits(per_peer=1)})
+    alice = Phone(world, "alice", ("10.1.0.1", 5070), near)
+    bob = Phone(world, "bob", ("10.1.0.2", 5070), far)
+    bob.register()
+    invite(alice, bob.aor)
+    bob.take_request("INVITE")
+    invite(alice, bob.aor)
+    assert alice.take_response(500).status == 500, "16.7 step 6: a 503 of the next hop is 500 to the caller"
+    assert far.service.counters["too_many_calls_of_peer"] == 1
+
+
+def test_draining_node_takes_no_new_calls() -> None:
+    """New calls get 503 with Retry-After, without a transaction; when the running one has ended, so has the drain."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = phones(world, node)
+    answer = answered_call(alice, bob)
+    ended: list[object] = []
+    world.pass_time(40.0, step=1.0)
+    node.service.drain(30.0).addCallback(ended.append)
+    request = alice.request("INVITE", bob.aor)
+    alice.send(request)
+    assert alice.take_response(503).get("retry-after") is not None
+    alice.send(ack_for(request, Response(503, headers=[("To", f"<{bob.aor}>;tag=1")])))
+    assert node.service.statistics()["transactions_lingering"] == 0
+    alice.send(in_dialog(alice, "BYE", answer))
+    bob.respond(bob.take_request("BYE"), 200)
+    alice.take_response(200)
+    assert not ended
+    world.pass_time(1.0)
+    assert ended == [None]
+
+
+def test_drain_has_an_end() -> None:
+    """A call that goes on for longer than that keeps the node no longer than it was told."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    answered_call(*phones(world, node))
+    ended: list[object] = []
+    node.service.drain(10.0).addCallback(ended.append)
+    world.pass_time(9.0)
+    assert not ended
+    world.pass_time(2.0)
+    assert ended == [None]
+
+
+def test_load_is_refused_by_parts() -> None:
+    """A busy or late reactor refuses a tenth more each time, none for one bad look, and all where it is crowded."""
+    world = World()
+    parts: list[float] = []
+    cpu, crowd = [0.0], [0]
+    load = Load(world.clock, lambda: crowd[0], 100, parts.append, lambda: cpu[0])
+    load.start()
+
+    def look(busy: float, late: float = 0.0) -> None:
+        cpu[0] += busy * (0.25 + late)
+        world.clock.advance(0.25 + late)
+
+    look(1.0)
+    look(0.5)
+    assert parts == [], "once is nothing"
+    for _ in range(4):
+        look(0.99)
+    assert parts == pytest.approx([0.1, 0.2, 0.3])
+    look(0.2, late=0.5)
+    assert parts[-1] == pytest.approx(0.4), "late is as bad as busy"
+    for _ in range(20):
+        look(0.5)
+    assert parts[-1] == 0.0
+    crowd[0] = 90
+    look(0.1)
+    assert parts[-1] == 1.0
+    load.stop()
+    assert not world.clock.getDelayedCalls()
+
+
+def test_part_of_the_calls_is_refused() -> None:
+    """Overloaded, the node answers its part of new calls 503; calls that stand, and registrations, are not touched."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = phones(world, node)
+    node.service._refuse(0.5)
+    statuses = []
+    for _ in range(10):
+        alice.send(alice.request("INVITE", bob.aor))
+        answer = alice.take()
+        assert isinstance(answer, Response)
+        statuses.append(answer.status)
+    assert sorted(statuses) == [407] * 5 + [503] * 5
+    assert bob.register().status == 200
+    assert node.service.statistics()["calls_refused_percent"] == 50
+
+
+# ---- redirects
+
+
+def test_redirector_tells_where_the_user_is() -> None:
+    """8.3: 302 with every contact, best first; no call passes, and what only we can reach is a GRUU that comes back."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1", settings={"redirect_domains": frozenset({DOMAIN})})
+    alice, bob = phones(world, node)
+    bob.register(f"<{bob.contact}>;q=0.4")
+    second = Phone(world, "bob", ("10.1.0.3", 5070), node)
+    second.contact = "sip:bob@192.168.7.7:5070"
+    second.register(f"<{second.contact}>;q=0.9")
+    invite(alice, bob.aor)
+    answer = alice.take_response(302)
+    contacts = answer.contacts
+    assert [each.q for each in contacts] == [0.9, 0.4]
+    assert contacts[1].uri_text == bob.contact
+    behind = contacts[0].uri
+    assert isinstance(behind, SipUri) and behind.gr and behind.host == DOMAIN
+    named = decode_gr(behind.gr)
+    assert named is not None and named.node_id == node.node_id
+    assert bob.quiet() and second.quiet()
+    invite(alice, str(behind))
+    assert second.take_request("INVITE").uri_text == second.contact
+
+
+@pytest.mark.parametrize(("user", "status"), [("bob", 302), ("nobody", 404), ("alice", 480)])
+def test_open_redirector(user: str, status: int) -> None:
+    """Where the operator allows it, callers need no password to be told; who is not there is 480 or 404 as ever."""
+    world = World()
+    settings = {"redirect_domains": frozenset({DOMAIN}), "redirect_authenticates": False}
+    alice, _ = phones(world, Node(world, 1, "10.0.0.1", settings=settings))
+    request = alice.request("INVITE", f"sip:{user}@{DOMAIN}")
+    alice.send(request)
+    alice.take_response(status)
+
+
+# ---- other domains
+
+
+class Border:
+    """An Edge with one connection, to example.net; `refuse` makes it refuse what comes in."""
+
+    name = "border"
+    addresses = frozenset({("border.overlay.example", 5061)})
+
+    def __init__(self, world: World) -> None:
+        self.sent: list[Request | Response] = []
+        self.refuse = False
+        self.flow = MemoryFlow("TLS", ("192.0.2.50", 5061), ("10.0.0.9", 5061), 7, self._take)
+        self.flow.peer = DomainIdentity(("example.net",), self.name)  # type: ignore[assignment]
+        self.world = world
+        self.stopped = False
+
+    def _take(self, flow: Flow, data: bytes) -> None:
+        self.sent.append(parse_message(data))
+
+    def start(self, receive: object, lost: object) -> None:
+        self.receive = receive
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+        if self.refuse:
+            raise Refused(403, "Not From There")
+
+    def record_route(self, flow: Flow) -> str:
+        return "<sips:TICKET@border.overlay.example:5061;transport=tls;lr>"
+
+    def flow_of(self, token: str) -> Flow | None:
+        return self.flow if token == "TICKET" else None
+
+    def deliver(self, request: Request) -> None:
+        assert callable(self.receive)
+        self.receive(self.flow, request)
+        self.world.settle()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_call_from_another_domain(refused: bool) -> None:
+    """A request of an edge's flow is judged by the edge, looked up unchallenged, and its dialog goes both ways."""
+    world = World()
+    border = Border(world)
+    border.refuse = refused
+    node = Node(world, 1, "10.0.0.1", edges=(border,))
+    _, bob = phones(world, node)
+    stranger = Phone(world, "carol", ("192.0.2.50", 5061), node, password="none")
+    asked = stranger.request("INVITE", bob.aor, from_="<sip:carol@example.net>;tag=c")
+    border.deliver(asked)
+    if refused:
+        assert [each.status for each in border.sent if isinstance(each, Response)] == [403]
+        return
+    at_bob = bob.take_request("INVITE")
+    assert at_bob.record_routes[1].uri_text == border.record_route(border.flow).strip("<>")
+    bob.respond(at_bob, 200)
+    world.settle()
+    answer = border.sent[-1]
+    assert isinstance(answer, Response) and answer.status == 200
+    border.deliver(in_dialog(stranger, "ACK", answer, asked.cseq.number))
+    bob.take_request("ACK")
+    bob.send(in_dialog_of_callee(bob, "BYE", at_bob))
+    world.settle()
+    bye = border.sent[-1]
+    assert isinstance(bye, Request) and bye.method == "BYE" and not bye.has("route")
+    node.service.stopService()
+    assert border.stopped
