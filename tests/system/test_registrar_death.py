@@ -1,0 +1,95 @@
+"""The death of a registrar peer: who has a second flow goes on, who has one comes back with the next REGISTER."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from p2psipd.lab import Lab
+
+from .phones import Baresip, Sipp, free_ports, outcome, sipp_register, sipsak_unregister, ua
+
+CALLER, DIES, LIVES = 2, 5, 6
+PHONE = "127.0.252.31"
+INSTANCE = "<urn:uuid:00000000-0000-4000-8000-000000000031>"
+
+
+def incoming(phone: Baresip) -> int:
+    """How many calls have reached it."""
+    return len({event["id"] for event in phone.events if event.get("direction") == "incoming"})
+
+
+@pytest.mark.foreign("baresip")
+@pytest.mark.parametrize("death", ["killed", "silent"])
+def test_a_phone_with_two_flows_is_called_at_once(lab: Lab, tmp_path: Path, death: str) -> None:
+    """RFC 5626: bob's baresip keeps a flow to each of two peers. One of them dies, and a call that begins then rings
+    bob within five seconds, once, over the other flow.
+    """
+    bob = lab.user("bob")
+    first, second = (f"{lab.host(number)}:5060" for number in (DIES, LIVES))
+    sipsak_unregister("bob", bob.password, lab.host(LIVES))
+    with Baresip(
+        tmp_path, "bob", bob.password, lab.overlay_name, PHONE, first, tone=880, answers=True,
+        transport="tcp", second_node=second,
+    ) as phone:  # fmt: skip
+        phone.connect()
+        phone.wait_registered()
+        deadline = time.monotonic() + 10
+        while len(values := lab.control(CALLER).get("/get", name=lab.aor("bob"))["values"]) < 2:
+            assert time.monotonic() < deadline, values
+            phone.hold(0.1)
+        outcome(ua(lab, "call", "alice", CALLER, lab.aor("bob"), "--seconds", "0.5"))
+        phone.hold(0.3)
+        assert incoming(phone) == 1, f"both flows at work: {phone.events}"
+        try:
+            (lab.kill if death == "killed" else lab.freeze)(DIES)
+            began = time.monotonic()
+            call = ua(lab, "call", "alice", CALLER, lab.aor("bob"), "--seconds", "0.5")
+            while incoming(phone) == 1 and time.monotonic() < began + 10:
+                phone.hold(0.05)
+            took = time.monotonic() - began
+            outcome(call)
+            phone.hold(0.3)
+            assert took < 5.0 and incoming(phone) == 2, (took, phone.events)
+        finally:
+            (lab.start if death == "killed" else lab.thaw)(DIES)
+
+
+@pytest.mark.foreign("sipp", "sipsak")
+def test_a_phone_with_one_flow_is_back_with_its_next_register(lab: Lab, tmp_path: Path) -> None:
+    """Carol's phone was registered at a peer that dies: it cannot be called, and nobody waits long to hear so; as soon
+    as it has registered at another peer it is called there.
+    """
+    password, domain = lab.user("carol").password, lab.overlay_name
+    sipsak_unregister("carol", password, lab.host(LIVES))
+    ports = free_ports(PHONE, 3)
+
+    def register(at: int, port: int) -> None:
+        sipp_register(
+            tmp_path, "carol", password, domain, PHONE, port, f"{lab.host(at)}:5060",
+            contact_port=ports[0], instance=INSTANCE,
+        )  # fmt: skip
+
+    register(DIES, ports[1])
+    try:
+        lab.kill(DIES)
+        began = time.monotonic()
+        refused = outcome(ua(lab, "call", "alice", CALLER, lab.aor("carol")), fails=True)
+        assert refused["status"] in (408, 480) and time.monotonic() - began < 10, refused
+        register(LIVES, ports[2])
+        keys = (("domain", domain), ("caller", "alice"))
+        caller_port = free_ports(PHONE)[0]
+        with (
+            Sipp(tmp_path, "callee", PHONE, ports[0]) as callee,
+            Sipp(
+                tmp_path, "caller", PHONE, caller_port, f"{lab.host(CALLER)}:5060", service="carol", keys=keys,
+                user="alice", password=lab.user("alice").password,
+            ) as caller,
+        ):  # fmt: skip
+            caller.wait()
+            callee.wait()
+    finally:
+        lab.start(DIES)
+    assert sipsak_unregister("carol", password, lab.host(LIVES)).returncode == 0
