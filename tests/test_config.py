@@ -219,13 +219,16 @@ def test_all_faults_at_once(overlay: Path) -> None:
     )
     assert faults_of(text, overlay) == [
         "p2psipd.toml:3: identity.key: missing; expected this key",
-        'p2psipd.toml:6: node.roles[1]: expected "peer", "sip" or "echo". Did you mean "sip"?',
+        'p2psipd.toml:6: node.roles[1]: expected "peer", "sip", "echo" or "peering". Did you mean "sip"?',
         'p2psipd.toml:7: node.log_level: expected "debug", "info", "warn" or "error"',
         'p2psipd.toml:8: node.sate: unknown key. Did you mean "state"?',
         'p2psipd.toml:10: peer.listen: expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"',
         "p2psipd.toml:11: peer.first: expected true or false",
         "p2psipd.toml:12: peer.max_links: expected a number of at least 1",
     ]
+
+
+_WEB = '[sip]\nwss = ["[::]:5443"]\n'
 
 
 @pytest.mark.parametrize(
@@ -246,12 +249,16 @@ def test_all_faults_at_once(overlay: Path) -> None:
         (('"node.pem"', '"plain/node.pem"'), "identity.key"),
         (('"node.pem"', '"overlay.xml"'), "p2psipd.toml:4: identity.certificate: "),
         (('"overlay.xml"', '"node.pem"'), "node.pem:"),
+        (("[peer]", _WEB + "[peer]"), "sip.wss: expected sip.certificate and sip.key beside it"),
+        (("[peer]", _WEB + "[peer]"), "sip.tcp: expected sip.public_host beside it"),
         (("[peer]", '[sip]\nudp = ["127.0.0.1:5060"]\ndomains = ["elsewhere.example"]\n[peer]'), None),
     ],
 )
 def test_each_fault(overlay: Path, change: tuple[str, str], fault: str | None) -> None:
     """Each kind of fault names its place and says what was expected; a file without fault has none."""
     text = MINIMAL.replace(*change)
+    if "[sip]" in text and fault is not None:
+        text = text.replace('["peer"]', '["peer", "sip"]')
     assert text != MINIMAL
     if fault is None:
         (overlay / "p2psipd.toml").write_text(text)

@@ -180,6 +180,8 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     for key, listeners in (("sip.udp", sip.udp), ("sip.tcp", (*sip.tcp, *sip.tls, *sip.wss, *sip.ws))):
         if len(set(listeners)) < len(listeners):
             faults.append((key, "expected each address and port once"))
+        if not sip.public_host and any(address.host in ("0.0.0.0", "::") for address in listeners):
+            faults.append((key, "expected sip.public_host beside it: Via and Record-Route must name this node"))
     node = sip.node_listen
     if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
         faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
