@@ -140,6 +140,10 @@ class Control(Protocol):
         assert self.transport is not None
         self.transport.write(b"%d:%s," % (len(data), data))
 
+    def keys(self) -> str:
+        """The keys whose events came."""
+        return "".join(str(m.get("param", "")) for m in self.messages if m.get("type") == "CALL_DTMF_START")
+
     def saw(self, kind: str) -> bool:
         """Has this event come?"""
         return any(message.get("type") == kind for message in self.messages)
@@ -242,6 +246,32 @@ class BaresipTests(TestCase):
         self.assertEqual(await taken[0].ended(), "hung up by the far side")
         await self._check(taken[0], phone)
 
+    async def _keys_and_hold(self) -> None:
+        agent, phone = await self._both("udp")
+        call = await agent.call(phone.address, tone=440)
+        call.send_digits("4#")
+        phone.control.command("sndcode", "7")
+        phone.control.command("sndcode", "\x04")
+        await until(lambda: call.digits == "7", 5, f"baresip's key: {call.digits}")
+        await until(lambda: phone.control.keys() == "4#", 5, f"our keys: {phone.control.messages}")
+        phone.control.command("hold")
+        await until(lambda: call.is_held, 5, "baresip's hold")
+        phone.control.command("resume")
+        await until(lambda: not call.is_held, 5, "the end of it")
+        await call.hold()
+        await pause(0.1)
+        before = call.received_tone()["packets"]
+        await pause(0.3)
+        self.assertEqual(call.received_tone()["packets"], before)
+        await call.hold(False)
+        await pause(0.3)
+        self.assertGreater(call.received_tone()["packets"], before)
+        await call.hang_up()
+
+    def test_keys_and_hold(self) -> Deferred[None]:
+        """Keys pass both ways as telephone events, each once; baresip holds us and we hold baresip, and resume."""
+        return Deferred.fromCoroutine(self._keys_and_hold())
+
     def test_we_call_over_udp(self) -> Deferred[None]:
         """Our INVITE is answered by baresip, tones pass both ways, our BYE ends it."""
         return Deferred.fromCoroutine(self._we_call("udp"))
@@ -292,6 +322,44 @@ class SippTests(TestCase):
     def test_uac_over_tcp(self) -> Deferred[None]:
         """The same on one TCP connection."""
         return Deferred.fromCoroutine(self._uac("tcp"))
+
+    def test_inside_a_call(self) -> Deferred[None]:
+        """SIPp's re-INVITE for hold, UPDATE, INFO with a key and session timer are answered as its scenario demands."""
+
+        async def scenario() -> None:
+            agent = await self._agent()
+            taken: list[UserCall] = []
+            agent.on_call = lambda call: (taken.append(call), call.answer(None))
+            port = agent.contact.split(":")[2].split(";")[0]
+            file = str(Path(__file__).parent / "sipp" / "inside.xml")
+            program = Program.start(
+                self, "/usr/bin/sipp", "-sf", file, "-i", THEIRS, "-p", str(free_port(THEIRS)), "-m", "1",
+                "-timeout", "15", "-timeout_error", "-nostdin", f"{OURS}:{port}",
+            )  # fmt: skip
+            self.assertEqual(await program.ended(), 0, program.output[-2000:])
+            self.assertEqual(taken[0].digits, "9")
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_glare(self) -> Deferred[None]:
+        """Our re-INVITE that SIPp refuses with 491 is sent again after 2.1 to 4 seconds, and accepted."""
+
+        async def scenario() -> None:
+            agent = await self._agent()
+            port = free_port(THEIRS)
+            file = str(Path(__file__).parent / "sipp" / "glare.xml")
+            program = Program.start(
+                self, "/usr/bin/sipp", "-sf", file, "-i", THEIRS, "-p", str(port), "-m", "1",
+                "-timeout", "15", "-timeout_error", "-nostdin",
+            )  # fmt: skip
+            call = await agent.call(f"sip:service@{THEIRS}:{port}", timeout=10)
+            began = reactor.seconds()
+            await call.hold()
+            self.assertTrue(2.0 < reactor.seconds() - began < 4.5)
+            await call.hang_up()
+            self.assertEqual(await program.ended(), 0, program.output[-2000:])
+
+        return Deferred.fromCoroutine(scenario())
 
     def test_uas(self) -> Deferred[None]:
         """Our calls to `sipp -sn uas` are established and ended, and SIPp counts them as successes."""
