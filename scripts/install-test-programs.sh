@@ -16,6 +16,7 @@ want tshark tshark
 want faketime faketime
 want openssl openssl
 want secsipidx secsipidx
+want kamailio "kamailio kamailio-tls-modules kamailio-secsipid-modules"
 want tcpdump tcpdump
 want curl curl
 want chromium-headless-shell chromium-headless-shell

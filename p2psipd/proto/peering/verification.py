@@ -126,11 +126,12 @@ class IdentityVerifier:
         if not found and all(refusal.answer[0] == 428 for refusal in refusals):
             return _answer(refusals) if must else Verification()
         if found:
-            try:
-                date = date_of(request)
-            except ValueError:
-                answer = BAD_DATE if request.has("Date") else STALE
-                return Verification(*answer, FAILED, step="date", detail="no valid Date")
+            date = None
+            if request.has("Date"):
+                try:
+                    date = date_of(request)
+                except ValueError:
+                    return Verification(*BAD_DATE, FAILED, step="date", detail="no valid Date")
             key = replay_key(request)
             if self._replays.holds(key, wall):
                 return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
@@ -142,7 +143,8 @@ class IdentityVerifier:
                 else:
                     # Any of its headers could let it in again, not only the one that was verified.
                     window = max(FRESH_FOR[one.kind] for one in found)
-                    return result._replace(replay=(key, date.seconds + window))
+                    signed_at = wall + window if date is None else date.seconds
+                    return result._replace(replay=(key, signed_at + window))
         return _answer(refusals)
 
     def accepted(self, verification: Verification, wall: float) -> None:
@@ -264,12 +266,14 @@ class _Rfc4474:
         fetch: FetchChain,
         request: Request,
         policy: PeeringPolicy,
-        date: SipDate,
+        date: SipDate | None,
         wall: float,
         info_hosts: frozenset[str] | None,
     ) -> Verification:
         """The positive result; raises _Refusal."""
         url = self.info.uri
+        if date is None:
+            raise _Refusal(STALE, "date", "no Date", url=url)
         _check_fresh(self.kind, date.seconds, wall, url)
         _check_host(url, info_hosts)
         chain = await _chain(fetch, url)
@@ -301,15 +305,19 @@ class _Rfc8224:
         fetch: FetchChain,
         request: Request,
         policy: PeeringPolicy,
-        date: SipDate,
+        date: SipDate | None,
         wall: float,
         info_hosts: frozenset[str] | None,
     ) -> Verification:
         """The positive result; raises _Refusal."""
         header, url = self.header, self.header.info
-        _check_fresh(self.kind, date.seconds, wall, url)
-        claims = claims_of(request, date.seconds)
+        if date is not None:
+            _check_fresh(self.kind, date.seconds, wall, url)
+        elif header.compact:
+            raise _Refusal(STALE, "date", "no Date", url=url)
+        claims = claims_of(request, date.seconds if date is not None else 0)
         if not header.compact:
+            # Signers are known that write no Date; theirs is the signed time in the token.
             claims = self._check_claims(request, claims, wall)
         _check_host(url, info_hosts)
         chain = await _chain(fetch, url)
@@ -360,7 +368,7 @@ class _Rfc8224:
         policy: PeeringPolicy,
         chain: Sequence[bytes],
         claims: Claims,
-        date: SipDate,
+        date: SipDate | None,
         wall: float,
     ) -> tuple[str, object]:
         """Who vouched for the certificate, and its key, if it may sign for the caller (RFC 8224 section 8)."""
@@ -376,7 +384,7 @@ class _Rfc8224:
                 policy.signer(domain, chain, wall)
         except CertificateRefused as refused:
             raise _Refusal(UNSUPPORTED, refused.step.value, refused.detail, refused.authority, url) from None
-        for moment in (date.seconds, claims.iat):
+        for moment in (claims.iat, claims.iat if date is None else date.seconds):
             if not checked.valid_from <= moment <= checked.valid_until:
                 raise _Refusal(UNSUPPORTED, "date", "Date outside of the certificate's validity", authority, url)
         return authority, checked.certificate.public_key
