@@ -19,8 +19,9 @@ _ITEMS = re.compile(rf"(?:{_ITEM})*+\s*+", re.DOTALL)
 _EACH = re.compile(_ITEM, re.DOTALL)
 _PLAIN = re.compile(rf"(?:;{TOKEN}++(?:=[^\s;,\"<>?]*+)?)*+")
 # URI parameters: paramchar = unreserved / escaped / "[" / "]" / "/" / ":" / "&" / "+" / "$".
-_URI_CHAR = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$]|%[0-9A-Fa-f]{2})"
-_URI_ITEMS = re.compile(rf"(?:;{_URI_CHAR}++(?:=(?:{_URI_CHAR}|[=,])*+)?)*+")
+_URI_NAME = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$]++|%[0-9A-Fa-f]{2})++"
+_URI_VALUE = r"(?:[A-Za-z0-9\-_.!~*'()\[\]/:&+$=,]++|%[0-9A-Fa-f]{2})*+"
+_URI_ITEMS = re.compile(rf"(?:;{_URI_NAME}(?:={_URI_VALUE})?)*+")
 
 
 def check_text(text: str) -> str:

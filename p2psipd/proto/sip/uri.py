@@ -21,7 +21,7 @@ _ESCAPED = "%[0-9A-Fa-f]{2}"
 # '#' is no user character of the grammar, but phones dial it unescaped.
 _SIP = re.compile(
     r"(sips?):"
-    rf"(?:((?:[A-Za-z0-9\-_.!~*'()&=+$,;?/#]|{_ESCAPED})++)(?::((?:[A-Za-z0-9\-_.!~*'()&=+$,]|{_ESCAPED})*+))?@)?"
+    rf"(?:((?:[A-Za-z0-9\-_.!~*'()&=+$,;?/#]++|{_ESCAPED})++)(?::((?:[A-Za-z0-9\-_.!~*'()&=+$,]++|{_ESCAPED})*+))?@)?"
     r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])"
     r"(?::([0-9]{1,5}))?"
     r"(;[^?]*+)?"

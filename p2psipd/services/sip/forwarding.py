@@ -141,8 +141,8 @@ class Forwarder:
 
     def reply(self, transaction: Any, response: Response) -> None:
         """Send a response; one made here gets its To tag here (RFC 3261 section 8.2.6.2)."""
-        if response.to_tag is None and response.status > 100:
-            response.set("To", f"{response.get('to')};tag={self._new_tag()}")
+        if response.status > 100 and response.to_tag is None:
+            response.add_to_tag(self._new_tag())
         self._feed(SendResponse(transaction, response))
 
     def acknowledge(self, flow: Flow, request: Request) -> None:

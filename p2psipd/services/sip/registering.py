@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections import deque
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from p2psipd.proto.sip.authentication import Gatekeeper
@@ -26,7 +25,8 @@ class Registering:
         self._registrar = registrar
         self._table = table
         self._clocks = clocks
-        self._locks: dict[str, DeferredLock] = {}
+        # Users whose bindings are being changed, and who waits to change them next.
+        self._busy: dict[str, deque[Deferred[None]] | None] = {}
 
     async def register(self, request: Request, flow: Flow) -> Response:
         """A REGISTER: proved, planned, written where bindings are kept, and only then answered.
@@ -35,19 +35,31 @@ class Registering:
         """
         uri = await self._gate.registering(flow, request, self._clocks.wall())
         aor = aor_of(uri.bare())
-        async with self._turn(aor):
-            return await self._registrar.change(request, aor, flow, self._clocks.wall())
-
-    @asynccontextmanager
-    async def _turn(self, aor: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(aor, DeferredLock())
-        await lock.acquire()
+        await self._turn(aor)
         try:
-            yield
+            return await self._registrar.change(request, aor, flow, self._clocks.wall())
         finally:
-            lock.release()
-            if not lock.locked and not lock.waiting:
-                self._locks.pop(aor, None)
+            self._pass_on(aor)
+
+    async def _turn(self, aor: str) -> None:
+        """Wait until all who came before have done with the bindings of `aor`; then they are ours to change."""
+        if aor not in self._busy:
+            self._busy[aor] = None
+            return
+        queue = self._busy[aor]
+        if queue is None:
+            queue = self._busy[aor] = deque()
+        mine: Deferred[None] = Deferred()
+        queue.append(mine)
+        await mine
+
+    def _pass_on(self, aor: str) -> None:
+        """The bindings of `aor` are whose turn is next."""
+        queue = self._busy[aor]
+        if queue:
+            queue.popleft().callback(None)
+        else:
+            del self._busy[aor]
 
     async def announce(self) -> None:
         """Store the bindings of this node anew: the wall clock, by which they run out, has jumped."""
@@ -55,7 +67,10 @@ class Registering:
         self.log.info("the clock has jumped: {count} users' bindings are stored anew", count=len(aors))
         for aor in aors:
             try:
-                async with self._turn(aor):
+                await self._turn(aor)
+                try:
                     await self._registrar.renew(aor, self._clocks.wall())
+                finally:
+                    self._pass_on(aor)
             except LocationUnavailable as error:
                 self.log.warn("{error}; found again when the phone registers next", error=error)

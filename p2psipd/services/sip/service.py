@@ -421,6 +421,8 @@ class SipService(Service):
             self.counters["overload"] += 1
             headers = [("Retry-After", RETRY_AFTER)]
             self._forwarder.reply(transaction, make_response(request, 503, headers=headers))
+        elif method == "REGISTER":
+            self._start(self._register(event))
         else:
             peer = peer_of(flow)
             phone = peer is None
@@ -462,28 +464,43 @@ class SipService(Service):
         elif peer is not None:
             self._gate.check_assertion(flow, request)
 
+    async def _register(self, event: RequestReceived) -> None:
+        """A REGISTER is answered here, and never forked (RFC 3261 section 10.3)."""
+        request, flow = event.request, event.flow
+        try:
+            validate(request, self._gate.home.addresses)
+            take_routes(request, self._gate.home)
+            response = await self._registering.register(request, flow)
+            self._door.proved(flow)
+            self.counters["registered"] += 1
+        except Exception as error:
+            response = self._refusal(request, flow, error)
+            self.counters[f"answered_{response.status}"] += 1
+        self._forwarder.reply(event.transaction, response)
+
     async def _serve(self, context: ForwardingContext) -> None:
         """Route one request; whatever refuses it on the way becomes its answer."""
-        request = context.request
         try:
             await self._route(context)
-            return
-        except (Refused, RegistrationRefused) as error:
+        except Exception as error:
+            self._forwarder.refuse(context, self._refusal(context.request, context.flow, error))
+
+    def _refusal(self, request: Request, flow: Flow, error: Exception) -> Response:
+        """The answer to a request that `error` has stopped; counted, and logged where it is our own fault."""
+        if isinstance(error, Refused | RegistrationRefused):
             self.counters[error.why or "refused"] += 1
-            self._door.refused(context.flow, error.why)
-            response = make_response(request, error.status, error.reason or None, headers=error.headers)
-        except NotLocated as error:
-            response = make_response(request, error.status, error.reason)
-        except LocationUnavailable as error:
+            self._door.refused(flow, error.why)
+            return make_response(request, error.status, error.reason or None, headers=error.headers)
+        if isinstance(error, LocationUnavailable):
             self.log.warn("the location service failed: {error}", error=str(error))
-            response = make_response(request, 503, headers=[("Retry-After", RETRY_AFTER)])
-        except SipError as error:
-            response = make_response(request, error.status, error.reason or None)
-        except Exception:
-            self.counters["fault"] += 1
-            self.log.failure("{method} could not be routed", method=request.method)
-            response = make_response(request, 500)
-        self._forwarder.refuse(context, response)
+            return make_response(request, 503, headers=[("Retry-After", RETRY_AFTER)])
+        if isinstance(error, NotLocated):
+            return make_response(request, error.status, error.reason)
+        if isinstance(error, SipError):
+            return make_response(request, error.status, error.reason or None)
+        self.counters["fault"] += 1
+        self.log.failure("{method} could not be routed", Failure(error), method=request.method)
+        return make_response(request, 500)
 
     async def _route(self, context: ForwardingContext) -> None:
         """A request from top to bottom: validity, routes, who asks, policy, where to, forward."""
@@ -492,12 +509,6 @@ class SipService(Service):
         validate(request, home.addresses)
         context.tag = loop_tag(request) if request.to_tag is None else ""
         taken = take_routes(request, home)
-        if request.method == "REGISTER":
-            response = await self._registering.register(request, flow)
-            self._door.proved(flow)
-            self.counters["registered"] += 1
-            forwarder.answer(context, response)
-            return
         if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):
             return
         uri = self._gate.place(request.uri)
@@ -577,7 +588,7 @@ class SipService(Service):
         contact = context.request.uri_text
         same = [each for each in found if each.binding is not None and each.binding.contact == contact]
         self.counters["dialog_found_anew"] += bool(same)
-        return same[:1]
+        return same
 
     async def _relocate(self, context: ForwardingContext) -> None:
         """The record was out of date: look once more, afresh (profile section 7)."""
