@@ -212,7 +212,15 @@ class MemoryConnector:
         def deliver(flow: MemoryFlow, data: bytes) -> None:
             if {self.identity.node_id, other.identity.node_id} & self.world.hung:
                 return
-            self.world.queue.append(lambda: other.receive(other.pool[self.identity.node_id], parse_message(data)))
+
+            def arrive() -> None:
+                other.receive(other.pool[self.identity.node_id], parse_message(data))
+
+            delay = self.world.slow.get(other.identity.node_id, 0.0)
+            if delay:
+                self.world.clock.callLater(delay, arrive)
+            else:
+                self.world.queue.append(arrive)
             self.world.trace.append(
                 (
                     f"node {self.identity.node_id[:1].hex()}",
@@ -300,6 +308,8 @@ class World:
         # Phones that take TCP connections, and nodes that answer nothing though their connections stand.
         self.listen_tcp: set[Address] = set()
         self.hung: set[bytes] = set()
+        # Seconds that messages to a node take.
+        self.slow: dict[bytes, float] = {}
         self.lose: Callable[[bytes], bool] = lambda data: False
         self.location = MemoryLocation(self.wall)
         self.credentials = MemoryCredentials(passwords or {"alice": "wonder", "bob": "builder"})

@@ -463,7 +463,11 @@ class ForwardingContext:
             return self._end(make_response(self.request, status, reason))
         if all(_is_stale(b) for b in counted) and (again := self._look_again()):
             return again
-        return self._end(self._upstream(choose_best([b.response for b in counted if b.response is not None])))
+        best = choose_best([b.response for b in counted if b.response is not None])
+        if best.status == 503 and self.request.to_tag is not None and all(_is_stale(b) for b in counted):
+            # The registrar of the other side is gone, and its phone is nowhere else: so is the dialog.
+            return self._end(make_response(self.request, 481))
+        return self._end(self._upstream(best))
 
     def _upstream(self, best: Response) -> Response:
         """What the caller is told for `best` (section 16.7 step 6)."""
