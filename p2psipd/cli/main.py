@@ -37,6 +37,7 @@ VERBS = {
     "overlay": Verb(_OVERLAY, "overlay", "Make and sign the overlay's configuration document."),
     "ca": Verb(_OVERLAY, "ca", "The overlay's certificate authority: enroll peers and users."),
     "user": Verb("p2psipd.cli.user", "user", "Passwords of phones: add, change and remove users."),
+    "peering": Verb("p2psipd.cli.peering", "peering", "Direct peering: what to publish, whom one can reach."),
     "number": Verb("p2psipd.cli.number", "number", "Telephone numbers: which user each stands for."),
     "ua": Verb("p2psipd.cli.ua", "ua", "A small phone: register, call, answer."),
     "sim": Verb("p2psipd.cli.sim", "sim", "Simulate a large overlay in virtual time."),

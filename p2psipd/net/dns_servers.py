@@ -112,10 +112,20 @@ class _Socket(DatagramProtocol):
         """Nobody listens there (ICMP port unreachable)."""
         self.fail(_Failure("nobody listens", False))
 
+    def stopProtocol(self) -> None:
+        """Closed; not always by us: the epoll reactor closes a socket on which such an ICMP message arrives."""
+        self._port = None
+        self.fail(_Failure("nobody listens", False))
+
     def fail(self, failure: _Failure) -> None:
         """End all that waits."""
         for identifier in list(self._waiting):
             self._end(identifier, failure)
+
+    @property
+    def usable(self) -> bool:
+        """Whether queries may be sent from here."""
+        return self._port is not None and self.uses < _USES
 
     @property
     def idle(self) -> bool:
@@ -224,7 +234,7 @@ class _Server:
         index = self._random.getrandbits(8) % _SOCKETS
         if index < len(self._sockets):
             chosen = self._sockets[index]
-            if chosen.uses < _USES:
+            if chosen.usable:
                 return chosen
             self._sockets.pop(index)
             self._retired = [old for old in self._retired if not old.idle]

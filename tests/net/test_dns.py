@@ -211,6 +211,13 @@ class DnsTests(TestCase):
         assert (await client.ask("two.test", "A")).status is Status.FOUND
         assert (len(silent.asked), len(failing.asked), len(good.asked)) == (1, 2, 2)
 
+    async def test_nobody_listens(self) -> None:
+        """A closed port fails every look-up at once, however often the kernel closes our sockets for it."""
+        client = self.client((HOST, 1), timeout_seconds=10.0)
+        for n in range(20):
+            answer = await client.ask(f"n{n}.test", "A")
+            assert (answer.status, "nobody listens" in answer.reason) == (Status.FAILED, True)
+
     async def test_silence_everywhere_ends_in_time(self) -> None:
         """With no answer the look-up fails after its time, having asked four times, each time more patiently."""
         server = self.serve(lambda query: None)
