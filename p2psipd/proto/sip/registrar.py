@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from email.utils import formatdate
+from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.errors import SipError
@@ -320,6 +321,8 @@ class BindingTable:
     def __init__(self, limit: int = 100_000) -> None:
         self._by_aor: dict[str, dict[bytes, OwnBinding]] = {}
         self._by_flow: dict[Flow, set[tuple[str, bytes]]] = {}
+        # When what may end: a heap with an entry for each time that a binding was put, most of them out of date.
+        self._ends: list[tuple[float, str, bytes]] = []
         self._limit = limit
         self._count = 0
 
@@ -336,6 +339,9 @@ class BindingTable:
         self.drop(binding.aor, binding.key)
         self._by_aor.setdefault(binding.aor, {})[binding.key] = OwnBinding(binding, flow, stored_until)
         self._count += 1
+        heappush(self._ends, (binding.expires_at, binding.aor, binding.key))
+        if len(self._ends) > 4 * self._count + 1000:
+            self._sort_ends()
         if flow is not None and flow.reliable:
             self._by_flow.setdefault(flow, set()).add((binding.aor, binding.key))
 
@@ -375,10 +381,18 @@ class BindingTable:
 
     def expire(self, wall: float) -> int:
         """Forget what has run out; how many that were."""
-        dead = [(own.binding.aor, own.binding.key) for own in self if own.binding.expires_at <= wall]
-        for aor, key in dead:
-            self.drop(aor, key)
-        return len(dead)
+        count = 0
+        while self._ends and self._ends[0][0] <= wall:
+            _, aor, key = heappop(self._ends)
+            own = self._by_aor.get(aor, {}).get(key)
+            if own is not None and own.binding.expires_at <= wall:
+                self.drop(aor, key)
+                count += 1
+        return count
+
+    def _sort_ends(self) -> None:
+        self._ends = [(own.binding.expires_at, own.binding.aor, own.binding.key) for own in self]
+        heapify(self._ends)
 
     def move(self, seconds: float) -> None:
         """The wall clock has jumped by `seconds`: every binding keeps the time that it has left."""
@@ -386,6 +400,7 @@ class BindingTable:
             for key, (binding, flow, stored_until) in entries.items():
                 moved = binding._replace(expires_at=binding.expires_at + seconds, stored_at=binding.stored_at + seconds)
                 entries[key] = OwnBinding(moved, flow, stored_until and stored_until + seconds)
+        self._sort_ends()
 
     def moved_on(self, stored: Sequence[Binding], node_id: bytes) -> None:
         """Forget the bindings that another node has replaced or removed since their phones registered here.

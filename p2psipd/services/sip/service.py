@@ -138,7 +138,6 @@ class SipService(Service):
         self._table = table
         self._reactor = reactor
         self._clocks = Clocks(reactor, wall, self._clock_jumped)
-        self._jumped = False
         self._ladder = Ladder()
         self._layer = TransactionLayer(random)
         self._driver = self._new_driver()
@@ -303,16 +302,13 @@ class SipService(Service):
         self._forwarder.sweep()
         self._calls.sweep()
         self._table.expire(self._clocks.wall())
-        if self._jumped:
-            self._jumped = False
-            Deferred.fromCoroutine(self._registering.announce())
 
     def _clock_jumped(self, seconds: float) -> None:
         """Bindings and calls keep the seconds that they have left."""
         self._calls.move(seconds)
         if len(self._table):
             self._table.move(seconds)
-            self._jumped = True
+            self._reactor.callLater(0, lambda: Deferred.fromCoroutine(self._registering.announce()))
 
     # ---- what the operator asks ----------------------------------------------------------------------------
 

@@ -238,6 +238,25 @@ def test_table_forgets_with_the_flow_and_with_time() -> None:
     assert len(table) == 0 and not table.full and table.of(AOR, WALL) == []
 
 
+def test_table_ends_what_was_not_refreshed() -> None:
+    """Each binding ends at its own latest time, however often it was refreshed, shortened or the clock moved; memory
+    stays in proportion to the bindings.
+    """
+    table = BindingTable()
+    for turn in range(400):
+        for number in range(10):
+            (put,) = done(register(f"<sip:p{number}@192.0.2.7>;expires={100 + number}")).puts
+            table.put(put._replace(expires_at=put.expires_at + turn), None)
+    assert len(table) == 10 and len(table._ends) < 1100
+    assert table.expire(WALL + 499 - 0.5) == 0
+    assert table.expire(WALL + 499) == 1
+    (short,) = done(register("<sip:p9@192.0.2.7>;expires=60")).puts
+    table.put(short, None)
+    table.move(1000.0)
+    assert table.expire(WALL + 1059) == 0 and table.expire(WALL + 1060) == 1
+    assert table.expire(WALL + 1508) == 8 and len(table) == 0
+
+
 def test_gruu_round_trip() -> None:
     """RFC 7904 section 6: a destination list in "gr" comes back, with and without an instance; others are
     foreign.
