@@ -91,7 +91,9 @@ def _guide(made: dict[str, Any]) -> str:
             *users,
             f"  with baresip: see etc/lab/baresip; over TLS trust {directory}/sip.pem",
             "A call without a phone of your own:",
-            f"  p2psip ua answer --help    p2psip ua call --help    (registrar {network}.1, ...)",
+            f"  p2psip ua call echo@{domain} --user {made['users'][0]['name']}@{domain} "
+            f"--password {made['users'][0]['password']} --server {network}.{min(3, last)} --tone 440",
+            "  p2psip ua answer --help    p2psip ua call --help",
             "",
             "Look inside, at any peer:",
             f"  p2psip -n {directory}/peer1 status",

@@ -216,16 +216,19 @@ def ladder_lines(messages: list[dict[str, Any]]) -> list[str]:
         line[:9] = f"{(step['at'] - messages[0]['at']) * 1000:9.1f}"
         low, high = sorted((places[step["source"]], places[step["destination"]]))
         begin, end = 13 + low * _WIDTH, 12 + high * _WIDTH
-        label = f" {_short_line(step['line'])} "[: end - begin - 4].center(end - begin - 2, "-")
+        label = f" {_short_line(step['line'], end - begin - 6)} ".center(end - begin - 2, "-")
         line[begin:end] = f"{label}->" if places[step["source"]] == low else f"<-{label}"
         lines.append("".join(line).rstrip())
     return lines
 
 
-def _short_line(line: str) -> str:
-    """A start line as a ladder shows it: the method, or status and reason."""
+def _short_line(line: str, room: int) -> str:
+    """A start line as a ladder shows it: the method, or the status and as much of its reason as there is room for."""
     first, _, rest = line.partition(" ")
-    return rest if first.startswith("SIP/") else first
+    words = rest.split() if first.startswith("SIP/") else [first]
+    while len(words) > 1 and len(" ".join(words)) > room:
+        words.pop()
+    return " ".join(words)[:room]
 
 
 def render_rows(answer: Any) -> str:
