@@ -3,8 +3,9 @@
 
 To reach a node, its Node-ID is handed to ``app_attach``: an AppAttach request travels through the overlay,
 the other node answers "active" and dials us, and the inbound connection whose certificate carries the wanted
-Node-ID is the one that was asked for. The AppAttach sender is the TLS server, whoever dials (RFC 6940 section
-6.5.1.13). When another node attaches to us, the overlay side calls :meth:`Interconnect.dial`.
+Node-ID is the one that was asked for. One that answers "passive" is dialled. The AppAttach sender is the TLS
+server, whoever dials (RFC 6940 section 6.5.1.13). When another node attaches to us, the overlay side calls
+:meth:`Interconnect.dial`.
 
 Connections stay open and are used in both directions. Both sides greet with a keep-alive (CRLF CRLF): under
 TLS 1.3 the dialler learns only from the other side's first bytes that its certificate was accepted.
@@ -28,6 +29,7 @@ from p2psipd.net.connections import Limits, Message, StreamFlow
 from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.tls import peer_certificate
 from p2psipd.proto.identity.certificate import Role
+from p2psipd.proto.reload.peer_io import ApplicationAccepted
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
@@ -123,7 +125,7 @@ class Interconnect:
             usable=self._usable,
             flow_class=NodeFlow,
         )
-        self.address = self._transports.listen_tls(self.address, self._tls)
+        self.address = self._transports.listen_nodes(self.address, self._tls)
         self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)
 
     def stop(self) -> Deferred[Any] | None:
@@ -187,43 +189,47 @@ class Interconnect:
 
     async def _attach(self, node_id: bytes) -> None:
         try:
-            await self._app_attach(node_id)
+            accepted = await self._app_attach(node_id)
         except Exception as error:
             # Whatever went wrong in the overlay, for the caller it means the same: the node can't be reached.
             self._log.info("AppAttach to {node} failed: {error}", node=node_id.hex(), error=str(error))
             self._fail(node_id, str(error) or type(error).__name__)
+            return
+        if isinstance(accepted, ApplicationAccepted) and accepted.role == b"passive":
+            self.dial(node_id, accepted.addresses, serve=True)
 
     def _fail(self, node_id: bytes, reason: str) -> None:
         for waiting in self._waiting.pop(node_id, []):
             self.counters["unreachable"] += 1
             waiting.errback(Failure(Unreachable(f"{node_id.hex()}: {reason}")))
 
-    def dial(self, node_id: bytes, addresses: Sequence[Address]) -> None:
+    def dial(self, node_id: bytes, addresses: Sequence[Address], *, serve: bool = False) -> None:
         """Another node has attached to us: connect to it, as TLS client, at the first address that works.
+
+        With `serve` it is we who attached, and the other side asked to be dialled: then we are the TLS server.
 
         A connection that we still have does not count: who attaches has none, so ours is dead without our knowing.
         """
         if node_id not in self._dialling:
             self._dialling.add(node_id)
-            Deferred.fromCoroutine(self._dial(node_id, tuple(addresses)))
+            Deferred.fromCoroutine(self._dial(node_id, tuple(addresses), serve))
 
-    async def _dial(self, node_id: bytes, addresses: tuple[Address, ...]) -> None:
+    async def _dial(self, node_id: bytes, addresses: tuple[Address, ...], serve: bool) -> None:
         try:
-            await self._dial_first_of(node_id, addresses)
+            await self._dial_first_of(node_id, addresses, serve)
         finally:
             self._dialling.discard(node_id)
 
-    async def _dial_first_of(self, node_id: bytes, addresses: tuple[Address, ...]) -> None:
+    async def _dial_first_of(self, node_id: bytes, addresses: tuple[Address, ...], serve: bool) -> None:
         assert self._transports is not None, "dial before start"
         reason = "no address"
         for host, port in addresses:
             try:
-                flow = await self._transports.reach("TLS", host, port, fresh=True)
+                flow = await self._transports.dial("TLS", host, port, self._tls, serve=serve)
             except Unreachable as error:
                 reason = str(error)
                 continue
-            peer = getattr(flow, "peer", None)
-            if peer is not None and peer.node_id == node_id:
+            if flow.peer is not None and flow.peer.node_id == node_id:
                 return
             reason = "another node answered there"
         self.counters["dial_failed"] += 1

@@ -20,7 +20,8 @@ from p2psipd.net.connections import Limits, Message, SipConnection, SipStream, S
 from p2psipd.net.datagrams import UdpListener, everybody
 from p2psipd.net.domain_tls import DomainTls, speaks_for
 from p2psipd.net.in_process import InProcess
-from p2psipd.net.tls import peer_certificate, tls_factory
+from p2psipd.net.tls import NodeTls, peer_certificate, tls_factory
+from p2psipd.net.tls_roles import EitherRole
 from p2psipd.proto.identity.policy import sip_identities
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
@@ -155,6 +156,10 @@ class SipTransports:
         bound.
         """
         return self._listen("TLS", address, tls_factory(tls, False, self._accepting_streams("TLS"), self.clock))
+
+    def listen_nodes(self, address: Address, tls: NodeTls) -> Address:
+        """Listen for TLS connections of other nodes, who may be the server on them; the address really bound."""
+        return self._listen("TLS", address, EitherRole(tls, self._accepting_streams("TLS"), self.clock))
 
     def listen_web(self, address: Address, tls: Any = None, origins: OriginPolicy | None = None) -> Address:
         """Listen for WebSocket connections, over TLS (WSS) where `tls` is given; the address really bound.
@@ -366,8 +371,13 @@ class SipTransports:
             flow.alias = self._tls_client.shows_certificate
         return flow
 
-    async def dial(self, transport: str, host: str, port: int, creator: Any = None) -> StreamFlow:
-        """A new connection to a numeric `host`; `creator` makes its TLS. Raises Unreachable."""
+    async def dial(
+        self, transport: str, host: str, port: int, creator: Any = None, *, serve: bool = False
+    ) -> StreamFlow:
+        """A new connection to a numeric `host`; `creator` makes its TLS, of which we are the server with `serve`.
+
+        Raises Unreachable.
+        """
         if len(self._connections) >= self.limits.connections:
             raise Unreachable("too many connections")
         connection = self._track(host, lambda number, where: SipStream(self, number, transport, where, False))
@@ -375,7 +385,7 @@ class SipTransports:
         connection.opened = opened
         factory: Any = _Dialling(connection)
         if transport == "TLS":
-            factory = tls_factory(creator, True, factory, self.clock)
+            factory = tls_factory(creator, not serve, factory, self.clock)
         connector = self.clock.connectTCP(host, port, factory, timeout=self.limits.connect)
         self._sweep_from_now_on()
         try:

@@ -13,11 +13,14 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
+from p2psipd.net import tls_roles
 from p2psipd.net.datagrams import RECEIVE_BUFFER
 from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
 from p2psipd.net.sip_transports import Limits
-from p2psipd.net.tls import ServerTls
+from p2psipd.net.tls import NodeTls, ServerTls
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust
+from p2psipd.proto.reload.ids import NodeId
+from p2psipd.proto.reload.peer_io import ApplicationAccepted
 from p2psipd.proto.sip.locating import Unreachable
 from p2psipd.proto.sip.message import Request, make_response
 from tests.net.identities import Identity, node
@@ -259,6 +262,42 @@ class InterconnectTests(TestCase):
             back.write(OPTIONS)
             flows[0].write(OPTIONS)
             await until(lambda: self.heard[one.node_id].messages and self.heard[two.node_id].messages)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_node_that_answers_passive_is_dialled(self) -> Deferred[None]:
+        """RFC 6940 6.5.1.13: who attached dials a node that asks for it, and is the TLS server all the same."""
+
+        async def scenario() -> None:
+            clients: list[NodeTls] = []
+            begin = NodeTls.clientConnectionForTLS
+            self.patch(NodeTls, "clientConnectionForTLS", lambda tls, at: clients.append(tls) or begin(tls, at))
+            self.patch(tls_roles, "SILENCE_SECONDS", 0.1)
+            one, two = node(1), node(2)
+            first, second = self.make(one), self.make(two)
+
+            async def passive(wanted: bytes) -> ApplicationAccepted:
+                return ApplicationAccepted(NodeId(wanted), 5061, (second.address,), b"passive")
+
+            first._app_attach = passive
+            flow: Any = await first.connect(two.node_id)
+            self.assertFalse(flow.inbound)
+            self.assertEqual((flow.remote, flow.peer.node_id), (second.address, two.node_id))
+            self.assertEqual(clients, [second._tls])
+            await until(lambda: second.pooled(one.node_id))
+            flow.write(OPTIONS)
+            await until(lambda: self.heard[two.node_id].messages)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_connection_that_ends_before_tls(self) -> Deferred[None]:
+        """A connection that is closed before a word was said leaves nothing behind."""
+
+        async def scenario() -> None:
+            first = self.make(node(1))
+            with socket.create_connection(first.address, 2):
+                await until(lambda: len(first._transports or ()) == 1)
+            await until(lambda: len(first._transports or ()) == 0)
 
         return Deferred.fromCoroutine(scenario())
 
