@@ -52,23 +52,17 @@ class NoOwnCertificate(Exception):
 
 
 class _Handshake:
-    """What is known about one connection: OpenSSL's callbacks know nothing else than its application data."""
+    """What is known about one connection; an attribute of its TLS protocol."""
 
-    __slots__ = ("chain", "judge", "own", "peer", "pinning", "protocol", "refusal")
+    __slots__ = ("chain", "judge", "own", "peer", "pinning", "refusal")
 
-    def __init__(self, protocol: Any, judge: _Judge, own: OwnCertificate, pinning: bool) -> None:
-        self.protocol = protocol
+    def __init__(self, judge: _Judge, own: OwnCertificate, pinning: bool) -> None:
         self.judge = judge
         self.own = own
         self.pinning = pinning
         self.chain: dict[int, bytes] = {}
         self.peer: PeerIdentity | None = None
         self.refusal: CertificateRefused | None = None
-
-    def refuse(self, refusal: CertificateRefused) -> bool:
-        self.refusal = refusal
-        self.protocol.refusal = str(refusal)
-        return False
 
 
 def peer_of(transport: Any) -> PeerIdentity | None:
@@ -90,7 +84,7 @@ def refusal_of(transport: Any) -> CertificateRefused | None:
 
 
 def _handshake_of(transport: Any) -> _Handshake | None:
-    found = transport.getHandle().get_app_data()
+    found = getattr(transport, "peer_handshake", None)
     return found if isinstance(found, _Handshake) else None
 
 
@@ -145,8 +139,8 @@ class PeerTls:
         """Show the certificate of the domain that the client named, if we have it (RFC 5922 section 7.8)."""
         name = connection.get_servername()
         own = self._by_domain.get((name or b"").decode("ascii", "replace").lower().removesuffix("."))
-        handshake = connection.get_app_data()
-        if own is not None and isinstance(handshake, _Handshake) and own is not handshake.own:
+        handshake = _handshake_of(connection.get_app_data())
+        if own is not None and handshake is not None and own is not handshake.own:
             handshake.own = own
             connection.set_context(self._contexts[own.name])
 
@@ -185,7 +179,9 @@ class PeerTls:
 
     def _connection(self, own: OwnCertificate, protocol: TLSMemoryBIOProtocol, judge: _Judge) -> SSL.Connection:
         connection = SSL.Connection(self._contexts[own.name], None)
-        connection.set_app_data(_Handshake(protocol, judge, own, self._pinning))
+        # OpenSSL's callbacks know the connection alone.  Newer versions of Twisted keep the protocol there too.
+        connection.set_app_data(protocol)
+        protocol.peer_handshake = _Handshake(judge, own, self._pinning)  # type: ignore[attr-defined]
         return connection
 
 
@@ -215,18 +211,20 @@ class DialledPeer:
 
 def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
     """OpenSSL's callback, for each certificate of the chain, the leaf (depth 0) last; False refuses."""
-    handshake: _Handshake = connection.get_app_data()
+    protocol = connection.get_app_data()
+    handshake: _Handshake = protocol.peer_handshake
     der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
     handshake.chain[depth] = der
-    # Whether a certificate without a known authority is pinned is only known when its leaf is.
-    if not ok and error not in _LEFT_TO_POLICY and not (handshake.pinning and error in _NO_AUTHORITY):
-        return handshake.refuse(_openssl_refusal(der, error))
-    if depth or not ok:
-        return True
     try:
-        handshake.peer = handshake.judge([handshake.chain[at] for at in sorted(handshake.chain)])
+        # Whether a certificate without a known authority is pinned is only known when its leaf is.
+        if not ok and error not in _LEFT_TO_POLICY and not (handshake.pinning and error in _NO_AUTHORITY):
+            raise _openssl_refusal(der, error)
+        if ok and depth == 0:
+            handshake.peer = handshake.judge([handshake.chain[at] for at in sorted(handshake.chain)])
     except CertificateRefused as refused:
-        return handshake.refuse(refused)
+        handshake.refusal = refused
+        protocol.refusal = str(refused)
+        return False
     return True
 
 

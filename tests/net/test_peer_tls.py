@@ -13,8 +13,15 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.protocol import ClientFactory, Protocol
+from twisted.trial.unittest import TestCase
+from zope.interface import classImplements
 
 from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, own_of, peer_of, refusal_of
+from p2psipd.net.tls import tls_factory
 from p2psipd.proto.identity.policy import Step, TrustAnchors, Usage, read_certificate
 from p2psipd.proto.peering.connections import ConnectionTable
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
@@ -57,7 +64,7 @@ class End:
 
     def __init__(self, connection: SSL.Connection, client: bool) -> None:
         self.connection, self.done, self.error = connection, False, ""
-        self.transport = SimpleNamespace(getHandle=lambda: connection)
+        self.transport = connection.get_app_data()
         connection.set_connect_state() if client else connection.set_accept_state()
 
     def step(self) -> None:
@@ -236,6 +243,58 @@ def test_peering_043_connections_are_reused_by_identity() -> None:
     assert table.find_any([("127.0.80.2", 5061), at], "b.test", "a.test") == "one"
     table.remove("one")
     assert table.find(at, "b.test", "a.test") is None and len(table) == 0
+
+
+class Known(Protocol):
+    """Keeps whom its transport knows at the end of the handshake."""
+
+    def __init__(self) -> None:
+        self.ready: Deferred[object] = Deferred()
+        self.lost: Deferred[object] = Deferred()
+
+    def handshakeCompleted(self) -> None:
+        """Both names are known now."""
+        self.ready.callback((peer_of(self.transport), own_of(self.transport)))
+
+    def connectionLost(self, reason: object = None) -> None:
+        """Why is kept."""
+        self.lost.callback(refusal_of(self.transport))
+
+
+classImplements(Known, IHandshakeListener)
+
+
+class TwistedTests(TestCase):
+    """The same through Twisted's own TLS."""
+
+    timeout = 20
+
+    async def connect(self, client: PeerTls, server: PeerTls) -> tuple[Known, Known]:
+        """Both protocols, connected over loopback."""
+        ends = Known(), Known()
+        accepting, dialling = (ClientFactory.forProtocol(lambda end=end: end) for end in ends[::-1])
+        port = reactor.listenTCP(0, tls_factory(server.server, False, accepting, reactor), interface="127.0.80.1")  # type: ignore
+        self.addCleanup(port.stopListening)
+        creator = tls_factory(client.towards("b.test", "a.test"), True, dialling, reactor)  # type: ignore
+        reactor.connectTCP("127.0.80.1", port.getHost().port, creator)  # type: ignore[attr-defined]
+        return ends
+
+    async def test_both_sides_know_each_other(self) -> None:
+        """peer_of and own_of hold in handshakeCompleted on both sides."""
+        client, server = await self.connect(A, B)
+        for end, other, mine in ((client, "b.test", "a.test"), (server, "a.test", "b.test")):
+            peer, shown = await end.ready  # type: ignore[misc]
+            assert peer.domains == {other} and shown.domains == (mine,)
+        client.transport.loseConnection()  # type: ignore[union-attr]
+        await client.lost
+        await server.lost
+
+    async def test_a_refusal_is_kept(self) -> None:
+        """After connectionLost the side that refused knows why."""
+        client, server = await self.connect(tls(certificate("a.test", ca=OTHER_CA)), B)
+        refusal = await server.lost
+        assert refusal.step is Step.AUTHORITY  # type: ignore[attr-defined]
+        await client.lost
 
 
 # ---- programs of OpenSSL -----------------------------------------------------------------------------------
