@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from email.utils import formatdate
+from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
 
@@ -280,8 +281,14 @@ def answer(request: Request, done: Plan, wall: float, bounds: Bounds = Bounds())
         headers.append(("Require", "outbound"))
         if bounds.flow_timer:
             headers.append(("Flow-Timer", str(bounds.flow_timer)))
-    headers.append(("Date", formatdate(wall, usegmt=True)))
+    headers.append(("Date", _date(int(wall))))
     return make_response(request, 200, headers=headers)
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> str:
+    """A Date value; many answers a second have the same."""
+    return formatdate(second, usegmt=True)
 
 
 def contact_value(binding: Binding, wall: float, gruu: bool = False) -> str:
@@ -504,10 +511,10 @@ class Registrar:
 
     def _is_refresh(self, request: Request, aor: str, wall: float) -> bool:
         """Whether each Contact is one that this node owns, registered before by the same Call-ID just before."""
-        contacts = request.contacts
-        if not contacts or request.contact_star:
-            return False
         own = {each.binding.key: each.binding for each in self._table.of(aor, wall)}
+        contacts = request.contacts
+        if not own or not contacts:
+            return False
         for contact in contacts:
             instance, reg_id = _instance(contact.params)
             known = own.get(binding_key(contact.uri_text, instance, reg_id))
