@@ -113,15 +113,23 @@ class PeerTls:
             raise NoOwnCertificate("no certificate of ours is for TLS")
         made = {one.name: self._context(one, policy) for one in own.certificates if one.domains}
         self._policy, self._own, self._contexts, self._by_domain = policy, own, made, contexts
+        self._public = self._shows(next(iter(contexts.values())))
         self._pinning = any(anchors.pins for anchors in policy.anchors)
 
-    def _context(self, own: OwnCertificate, policy: PeeringPolicy) -> SSL.Context:
+    def _shows(self, own: OwnCertificate) -> SSL.Context:
+        """A context that shows a certificate of ours, or that of the domain that a client names."""
         context = new_context(b"p2psipd-peers", self._keylog)
         context.use_certificate(own.certificate.loaded)
         for der in own.chain[1:]:
             context.add_extra_chain_cert(x509.load_der_x509_certificate(der))
         context.use_privatekey(own.key)
         context.check_privatekey()
+        context.set_tlsext_servername_callback(self._choose)
+        return context
+
+    def _context(self, own: OwnCertificate, policy: PeeringPolicy) -> SSL.Context:
+        """A context that moreover demands a certificate of the other side."""
+        context = self._shows(own)
         store = context.get_cert_store()
         if store is not None:
             lists = [crl for anchors in policy.anchors for crl in anchors.crls]
@@ -132,17 +140,29 @@ class PeerTls:
             if lists:
                 store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
-        context.set_tlsext_servername_callback(self._choose)
         return context
 
     def _choose(self, connection: SSL.Connection) -> None:
         """Show the certificate of the domain that the client named, if we have it (RFC 5922 section 7.8)."""
         name = connection.get_servername()
         own = self._by_domain.get((name or b"").decode("ascii", "replace").lower().removesuffix("."))
+        if own is None:
+            return
         handshake = _handshake_of(connection.get_app_data())
-        if own is not None and handshake is not None and own is not handshake.own:
+        if handshake is not None:
             handshake.own = own
-            connection.set_context(self._contexts[own.name])
+        # What was asked of the client stays as it was: the connection took that from its first context.
+        connection.set_context(self._contexts[own.name])
+
+    @property
+    def public(self) -> AcceptedPeers:
+        """The creator of connections for everybody: our certificates are served over https to whoever asks."""
+        return AcceptedPeers(self._served)
+
+    def _served(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        connection = SSL.Connection(self._public, None)
+        connection.set_app_data(protocol)
+        return connection
 
     @property
     def server(self) -> AcceptedPeers:

@@ -366,6 +366,24 @@ def test_peering_067_what_openssl_s_client_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.foreign("openssl")
+def test_everybody_may_fetch_our_certificates(tmp_path: Path) -> None:
+    """The creator for https asks for no certificate, and shows the one of the host that is named."""
+    server = tls(certificate("b.test"), certificate("c.test"))
+    with socket.create_server(("127.0.80.1", 0)) as listener:
+        host, port = listener.getsockname()
+        (tmp_path / "ca.pem").write_bytes(x509.load_der_x509_certificate(CA.der).public_bytes(Encoding.PEM))
+        command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-servername", "c.test", "-CAfile"]
+        command += [str(tmp_path / "ca.pem"), "-verify_hostname", "c.test", "-verify_return_error"]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as program:
+            accepted, _ = listener.accept()
+            end = End(server.public.serverConnectionForTLS(SimpleNamespace()), False)  # type: ignore[arg-type]
+            pump(end, accepted)
+            accepted.close()
+            output, _ = program.communicate(timeout=10)
+    assert end.done and b"Verification: OK" in output and b"No client certificate CA names sent" in output
+
+
+@pytest.mark.foreign("openssl")
 def test_peering_050_nothing_below_tls_1_2(tmp_path: Path) -> None:
     """A client that can do no more than TLS 1.1 is turned away (RFC 8996)."""
     good = write(tmp_path, "a", certificate("a.test"))
