@@ -8,6 +8,7 @@ M).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from heapq import heapify, heappop, heappush
@@ -157,7 +158,8 @@ class TransactionLayer:
         self._clients: dict[_Key, _Client] = {}
         self._client_names: dict[Hashable, _Client] = {}
         self._by_flow: dict[Flow, dict[_Transaction, None]] = {}
-        self._lingering: dict[_Transaction, None] = {}
+        # A plain dict finds its oldest entry only past all those that were deleted before it.
+        self._lingering: OrderedDict[_Transaction, None] = OrderedDict()
         self._heap: list[tuple[float, int, _Transaction]] = []
         self._armed = 0
         self._count = 0
