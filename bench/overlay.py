@@ -12,7 +12,11 @@ import base64
 import json
 import os
 import secrets
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.hosts import HostProcess, ask_all
+from p2psipd.overlay_files import OverlayFiles
 from p2psipd.proto.identity.certificate import Role, create_authority, role_name
 from p2psipd.sim.scenario import ScenarioParameters, simulate
 
@@ -37,6 +42,7 @@ TARGETS = {
     "get frames": 4.0,
     "first get ms": 100.0,
     "RSS MB, 200 links": 70.0,
+    "RSS MB, daemon, 200 links": 70.0,
     "simulated get p50 ms": 80.0,
     "simulated get p99 ms": 200.0,
 }
@@ -45,8 +51,9 @@ TARGETS = {
 class Enrollment:
     """An authority and the nodes that it certifies."""
 
-    def __init__(self) -> None:
-        self.authority = create_authority(OVERLAY, time.time())
+    def __init__(self, overlay: OverlayFiles | None = None) -> None:
+        self.authority = overlay.authority if overlay else create_authority(OVERLAY, time.time())
+        self.document = base64.b64encode(overlay.configuration.document).decode() if overlay else None
         self.root = base64.b64encode(self.authority.certificate).decode()
 
     def node(self, address: tuple[str, int] | None = None, *, first: bool = False) -> dict[str, Any]:
@@ -66,7 +73,9 @@ class Enrollment:
 
     def host(self, nodes: list[dict[str, Any]], bootstrap: list[tuple[str, int]], core: int | None) -> HostProcess:
         """A process with these nodes."""
-        spec = {"overlay": OVERLAY, "root": self.root, "bootstrap": bootstrap, "nodes": nodes}
+        spec = {
+            "overlay": OVERLAY, "root": self.root, "document": self.document, "bootstrap": bootstrap, "nodes": nodes
+        }  # fmt: skip
         return HostProcess("bench.overlay_host", spec, core)
 
 
@@ -133,6 +142,47 @@ def links_memory(links: int) -> dict[str, float]:
         clients.stop()
         peer.stop()
     return {f"RSS MB, {links} links": usage["rss"] / 1e6}
+
+
+DAEMON = """
+[overlay]
+document = "overlay.xml"
+[identity]
+certificate = "node.pem"
+key = "node.key"
+[node]
+roles = ["peer"]
+[peer]
+listen = "{host}:{port}"
+first = true
+max_links_per_address = 400
+max_handshakes = 400
+max_handshakes_per_address = 400
+"""
+
+
+def daemon_memory(links: int) -> dict[str, float]:
+    """Resident memory of the daemon as it is installed, with the role of a peer and many links."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        overlay = OverlayFiles.create(directory, OVERLAY)
+        overlay.issue(Role.PEER, "peer", directory)
+        address = ("127.0.63.1", 6084)
+        (directory / "p2psipd.toml").write_text(DAEMON.format(host=address[0], port=address[1]))
+        command = [str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "--logfile", str(directory / "log")]
+        daemon = subprocess.Popen([*command, "p2psip", "--config", str(directory / "p2psipd.toml")])
+        while "joined" not in ((directory / "log").read_text() if (directory / "log").exists() else ""):
+            time.sleep(0.05)
+        enrollment = Enrollment(overlay)
+        clients = enrollment.host([enrollment.node() for _ in range(links)], [address], 1)
+        try:
+            clients.ask("start")
+            status = Path(f"/proc/{daemon.pid}/status").read_text()
+            return {f"RSS MB, daemon, {links} links": int(status.partition("VmRSS:")[2].split()[0]) * 1024 / 1e6}
+        finally:
+            clients.stop()
+            daemon.terminate()
+            daemon.wait(20)
 
 
 def ours(count: int, operations: int) -> dict[str, float]:
@@ -269,6 +319,7 @@ def main() -> None:
         own.update(pair(options.operations))
     if "memory" in options.only:
         own.update(links_memory(200))
+        own.update(daemon_memory(200))
     if "ours" in options.only:
         own.update(ours(options.nodes, options.operations))
     if "opendht" in options.only:

@@ -30,7 +30,7 @@ from p2psipd.proto.identity.signing import Credential  # noqa: E402
 from p2psipd.proto.reload import peer_io  # noqa: E402
 from p2psipd.proto.reload.ids import resource_id  # noqa: E402
 from p2psipd.proto.reload.kinds import PROXY_REGISTRATION  # noqa: E402
-from p2psipd.proto.reload.overlay_config import OverlayConfiguration  # noqa: E402
+from p2psipd.proto.reload.overlay_config import OverlayConfiguration, parse_configuration  # noqa: E402
 from p2psipd.proto.reload.peer_parameters import PeerParameters  # noqa: E402
 from p2psipd.proto.reload.sip_usage import ProxyRegistration  # noqa: E402
 from p2psipd.proto.reload.wire import NodeDestination  # noqa: E402
@@ -59,8 +59,9 @@ class Host(LineOnlyReceiver):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec = spec
-        self.configuration = OverlayConfiguration(
-            overlay_name=spec["overlay"], root_certs=(base64.b64decode(spec["root"]),)
+        self.configuration = (
+            parse_configuration(base64.b64decode(spec["document"]), wall=time.time()) if spec.get("document")
+            else OverlayConfiguration(overlay_name=spec["overlay"], root_certs=(base64.b64decode(spec["root"]),))
         )
         self.nodes: list[OverlayNode] = []
         self.sent = [0, 0]
