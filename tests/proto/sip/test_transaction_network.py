@@ -68,7 +68,8 @@ class Network:
     Delays stay below 0.4 s: RFC 3261 promises recognition of copies only for what arrives within 64*T1.
     """
 
-    def __init__(self, seed: int, transport: str, loss: float, double: float) -> None:
+    def __init__(self, seed: int, transport: str, loss: float, double: float, slow: bool = False) -> None:
+        self.slow = slow
         self.dice = random.Random(seed)
         self.loss, self.double = (loss, double) if transport == "UDP" else (0.0, 0.0)
         self.flows = (Flow(transport, B, A, 1), Flow(transport, A, B, 1))
@@ -84,6 +85,10 @@ class Network:
         self.answered: dict[str, int] = {}
         self.open: dict[str, Request] = {}
         self.acked: set[str] = set()
+        # Answers to requests other than INVITE on the wire: when the request came, when what was sent.
+        self.came: dict[str, float] = {}
+        self.plain: list[tuple[float, int]] = []
+        self.finally_at: list[tuple[float, str]] = []
 
     def later(self, delay: float, side: int, item: Input) -> None:
         self.count += 1
@@ -102,6 +107,7 @@ class Network:
             return name not in self.answered
         if self.answered.setdefault(name, status) != status:
             return False
+        self.finally_at.append((self.now, call))
         if status < 300 and item.response.cseq.method == "INVITE" and call not in self.acked and self.now < 200:
             self.later(1.0, 1, item)
         return True
@@ -110,6 +116,7 @@ class Network:
         for output in outputs:
             match output:
                 case SendMessage(_, data, _):
+                    self.watch(data)
                     self.carry(1 - side, data)
                 case RequestReceived():
                     self.serve(output)
@@ -122,6 +129,15 @@ class Network:
                     self.lost.add(key)
                 case TransactionEnded(key):
                     self.over[key if side == 0 else f"B{key}"] += 1
+
+    def answered_after(self, call: str) -> float:
+        """How long the callee's user took to answer a BYE that it got."""
+        return next((at - self.came[call] for at, each in self.finally_at if each == call), 0.0)
+
+    def watch(self, data: bytes) -> None:
+        message = parse_message(data)
+        if isinstance(message, Response) and message.cseq.method == "BYE":
+            self.plain.append((self.now - self.came[message.call_id], message.status))
 
     def carry(self, to: int, data: bytes) -> None:
         for _ in range(1 + (self.dice.random() < self.double)):
@@ -144,10 +160,17 @@ class Network:
                 self.put(1, SendResponse(item.invite, make_response(self.open[item.invite], 487, to_tag="t")))
             return
         self.open[name] = request
+        if request.method == "BYE":
+            self.came[request.call_id] = self.now
+            self.later(self.dice.random(), 1, SendResponse(name, make_response(request, 183, to_tag="t")))
+            self.later(self.dice.random(), 1, SendResponse(name, make_response(request, 100)))
         if request.method == "INVITE" and self.dice.random() < 0.7:
             self.later(self.dice.random(), 1, SendResponse(name, make_response(request, 180, to_tag="t")))
         final = self.dice.choice((200, 200, 302, 404, 486, 603))
-        self.later(self.dice.random() * 10, 1, SendResponse(name, make_response(request, final, to_tag="t")))
+        patience = 10
+        if request.method == "BYE" and self.slow:
+            final, patience = self.dice.choice((200, 404, 408)), 60
+        self.later(self.dice.random() * patience, 1, SendResponse(name, make_response(request, final, to_tag="t")))
 
     def run(self, until: float) -> None:
         while True:
@@ -196,6 +219,26 @@ def test_bad_network(seed: int, transport: str, loss: float, double: float, call
         if transport == "TCP" or loss == 0.0:
             assert finals and number not in net.lost
     assert all(count == 1 for count in net.over.values()) and len(net.over) >= len(calls)
+    assert all(layer_is_empty(layer) for layer in net.layers)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.sampled_from(["UDP", "TCP"]), st.sampled_from([0.0, 0.3]))
+def test_rfc4320_on_the_wire(seed: int, transport: str, loss: float) -> None:
+    """RFC 4320 4: to a request other than INVITE no 1xx but 100 is sent, over UDP no 100 in the first 3.5 s, a 100 at
+    that time where nothing else was said, never 408, and nothing at all when the client has given up.
+    """
+    net = Network(seed, transport, loss, loss, slow=True)
+    for number in range(4):
+        net.put(0, SendRequest(net.flows[0], new_request("BYE", number), number))
+    net.run(2000.0)
+    statuses = {status for _, status in net.plain}
+    assert 408 not in statuses and 183 not in statuses
+    assert all(after <= 64.0 + 0.5 for after, _ in net.plain)
+    early = [after for after, status in net.plain if status == 100 and after < 3.499]
+    assert not early or transport == "TCP"
+    unanswered = {call for call, at in net.came.items() if net.answered_after(call) > 3.5}
+    assert sum(status == 100 for _, status in net.plain) >= len(unanswered)
     assert all(layer_is_empty(layer) for layer in net.layers)
 
 
