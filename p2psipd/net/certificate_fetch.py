@@ -117,7 +117,7 @@ class CertificateFetcher:
         return result
 
     def _keep(self, url: str, result: _Kept) -> None:
-        if result.until > 0.0:
+        if result.until > 0.0 and len(url) <= _MAXIMUM_URL:
             self._kept.pop(url, None)
             if len(self._kept) >= MAXIMUM_KEPT:
                 del self._kept[next(iter(self._kept))]

@@ -240,7 +240,9 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
         if not ok and error not in _LEFT_TO_POLICY and not (handshake.pinning and error in _NO_AUTHORITY):
             raise _openssl_refusal(der, error)
         if ok and depth == 0:
-            handshake.peer = handshake.judge([handshake.chain[at] for at in sorted(handshake.chain)])
+            chain = [handshake.chain[at] for at in sorted(handshake.chain)]
+            handshake.chain.clear()
+            handshake.peer = handshake.judge(chain)
     except CertificateRefused as refused:
         handshake.refusal = refused
         protocol.refusal = str(refused)

@@ -34,7 +34,7 @@ from p2psipd.proto.sip.uri import SipUri
 __all__ = ["CertificateUnavailable", "FetchChain", "IdentityVerifier", "Verification"]
 
 #: More Identity headers than that in one request are not looked at.
-MAXIMUM_HEADERS: Final = 8
+MAXIMUM_HEADERS: Final = 4
 
 PASSED: Final = "TN-Validation-Passed"
 FAILED: Final = "TN-Validation-Failed"
@@ -119,7 +119,8 @@ class IdentityVerifier:
         Never raises for what a request holds.
         """
         settings = policy.settings(from_domain(request))
-        must = settings.required if required is None else required
+        # Where no kind is accepted nothing can be required.
+        must = bool(settings.accept) and (settings.required if required is None else required)
         found, refusals = self._candidates(request, settings)
         if not found and not refusals:
             return Verification(*USE_IDENTITY, step="identity") if must else Verification()
@@ -141,6 +142,9 @@ class IdentityVerifier:
                 except _Refusal as refusal:
                     refusals.append(refusal)
                 else:
+                    # The same request may have come again, and in, while a certificate was being fetched.
+                    if self._replays.holds(key, wall):
+                        return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
                     # Any of its headers could let it in again, not only the one that was verified.
                     window = max(FRESH_FOR[one.kind] for one in found)
                     signed_at = wall + window if date is None else date.seconds

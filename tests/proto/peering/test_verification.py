@@ -13,6 +13,7 @@ from p2psipd.proto.identity.sip_date import write_sip_date
 from p2psipd.proto.peering.own_certificates import OwnCertificates
 from p2psipd.proto.peering.peers import IdentityKind, PeerSettings
 from p2psipd.proto.peering.replay import ReplayCache
+from p2psipd.proto.peering.verification import IdentityVerifier
 from tests.proto.identity.domain_certificates import DAY, WALL, TestAuthority, dns, self_signed
 from tests.proto.peering.peering_world import (
     CA,
@@ -196,6 +197,38 @@ def test_peering_081_a_second_mechanism_is_no_second_chance() -> None:
     world.verifier.accepted(world.verify(both), world.wall)
     world.wall += 3599
     assert answer(world, both) == (403, "Replayed Request")
+
+
+def test_peering_081_two_copies_at_once() -> None:
+    """Of two copies that wait for the same certificate only one comes in."""
+    world = World(NEW)
+    signed = world.sign(request())
+
+    class Turn:
+        def __await__(self) -> Any:
+            yield
+
+    async def slow(url: str) -> Any:
+        await Turn()
+        return await world.fetch(url)
+
+    world.verifier = IdentityVerifier(slow, world.replays)
+    works = [world.verifier.verify(copy, world.policy, world.wall) for copy in (signed, resent(signed))]
+    for work in works:
+        work.send(None)
+    found = []
+    for work in works:
+        with pytest.raises(StopIteration) as stop:
+            work.send(None)
+        found.append(stop.value.value)
+        world.verifier.accepted(found[-1], world.wall)
+    assert [one.reason for one in found] == ["", "Replayed Request"]
+
+
+def test_nothing_is_required_where_nothing_is_accepted() -> None:
+    """A peer whose entry accepts no kind of Identity is not asked for one."""
+    world = World(settings=PeerSettings(accept=frozenset()))
+    assert answer(world, request()) == (0, "") and answer(world, world.sign(request())) == (0, "")
 
 
 def test_the_replay_cache_is_bounded() -> None:
