@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from email.utils import formatdate
+from enum import Enum
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from typing import Final, NamedTuple
@@ -442,6 +443,16 @@ class _View(NamedTuple):
     read_at: float
 
 
+class _Call(Enum):
+    """What a REGISTER is: a refresh of bindings of ours by a phone that has spoken to nobody else since; another
+    registration of such bindings, by a phone that may have been elsewhere; or anything else.
+    """
+
+    REFRESH = "refresh"
+    AGAIN = "again"
+    OTHER = "other"
+
+
 class Registrar:
     """Carries out REGISTERs that have been authenticated: plans, writes to `location`, remembers in `table`,
     answers.
@@ -462,12 +473,14 @@ class Registrar:
         Raises RegistrationRefused, or LocationUnavailable: then nothing has changed here, and in the overlay
         nothing that is known.
         """
-        existing, read_at = await self._existing(request, aor, wall)
+        call = self._call_of(request, aor, wall)
+        existing, read_at = await self._existing(call, aor, wall)
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
         if made.puts and self._table.full:
             raise LocationUnavailable("the table of registrations is full")
         own = {each.binding.key: each for each in self._table.of(aor, wall)}
-        until = {put.key: _stored_until(put, own.get(put.key), wall) for put in made.puts}
+        known = own if call is _Call.REFRESH else {}
+        until = {put.key: _stored_until(put, known.get(put.key), wall) for put in made.puts}
         writes = [
             put._replace(expires_at=until[put.key])
             for put in made.puts
@@ -489,41 +502,42 @@ class Registrar:
         self._remember(aor, made, read_at, wall)
         return answer(request, made, wall, self._bounds)
 
-    async def _existing(self, request: Request, aor: str, wall: float) -> tuple[dict[bytes, Binding], float]:
+    async def _existing(self, call: _Call, aor: str, wall: float) -> tuple[dict[bytes, Binding], float]:
         """The user's bindings, by key: our own from memory, those of other nodes as they were in the overlay at the
         time that is returned as well.
 
-        A mere refresh by a phone that is here and has spoken to nobody else is answered from what was read a little
-        while ago, or from the nearest copy; anything else asks the peer that holds the truth.
+        What was read a little while ago serves a phone that registers here again: whatever another registrar may have
+        stored of it meanwhile is overwritten, where it can have been there. Else a mere refresh looks at the nearest
+        copy; anything else asks the peer that holds the truth.
         """
-        refresh = self._is_refresh(request, aor, wall)
         view = self._views.get(aor)
-        if refresh and view is not None and abs(wall - view.read_at) < _VIEW_SECONDS:
+        if call is not _Call.OTHER and view is not None and abs(wall - view.read_at) < _VIEW_SECONDS:
             stored, read_at = view
         else:
             read_at = wall
-            stored = await self._location.bindings(aor, not refresh)
+            stored = await self._location.bindings(aor, call is not _Call.REFRESH)
             self._table.moved_on(stored, self._node_id)
             self._table.check_stored(aor, stored, self._node_id)
         existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
         existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
         return existing, read_at
 
-    def _is_refresh(self, request: Request, aor: str, wall: float) -> bool:
-        """Whether each Contact is one that this node owns, registered before by the same Call-ID just before."""
+    def _call_of(self, request: Request, aor: str, wall: float) -> _Call:
+        """What `request` wants, as far as that can be told before anything is looked up."""
         own = {each.binding.key: each.binding for each in self._table.of(aor, wall)}
         contacts = request.contacts
         if not own or not contacts:
-            return False
+            return _Call.OTHER
+        call = _Call.REFRESH
         for contact in contacts:
             instance, reg_id = _instance(contact.params)
             known = own.get(binding_key(contact.uri_text, instance, reg_id))
             lifetime = contact.expires if contact.expires is not None else request.expires
-            if known is None or known.call_id != request.call_id or lifetime == 0:
-                return False
-            if not 0 < request.cseq.number - known.cseq <= _IN_SEQUENCE:
-                return False
-        return True
+            if known is None or lifetime == 0:
+                return _Call.OTHER
+            if known.call_id != request.call_id or not 0 < request.cseq.number - known.cseq <= _IN_SEQUENCE:
+                call = _Call.AGAIN
+        return call
 
     def _remember(self, aor: str, made: Plan, read_at: float, wall: float) -> None:
         """What other nodes own of the user's bindings, for refreshes to come."""

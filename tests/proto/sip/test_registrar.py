@@ -505,6 +505,19 @@ def test_a_phone_that_was_elsewhere_meanwhile_is_written() -> None:
     assert [owner for _, _, owner in place.stored()] == [HERE], "found at the latest by the look at a copy"
 
 
+def test_a_phone_that_began_anew_is_written_and_nothing_is_read() -> None:
+    """A phone that was switched off and on has another Call-ID: its binding is stored, over whatever may stand there;
+    what other devices there are was read a moment ago.
+    """
+    place = Place()
+    contact = f"<sip:a@192.0.2.7>;{INSTANCE}"
+    place.register(register(contact, cseq=7))
+    place.register(register(contact, cseq=1, call_id="c2"), 10)
+    assert place.held.log == ["write 1 0"]
+    place.register(register(contact, cseq=1, call_id="c3"), 60)
+    assert place.held.log == ["fresh", "write 1 0"]
+
+
 def test_what_the_overlay_lost_is_written_again() -> None:
     """A refresh that finds its record gone, or another's in its place, stores it."""
     place = Place()
