@@ -77,6 +77,8 @@ class NodeService(MultiService):
         self.overlay: OverlayService = node.service
         self.sip = sip.service if sip is not None else None
         self._records = sip.records if sip is not None else None
+        self._directory = sip.directory if sip is not None else None
+        self._peering = sip.peering if sip is not None else None
         self.log = log
         self._logger = Logger(namespace="p2psipd.node")
         self._reactor = reactor
@@ -141,6 +143,8 @@ class NodeService(MultiService):
         if self.sip is not None:
             self._talking = self.sip.drain(seconds)
         if self.overlay.is_joined:
+            if self._directory is not None:
+                await self._directory.stopService()
             self._logger.info("leaving the overlay, at most {seconds} s", seconds=seconds)
             self._leaving = Deferred.fromCoroutine(self.overlay.leave(seconds))
             left = await self._leaving
@@ -184,6 +188,9 @@ class NodeService(MultiService):
                 applied.append("users")
             if self._sip_files.phones is not None:
                 applied.append("certificates of [sip]")
+        if self._peering is not None and material.peering is not None:
+            self._peering.reload(material.peering)
+            applied.append("policy of direct peering")
         if self._records is not None:
             self._records.reopen()
         if checked.node.log_level != self.log.level:
@@ -224,6 +231,10 @@ class NodeService(MultiService):
             "/trace": lambda given: look.trace(_given(given, "name")),
             "/metrics": lambda _: self._metrics(),
         }
+        peering = self._peering
+        if peering is not None:
+            table["/peering/refusals"] = lambda _: peering.refusals()
+            table["/peering/explain"] = lambda given: peering.explain(_given(given, "target"), _given(given, "from"))
         resources = {path: Resource("GET", _polite(answer)) for path, answer in table.items()}
         resources["/reload"] = Resource("POST", _polite(lambda _: self.reload()))
         resources["/drain"] = Resource("POST", _polite(lambda _: self._order_drain()))
@@ -247,6 +258,12 @@ class NodeService(MultiService):
         if self._registry is None:
             self._registry = metrics.make_registry(self._snapshot)
         return Text(metrics.render(self._registry))
+
+    def _sip_events(self) -> dict[str, int]:
+        events = self.sip.statistics() if self.sip is not None else {}
+        if self._peering is not None:
+            events |= {f"peering_{name}": count for name, count in self._peering.statistics().items()}
+        return events
 
     def _snapshot(self) -> Snapshot:
         from platform import python_version
@@ -278,7 +295,7 @@ class NodeService(MultiService):
             certificate_expires_at=overlay.credential.certificate.not_after,
             registrations=len(self.sip.registrations()) if self.sip is not None else None,
             calls=self.inspection.open_calls() if self.sip is not None else None,
-            sip_events=self.sip.statistics() if self.sip is not None else {},
+            sip_events=self._sip_events(),
         )
 
 

@@ -18,16 +18,20 @@ from p2psipd.services.overlay_factory import OverlayNode
 
 if TYPE_CHECKING:
     from p2psipd.config import Material
+    from p2psipd.config.peering import Peering
     from p2psipd.net.dns import DnsClient
     from p2psipd.net.interconnect import Interconnect
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
-    from p2psipd.proto.sip.locating import CredentialSource
+    from p2psipd.proto.sip.edge import Edge
+    from p2psipd.proto.sip.locating import CredentialSource, LocateStep
     from p2psipd.proto.sip.user_file import Users
     from p2psipd.services.call_records import CallRecords
     from p2psipd.services.echo import EchoService
     from p2psipd.services.epoch_keys import EpochKeys
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
+    from p2psipd.services.peering.service import PeeringService
+    from p2psipd.services.service_directory import ServiceDirectory
     from p2psipd.services.sip import SipService
 
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
@@ -78,6 +82,8 @@ class SipSide(NamedTuple):
     keys: EpochKeys
     service: SipService
     echo: EchoService | None
+    directory: ServiceDirectory
+    peering: PeeringService | None
 
 
 def make_sip(
@@ -101,6 +107,8 @@ def make_sip(
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
     from p2psipd.services.numbers import Numbers, OverlayNumbers
     from p2psipd.services.overlay_location import FirstKnown, OverlayCredentials, OverlayLocation
+    from p2psipd.services.peering.elsewhere import EdgesElsewhere
+    from p2psipd.services.service_directory import ServiceDirectory
     from p2psipd.services.sip import SipService, SipSettings
     from p2psipd.services.sip.call_book import CallLimits
 
@@ -113,8 +121,24 @@ def make_sip(
     numbers = OverlayNumbers(overlay, domains)
     users = OverlayBindings(location, table, overlay.node_id, domains)
     echo = _make_echo(reactor, checked, domains, location, overlay.node_id) if checked.has("echo") else None
-    steps = (OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users)
-    locator = Locator(steps if echo is None else (echo.locate, *steps))
+    keys = EpochKeys(overlay, configuration.overlay_name, material.credential, OwnSecret(secret), reactor)
+    names = checked.dns
+    dns = client_for(reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom())
+    directory = ServiceDirectory(
+        reactor, overlay, overlay.node_id, configuration.redir_branching_factor, random.SystemRandom()
+    )
+    steps: list[LocateStep] = [OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users]
+    if echo is not None:
+        steps.insert(0, echo.locate)
+    edge: Edge = (elsewhere := EdgesElsewhere(directory, overlay.node_id, domains))
+    peering: PeeringService | None = None
+    if material.peering is not None:
+        peering = _make_peering(reactor, checked, material.peering, domains, dns, keys, users, directory)
+        steps = [peering.emergency, *steps, peering.outbound]
+        edge = peering.edge
+    else:
+        steps.append(elsewhere)
+    locator = Locator(steps)
     host, port = section.node_listen or config.Address("127.0.0.1", 0)
     interconnect = Interconnect(
         reactor,
@@ -162,12 +186,9 @@ def make_sip(
         ),
         scanners=tuple(name.lower() for name in limits.scanners),
     )
-    keys = EpochKeys(overlay, configuration.overlay_name, material.credential, OwnSecret(secret), reactor)
     credentials = OverlayCredentials(overlay, keys)
     sources: tuple[CredentialSource, ...] = (files.users, credentials)
     wiring.interconnect, wiring.keys, wiring.credentials = interconnect, keys, credentials
-    names = checked.dns
-    dns = client_for(reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom())
     records = _make_records(reactor, section, overlay.node_id)
     service = SipService(
         settings,
@@ -183,10 +204,43 @@ def make_sip(
         observers=(records,),
         secrets=keys,
         ask=dns.ask,
+        edges=(edge,),
     )
     if echo is not None:
         echo.attach = service.attach
-    return SipSide(records, dns, keys, service, echo)
+    return SipSide(records, dns, keys, service, echo, directory, peering)
+
+
+def _make_peering(
+    reactor: object,
+    checked: config.NodeConfig,
+    policy: Peering,
+    domains: tuple[str, ...],
+    dns: DnsClient,
+    keys: EpochKeys,
+    users: LocateStep,
+    directory: ServiceDirectory,
+) -> PeeringService:
+    """This node as an edge of its domains."""
+    from p2psipd.net.sip_transports import Limits
+    from p2psipd.services.peering.elsewhere import NAMESPACE
+    from p2psipd.services.peering.service import PeeringService
+
+    section = checked.peering
+    return PeeringService(
+        reactor,
+        policy,
+        domains=domains,
+        listen=section.listen,
+        limits=Limits(connections=section.max_connections, per_address=section.max_connections_per_address),
+        ask=dns.ask,
+        addresses=dns.addresses,
+        secrets=keys,
+        random=random.SystemRandom(),
+        wall=time.time,
+        find_home=users,
+        announce=lambda: directory.offer(NAMESPACE),
+    )
 
 
 def _make_records(reactor: object, section: config.SipSection, node_id: bytes) -> CallRecords:

@@ -11,6 +11,7 @@ from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import NodeConfig, SipSection
 
 if TYPE_CHECKING:
+    from p2psipd.config.peering import Peering
     from p2psipd.proto.identity.certificate import Trust
     from p2psipd.proto.identity.signing import Credential
     from p2psipd.proto.reload.overlay_config import OverlayConfiguration
@@ -24,6 +25,7 @@ class Material(NamedTuple):
     credential: Credential
     trust: Trust
     users: Users = MappingProxyType({})
+    peering: Peering | None = None
 
 
 def load_material(config: NodeConfig, wall: float | None = None) -> Material:
@@ -45,9 +47,32 @@ def load_material(config: NodeConfig, wall: float | None = None) -> Material:
     if config.has("sip") and config.sip is not None and (config.sip.tls or config.sip.wss):
         faults += _phone_certificate_faults(config, config.sip)
     users = _read_users(config, faults)
+    peering = _read_peering(config, configuration, wall, faults)
     if configuration is None or credential is None or trust is None or faults:
         raise ConfigError(faults)
-    return Material(configuration, credential, trust, users)
+    return Material(configuration, credential, trust, users, peering)
+
+
+def _read_peering(
+    config: NodeConfig, configuration: OverlayConfiguration | None, wall: float, faults: list[Fault]
+) -> Peering | None:
+    """The policy of direct peering, for a node with that role."""
+    if not config.has("peering") or config.peering.policy is None:
+        return None
+    from p2psipd.config.peering import read_peering
+
+    try:
+        peering = read_peering(config.peering.policy, wall)
+    except ConfigError as error:
+        faults += error.faults
+        return None
+    served = config.sip.domains if config.sip is not None else ()
+    domains = served or (configuration.domains if configuration is not None else ())
+    for domain in domains:
+        if domain not in peering.own.domains:
+            text = f"expected a certificate for tls that names {domain}, a domain that is served here"
+            faults.append(Fault(config.peering.policy, 0, "certificate", text))
+    return peering
 
 
 def _read_users(config: NodeConfig, faults: list[Fault]) -> Users:

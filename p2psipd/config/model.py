@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from p2psipd.config.faults import Fault, line_of
 from p2psipd.toml_lines import KeyPath
 
-Role = Literal["peer", "sip", "echo"]
+Role = Literal["peer", "sip", "echo", "peering"]
 LogLevel = Literal["debug", "info", "warn", "error"]
 
 
@@ -244,6 +244,15 @@ class LimitsSection(Section):
     )
 
 
+class PeeringSection(Section):
+    """``[peering]``: this node is an edge of its domains (the policy is a file of its own)."""
+
+    listen: tuple[Listener, ...] = Field(default=(), strict=False)
+    policy: FileName | None = None
+    max_connections: Count = 2000
+    max_connections_per_address: Count = 64
+
+
 class NodeConfig(Section):
     """The whole file, checked. File names are absolute after :func:`load`."""
 
@@ -256,6 +265,7 @@ class NodeConfig(Section):
     peer: PeerSection | None = None
     sip: SipSection | None = None
     echo: EchoSection = EchoSection()
+    peering: PeeringSection = PeeringSection()
     limits: LimitsSection = LimitsSection()
     dns: DnsSection = DnsSection()
 

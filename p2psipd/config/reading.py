@@ -100,6 +100,7 @@ def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) ->
             "identity": absolute(config.identity, "certificate", "key"),
             "node": node,
             "sip": sip,
+            "peering": absolute(config.peering, "policy"),
         }
     )
 
@@ -118,6 +119,8 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
         faults += _sip_faults(sip)
     if "echo" in config.node.roles:
         faults += _echo_faults(config)
+    if "peering" in config.node.roles:
+        faults += _peering_faults(config)
     names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
     names.append(("identity.key", config.identity.key))
     if sip is not None and "sip" in config.node.roles:
@@ -132,6 +135,20 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
             faults.append((key, f"expected a directory at {os.path.dirname(name)}"))
     if len(os.fsencode(config.node.control)) > 107:
         faults.append(("node.control", "expected a path of at most 107 bytes, the limit of Unix sockets"))
+    return faults
+
+
+def _peering_faults(config: NodeConfig) -> list[tuple[str, str]]:
+    faults: list[tuple[str, str]] = []
+    if "sip" not in config.node.roles:
+        faults.append(("node.roles", 'expected "sip" beside "peering", whose calls go through it'))
+    if not config.peering.listen:
+        faults.append(("peering.listen", "expected the addresses where other domains connect"))
+    policy = config.peering.policy
+    if policy is None:
+        faults.append(("peering.policy", "expected the file with the policy of direct peering"))
+    elif not os.path.isfile(policy):
+        faults.append(("peering.policy", f"expected a file, there is none at {policy}"))
     return faults
 
 

@@ -1,7 +1,8 @@
 """Where is bob? An ordered list of steps with one signature, each asked in its turn (design D7).
 
 A step answers None ("not mine"), targets (the search is over; none means "known here, but nowhere to be
-found"), or raises NotLocated with the status that ends the request. Hybrid domains, direct peering and
+found", which ends it, too, but for a number that was dialled: another step may know where that leads), or raises
+NotLocated with the status that ends the request. Hybrid domains, direct peering and
 gateways are further steps.
 """
 
@@ -27,6 +28,7 @@ from p2psipd.proto.sip.locating import (
     decode_gr,
     encode_gr,
     instance_key,
+    is_dialled,
     parse_flow_text,
     resource_of,
 )
@@ -44,10 +46,14 @@ class Locator:
         """Where `query.uri` may be reached; raises NotLocated (404 when no step knows it) or
         LocationUnavailable.
         """
+        nowhere = False
         for step in self._steps:
             found = await step(query)
-            if found is not None:
+            if found or (found is not None and not is_dialled(query.uri)):
                 return found
+            nowhere = nowhere or found is not None
+        if nowhere:
+            return ()
         raise NotLocated(404)
 
 
@@ -78,13 +84,16 @@ class OwnBindings:
             return None
         return self._own(uri, gruu, query.wall)
 
-    def _own(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target]:
+    def _own(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target] | None:
         owned = self._table.of(aor_of(uri.bare()), wall)
         if gruu is not None and gruu.resource:
             owned = [own for own in owned if _is_instance(own.binding, gruu)]
         elif gruu is not None and gruu.opaque:
             owned = [own for own in owned if own.binding.key == gruu.opaque]
         if not owned:
+            if gruu is None and is_dialled(uri):
+                # Another node sends it on to us, who may be the edge for numbers.
+                return None
             raise NotLocated(404)
         targets = [target for own in owned if (target := own_target(own)) is not None]
         if not targets:

@@ -6,7 +6,7 @@ import pytest
 
 from p2psipd.proto.sip.calls import Call
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.locating import DomainIdentity, decode_gr
+from p2psipd.proto.sip.locating import DomainIdentity, Target, decode_gr
 from p2psipd.proto.sip.message import Request, Response, parse_message
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri
@@ -291,7 +291,8 @@ class Border:
     """An Edge with one connection, to example.net; `refuse` makes it refuse what comes in."""
 
     name = "border"
-    addresses = frozenset({("border.overlay.example", 5061)})
+    here = True
+    addresses = frozenset({("192.0.2.1", 5061)})
 
     def __init__(self, world: World) -> None:
         self.sent: list[Request | Response] = []
@@ -315,10 +316,14 @@ class Border:
             raise Refused(403, "Not From There")
 
     def record_route(self, flow: Flow) -> str:
-        return "<sips:TICKET@border.overlay.example:5061;transport=tls;lr>"
+        return "<sip:x.TICKET@overlay.example;lr>"
 
-    def flow_of(self, token: str) -> Flow | None:
-        return self.flow if token == "TICKET" else None
+    def owns(self, uri: SipUri) -> bool:
+        return uri.user == "x.TICKET"
+
+    async def along(self, token: str, request: Request) -> list[Target]:
+        assert token == "x.TICKET"
+        return [Target(request.uri_text, flow=self.flow)]
 
     def deliver(self, request: Request) -> None:
         assert callable(self.receive)

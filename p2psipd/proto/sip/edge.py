@@ -7,11 +7,13 @@ whose targets bear a `route_maker` (:mod:`p2psipd.proto.sip.locating`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import Target
 from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.uri import SipUri
 
 
 class Edge(Protocol):
@@ -42,12 +44,25 @@ class Edge(Protocol):
         """
         ...
 
+    @property
+    def here(self) -> bool:
+        """Whether the border is on this node. An edge on other nodes only knows how to get there."""
+        ...
+
     def record_route(self, flow: Flow) -> str:
-        """The Record-Route value for the side of `flow`: one of `addresses`, and in the user part a token that
-        nobody else can make.
+        """The Record-Route value for both sides of a call over `flow`, one of its connections: with a token that
+        nobody else can make in the user part.
         """
         ...
 
-    def flow_of(self, token: str) -> Flow | None:
-        """The live flow that a token of this edge names; None for one that is not ours or whose flow is gone."""
+    def owns(self, uri: SipUri) -> bool:
+        """Whether a Route value is one that an edge of our domains wrote, here or elsewhere."""
+        ...
+
+    async def along(self, token: str, request: Request) -> Sequence[Target]:
+        """Where a request of a dialog goes on that crosses the border outwards; `token` is the user part of our Route.
+
+        Any edge carries on a dialog that another one began. Several targets are alternatives. Raises Refused,
+        NotLocated, LocationUnavailable.
+        """
         ...

@@ -23,6 +23,7 @@ from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
 
 NODE_ID_OCTETS: Final = 16
 KEY_OCTETS: Final = 16
+_DIALLED: Final = frozenset("0123456789*#-.()")
 _NODE_DESTINATION: Final = 1
 _RESOURCE_DESTINATION: Final = 2
 _OPAQUE_DESTINATION: Final = 3
@@ -73,6 +74,14 @@ def aor_of(uri: SipUri) -> str:
     else.
     """
     return f"sip:{uri.aor}"
+
+
+def is_dialled(uri: object) -> bool:
+    """Whether the user part of a SIP URI was dialled and not spelt: digits, perhaps a number of somewhere else."""
+    if not isinstance(uri, SipUri) or not uri.user:
+        return False
+    digits = uri.unescaped_user.partition(";")[0].lstrip("+")
+    return bool(digits) and not set(digits) - _DIALLED
 
 
 def flow_text(flow: Flow) -> str:

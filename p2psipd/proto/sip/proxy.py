@@ -4,7 +4,7 @@ to 16.6). What lives as long as a fork is in :mod:`p2psipd.proto.sip.fork`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
@@ -25,15 +25,20 @@ _TAG_OCTETS: Final = 8
 _MAX_DIGITS: Final = 9
 
 
+def _no_border(uri: SipUri) -> bool:
+    return False
+
+
 class Home(NamedTuple):
     """What this node answers to: (host, port) pairs of its listeners, its domains, its overlay name and
-    Node-ID.
+    Node-ID; `borders` knows the Route values of edges on this node (proto.sip.edge).
     """
 
     addresses: frozenset[tuple[str, int]]
     domains: frozenset[str]
     overlay: str
     node_id: bytes
+    borders: Callable[[SipUri], bool] = _no_border
 
     def owns(self, uri: SipUri) -> bool:
         """True when `uri` names this node as a hop (a Route that it wrote, or an outbound-proxy setting of a
@@ -45,7 +50,9 @@ class Home(NamedTuple):
         if uri.host == self.overlay and uri.gr:
             destinations = decode_gr(uri.gr)
             return destinations is not None and destinations.node_id == self.node_id
-        return uri.host in self.domains and uri.user is None and uri.port is None
+        if uri.host not in self.domains or uri.port is not None:
+            return False
+        return uri.user is None or self.borders(uri)
 
     @property
     def hosts(self) -> frozenset[str]:

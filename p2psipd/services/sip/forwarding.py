@@ -28,14 +28,21 @@ from p2psipd.proto.sip.fork import (
     Silent,
 )
 from p2psipd.proto.sip.ladder import Ladder
-from p2psipd.proto.sip.locating import Attempt, NotLocated, Target, Unreachable
+from p2psipd.proto.sip.locating import (
+    Attempt,
+    DomainIdentity,
+    LocationUnavailable,
+    NotLocated,
+    Target,
+    Unreachable,
+)
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
 from p2psipd.proto.sip.uri import SipUri
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
-from p2psipd.services.sip.routing import Routing
+from p2psipd.services.sip.routing import Routing, peer_of
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
@@ -155,7 +162,11 @@ class Forwarder:
             taken = take_routes(request, self.home)
             if not taken:
                 raise Refused(404)
-            target = self._routing.along_dialog(request, taken)
+            crossing = self._routing.crossing(request, taken, flow)
+            if crossing is not None:
+                self._start(self._acknowledge_across(crossing, request))
+                return
+            target = self._routing.along_dialog(request, taken, isinstance(peer_of(flow), DomainIdentity))
             made = build(request, target)
         except SipError:
             self._counters["ack_dropped"] += 1
@@ -165,6 +176,22 @@ class Forwarder:
             self._feed(SendStateless(onward, made))
         else:
             self._start(self._acknowledge_when_found(target, made))
+
+    async def _acknowledge_across(self, crossing: Coroutine[Any, Any, Sequence[Target]], request: Request) -> None:
+        """To another domain, by the first edge that can be reached."""
+        try:
+            targets = await crossing
+        except (SipError, NotLocated, LocationUnavailable):
+            targets = ()
+        for target in targets:
+            try:
+                attempt = await self._routing.route(build(request, target), target).next(None)
+            except (Unreachable, NotLocated, SipError):
+                continue
+            if attempt is not None:
+                self._feed(SendStateless(attempt.flow, attempt.request))
+                return
+        self._counters["ack_dropped"] += 1
 
     async def _acknowledge_when_found(self, target: Target, made: Request) -> None:
         try:
@@ -329,8 +356,8 @@ class Forwarder:
         if request.method in _MAKES_DIALOG and request.to_tag is None:
             binding = branch.target.binding
             callee = binding.aor.removeprefix("sip:") if binding is not None else ""
-            made.prepend("Record-Route", self._routing.record_route(context.flow, context.user))
-            made.prepend("Record-Route", self._routing.record_route(flow, callee))
+            for value in reversed(self._routing.record_routes(flow, context.flow, callee, context.user)):
+                made.prepend("Record-Route", value)
         if flow.transport == "UDP" and self._routing.too_large(flow, made.size + _OUR_VIA):
             self._start(self._send_large(branch, made, flow))
         else:

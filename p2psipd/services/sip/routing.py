@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from p2psipd.proto.dns import A, Aaaa, Answer, Ask, Status
@@ -84,20 +84,50 @@ class Routing:
         token = self._router.drop_routes(request)
         return None if token is None else token.user
 
-    def along_dialog(self, request: Request, taken: Sequence[SipUri]) -> Target:
+    def record_routes(self, onward: Flow, came_on: Flow, callee: str, caller: str) -> tuple[str, ...]:
+        """The Record-Route values for a call that came on one flow and goes on another, the onward side's first.
+
+        Where a call crosses from a node to another domain, the edge's value alone serves both sides.
+        """
+        one, other = self.record_route(onward, callee), self.record_route(came_on, caller)
+        sides = {type(peer_of(onward)), type(peer_of(came_on))}
+        if sides == {NodeIdentity, DomainIdentity}:
+            return (one,) if isinstance(peer_of(onward), DomainIdentity) else (other,)
+        return one, other
+
+    def crossing(
+        self, request: Request, taken: Sequence[SipUri], came_on: Flow
+    ) -> Coroutine[Any, Any, Sequence[Target]] | None:
+        """The way on for a request of a dialog whose next hop is across the border; None for all others.
+
+        `taken` are the Route values of ours. What came from outside goes inside, where the rest of its Route says.
+        """
+        if isinstance(peer_of(came_on), DomainIdentity):
+            return None
+        for edge in self._edges.values():
+            for uri in taken if edge.here else ():
+                if uri.user and edge.owns(uri):
+                    return edge.along(uri.user, request)
+            if not edge.here and request.has("route"):
+                top = request.routes[0].uri
+                if isinstance(top, SipUri) and top.user and edge.owns(top):
+                    return edge.along(top.user, request)
+        return None
+
+    def is_border(self, uri: SipUri) -> bool:
+        """Whether a Route value is that of an edge on this node."""
+        return any(edge.here and edge.owns(uri) for edge in self._edges.values())
+
+    def along_dialog(self, request: Request, taken: Sequence[SipUri], outside: bool = False) -> Target:
         """The next hop of a request inside a dialog: the rest of its Route set, else the flow that our Route
-        names. `taken` are the Route values of ours. Raises Refused (403), FlowGone.
+        names. `taken` are the Route values of ours; `outside`: it came from another domain, which may name
+        nothing but what we wrote. Raises Refused (403), FlowGone.
         """
         if request.has("route"):
-            return self.along_route(request, trusted=True)
-        ours = taken[-1]
-        if not ours.user:
+            return self.along_route(request, trusted=not outside)
+        ours = next((uri for uri in reversed(taken) if not outside or not self.is_border(uri)), None)
+        if ours is None or not ours.user:
             raise FlowGone("")
-        for edge in self._edges.values():
-            if (ours.host, ours.port or 5061) in edge.addresses:
-                flow = edge.flow_of(ours.user)
-                if flow is not None:
-                    return Target(request.uri_text, flow=flow)
         return self._along_token(request, ours.user)
 
     def _along_token(self, request: Request, text: str) -> Target:

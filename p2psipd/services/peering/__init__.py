@@ -1,0 +1,1 @@
+"""Direct peering of our domains with others, as one service."""

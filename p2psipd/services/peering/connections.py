@@ -1,0 +1,145 @@
+"""Connections with other domains: mutual TLS, kept and used again where RFC 5922 and RFC 5923 allow it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, own_of, peer_of
+from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
+from p2psipd.proto.peering.connections import ConnectionTable
+from p2psipd.proto.peering.peers import PeerIdentity
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.locating import DomainIdentity, Unreachable
+from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.next_hops import Hop
+
+EDGE: Final = "peering"
+_TLS_PORT: Final = 5061
+_Key = tuple[str, str, int, str, str]
+
+
+class PeerConnections:
+    """All connections of one edge. `tls` makes them; `counters` counts why they were refused or closed."""
+
+    log = Logger()
+
+    def __init__(self, reactor: Any, tls: PeerTls, limits: Limits) -> None:
+        self.counters: Counter[str] = Counter()
+        self._reactor = reactor
+        self._tls = tls
+        self._limits = limits
+        self._table: ConnectionTable[StreamFlow] = ConnectionTable()
+        self._peers: dict[Flow, PeerIdentity] = {}
+        self._opening: dict[_Key, list[Deferred[Flow]]] = {}
+        self._transports: SipTransports | None = None
+        self._lost: Callable[[Flow], None] | None = None
+
+    def start(
+        self,
+        listen: Sequence[Address],
+        receive: Callable[[Flow, Message], None],
+        lost: Callable[[Flow], None],
+    ) -> list[Address]:
+        """Listen; the addresses really bound. Raises twisted's CannotListenError."""
+        self._lost = lost
+        self._transports = SipTransports(
+            self._reactor,
+            receive,
+            _no_datagrams,
+            self._gone,
+            limits=self._limits,
+            identify=self._identify,
+            greets=False,
+            usable=self._usable,
+        )
+        self.counters = self._transports.counters
+        return [self._transports.listen_tls(address, self._tls.server) for address in listen]
+
+    def stop(self) -> list[Any]:
+        """Close everything; what to wait for."""
+        return self._transports.stop() if self._transports is not None else []
+
+    def __len__(self) -> int:
+        return len(self._peers)
+
+    def peer(self, flow: Flow) -> PeerIdentity | None:
+        """Who is at the other end, as the handshake found."""
+        return self._peers.get(flow)
+
+    def _identify(self, transport: Any) -> Any:
+        peer = peer_of(transport)
+        if peer is None:
+            raise ValueError("no certificate")
+        return DomainIdentity(tuple(sorted(peer.domains)), EDGE)
+
+    def _usable(self, flow: StreamFlow) -> None:
+        peer = peer_of(flow.protocol.transport)
+        assert peer is not None, "identified before it is usable"
+        self._peers[flow] = peer
+
+    def _gone(self, flow: Flow) -> None:
+        self._peers.pop(flow, None)
+        if isinstance(flow, StreamFlow):
+            self._table.remove(flow)
+        if self._lost is not None:
+            self._lost(flow)
+
+    async def reach(self, hop: Hop, own_domain: str, certificate: str = "") -> Flow:
+        """A connection to `hop` in the name of `own_domain`; `certificate` names the one of ours to show.
+
+        One that is open is used again where its two certificates prove both names, whatever the address says (RFC
+        5923 section 8). Raises Unreachable; the message names the step, domain and authority of a refusal.
+        """
+        found = self._table.find((hop.host, hop.port), hop.domain, own_domain)
+        if found is not None and found.alive:
+            return found
+        key = (hop.host, hop.domain, hop.port, own_domain, certificate)
+        waiting: Deferred[Flow] = Deferred()
+        waiters = self._opening.setdefault(key, [])
+        waiters.append(waiting)
+        if len(waiters) == 1:
+            Deferred.fromCoroutine(self._dial(key)).addErrback(self._broken, key)
+        return await waiting
+
+    async def _dial(self, key: _Key) -> None:
+        host, domain, port, own_domain, certificate = key
+        try:
+            creator = self._tls.towards(domain, own_domain, certificate)
+        except NoOwnCertificate as error:
+            raise Unreachable(str(error)) from None
+        if self._transports is None:
+            raise Unreachable("this edge is not started")
+        flow = await self._transports.dial("TLS", host, port, creator)
+        peer, own = self._peers.get(flow), own_of(flow.protocol.transport)
+        if peer is None or own is None:
+            raise Unreachable(f"{domain}: the connection was lost at once")
+        self._table.add(flow, (host, port), own, peer)
+        for waiter in self._opening.pop(key, []):
+            waiter.callback(flow)
+
+    def _broken(self, failure: Failure, key: _Key) -> None:
+        if failure.check(Unreachable) is None:
+            self.log.failure("{domain} could not be dialled", failure=failure, domain=key[1])
+        reason = Failure(Unreachable(failure.getErrorMessage()))
+        for waiter in self._opening.pop(key, []):
+            waiter.errback(reason)
+
+    def alias(self, flow: Flow, request: Request) -> None:
+        """Use a peer's connection for requests to it, where its Via asks for that (RFC 5923 section 8.2)."""
+        via = request.top_via
+        if not isinstance(flow, StreamFlow) or not flow.inbound or "alias" not in via.params:
+            return
+        peer, own = self._peers.get(flow), own_of(flow.protocol.transport)
+        if peer is not None and own is not None:
+            self._table.add(flow, (flow.remote[0], via.port or _TLS_PORT), own, peer)
+
+
+def _no_datagrams(flow: Flow, error: SipError) -> None:
+    """Between domains there is no UDP."""

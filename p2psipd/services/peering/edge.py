@@ -1,0 +1,176 @@
+"""The edge of our domains: what comes in from other domains, and how dialogs cross the border (seed 4.2).
+
+:class:`PeeringEdge` is an :class:`~p2psipd.proto.sip.edge.Edge` of the SIP service.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
+
+from p2psipd.config.peering import Peering
+from p2psipd.proto.identity.policy import normal_domain
+from p2psipd.proto.peering.admission import Admission, admit
+from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, PeerIdentity
+from p2psipd.proto.peering.verification import IdentityVerifier
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.locating import DomainIdentity, Target
+from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.proxy import Refused
+from p2psipd.proto.sip.uri import SipUri
+from p2psipd.services.peering.connections import EDGE, PeerConnections
+from p2psipd.services.peering.outbound import INSTANCE, Outbound
+
+_REMEMBERED_REFUSALS: Final = 200
+
+
+class PeeringEdge:
+    """See the module. `domains` are our SIP domains, `listen` the TLS addresses; `counters` counts decisions."""
+
+    here = True
+    name = EDGE
+    log = Logger()
+
+    def __init__(
+        self,
+        peering: Callable[[], Peering],
+        connections: PeerConnections,
+        outbound: Outbound,
+        verifier: IdentityVerifier,
+        crossings: Crossings,
+        domains: frozenset[str],
+        listen: Sequence[Address],
+        counters: Counter[str],
+    ) -> None:
+        self._peering = peering
+        self._connections = connections
+        self._outbound = outbound
+        self._verifier = verifier
+        self._crossings = crossings
+        self._domains = domains
+        self._listen = tuple(listen)
+        self._addresses: frozenset[Address] = frozenset()
+        self.counters = counters
+        self.refusals: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REFUSALS)
+
+    # ---- life --------------------------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """Our listeners' addresses."""
+        return self._addresses
+
+    def start(self, receive: Callable[[Flow, Request | Response], None], lost: Callable[[Flow], None]) -> None:
+        """Listen. Raises twisted's CannotListenError."""
+        self._addresses = frozenset(self._connections.start(self._listen, receive, lost))
+
+    def stop(self) -> Deferred[Any]:
+        """Close everything."""
+        return gatherResults([one for one in self._connections.stop() if isinstance(one, Deferred)], consumeErrors=True)
+
+    # ---- who comes in ------------------------------------------------------------------------------------------
+
+    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+        """The checks of the receiving side (proto.peering.admission). Raises Refused.
+
+        What is admitted bears in P-Asserted-Identity who sent it, as far as that was verified (verstat).
+        """
+        peer = self._connections.peer(flow)
+        if peer is None:
+            raise Refused(*UNSUPPORTED_PEER, why="peering_gone")
+        self._connections.alias(flow, request)
+        admission = await admit(
+            request,
+            peer,
+            self._peering().policy,
+            self._verifier,
+            wall,
+            serves=lambda domain: domain in self._domains or self._relays_for(request),
+            owns=self.owns,
+        )
+        if not admission.status and request.to_tag is not None and not self._is_party(request, peer):
+            admission = admission._replace(status=403, reason="Not Your Dialog", step="dialog")
+        self._note(admission, request, wall)
+        if admission.status:
+            raise Refused(admission.status, admission.reason, why=f"peering_{admission.step}")
+        request.remove("p-asserted-identity")
+        request.remove("p-preferred-identity")
+        if request.to_tag is None:
+            request.set("P-Asserted-Identity", _asserted(request, admission))
+
+    def _note(self, admission: Admission, request: Request, wall: float) -> None:
+        self.counters[f"refused_{admission.step}" if admission.status else "admitted"] += 1
+        if not admission.status:
+            self.log.debug("{method} {admission}", method=request.method, admission=str(admission))
+            return
+        self.log.warn("{method} {call}: {admission}", method=request.method, call=request.call_id, admission=admission)
+        self.refusals.append(
+            {
+                "at": wall,
+                "method": request.method,
+                "from": request.from_.uri_text,
+                "to": request.uri_text,
+                "status": admission.status,
+                "reason": admission.reason,
+                "step": admission.step,
+                "domain": admission.from_domain or admission.decision.domain,
+                "authority": admission.verification.authority or admission.decision.authority,
+                "why": admission.verification.detail or str(admission.decision),
+            }
+        )
+
+    def _relays_for(self, request: Request) -> bool:
+        """Whether a federation lets the sender's domain send on through us."""
+        uri = request.from_.uri
+        domain = normal_domain(uri.host) if isinstance(uri, SipUri) else ""
+        through = self._peering().policy.goes_through(domain) if domain else ()
+        return any(each in self._domains for each in through)
+
+    def _is_party(self, request: Request, peer: PeerIdentity) -> bool:
+        """Whether the dialog that a request names was begun with this peer, or with one that it stands for."""
+        policy = self._peering().policy
+        for route in request.routes:
+            uri = route.uri
+            if isinstance(uri, SipUri) and self.owns(uri):
+                other = self._crossings.other(uri.user or "") or ""
+                return other in peer.domains or policy.may_send_from(peer, other)
+        return False
+
+    # ---- dialogs across the border -----------------------------------------------------------------------------
+
+    def record_route(self, flow: Flow) -> str:
+        """The value for both sides of a call over `flow`, a connection with another domain."""
+        peer: Any = getattr(flow, "peer", None)
+        other = peer.domains[0] if isinstance(peer, DomainIdentity) else ""
+        own = self._peering().own.domains
+        return self._crossings.value(next((each for each in own if each in self._domains), own[0]), other)
+
+    def owns(self, uri: SipUri) -> bool:
+        """Whether a Route value is one that an edge of our domains wrote."""
+        if uri.user is None or not Crossings.looks_so(uri.user):
+            return False
+        return uri.host in self._domains and self._crossings.other(uri.user) is not None
+
+    async def along(self, token: str, request: Request) -> Sequence[Target]:
+        """The way on for a request of a dialog that goes out to the other domain. Raises Refused (403)."""
+        other = self._crossings.other(token)
+        if not other:
+            raise Refused(403, "Not a Route of Ours", why="refused_token")
+        return (Target(request.uri_text, instance=INSTANCE, route_maker=self._outbound.dialog_route(other)),)
+
+
+def _asserted(request: Request, admission: Admission) -> str:
+    """Who sends a request, for the phones of our domains (RFC 3325), with what its Identity is worth (verstat)."""
+    uri = request.from_.uri
+    if not isinstance(uri, SipUri):
+        return f"<{request.from_.uri_text}>"
+    verstat = f";verstat={admission.verification.verstat}"
+    if (uri.params.get("user") or "").lower() == "phone":
+        # It belongs to the number: 3GPP TS 24.229 section 7.2A.20.
+        return f"<{uri.scheme}:{uri.user}{verstat}@{uri.bare().hostport};user=phone>"
+    return f"<{uri.bare()}>{verstat}"

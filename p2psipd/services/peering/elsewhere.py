@@ -1,0 +1,102 @@
+"""Direct peering on a node that is no edge itself: the edges of the domain are found in the overlay (RFC 7374).
+
+Every node with phones has this. A request for another domain or a number goes to an edge over the connections
+between nodes; so does a request of a dialog whose Route names the domain with an edge's token. Several edges are
+alternatives, tried one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.peers import UNSUPPORTED_PEER
+from p2psipd.proto.reload.errors import ReloadError
+from p2psipd.proto.sip.flow import Address, Flow
+from p2psipd.proto.sip.locating import LocationUnavailable, NotLocated, Origin, Query, Target, is_dialled
+from p2psipd.proto.sip.proxy import Refused
+from p2psipd.proto.sip.uri import SipUri, TelUri
+
+if TYPE_CHECKING:
+    from p2psipd.proto.reload.ids import NodeId
+    from p2psipd.proto.sip.message import Request, Response
+
+#: The namespace under which edges are announced.
+NAMESPACE: Final = "peering"
+INSTANCE: Final = "peering"
+_MOST_EDGES: Final = 4
+
+
+class Directory(Protocol):
+    """Who offers a service; ``services.service_directory.ServiceDirectory`` is one."""
+
+    async def providers(self, namespace: str) -> list[NodeId]:
+        """The nodes that offer it, in random order."""
+        ...
+
+
+class EdgesElsewhere:
+    """The edges of our domains on other nodes; also the :class:`~p2psipd.proto.sip.edge.Edge` without listeners that
+    knows their Route values.
+    """
+
+    here = False
+    name = "edges elsewhere"
+
+    def __init__(self, directory: Directory, own: bytes, domains: Sequence[str]) -> None:
+        self._directory = directory
+        self._own = own
+        self._domains = frozenset(domains)
+
+    async def __call__(self, query: Query) -> Sequence[Target] | None:
+        """The locator's step: targets that are not ours go to an edge, if there is one."""
+        if query.origin is not Origin.PHONE or not self._leaves(query):
+            return None
+        return await self.targets(str(query.uri)) or None
+
+    def _leaves(self, query: Query) -> bool:
+        uri = query.uri
+        if isinstance(uri, SipUri):
+            return uri.host not in self._domains or is_dialled(uri)
+        return isinstance(uri, TelUri) or uri.scheme in ("im", "pres") or str(uri).lower().startswith("urn:service:sos")
+
+    async def targets(self, uri: str) -> list[Target]:
+        """The edges as alternatives. Raises LocationUnavailable."""
+        try:
+            found = await self._directory.providers(NAMESPACE)
+        except ReloadError as error:
+            raise LocationUnavailable(f"the edges of the domain could not be asked for: {error}") from error
+        return [Target(uri, node_id=node, instance=INSTANCE) for node in found if node != self._own][:_MOST_EDGES]
+
+    # ---- as an Edge --------------------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> frozenset[Address]:
+        """None: the listeners are elsewhere."""
+        return frozenset()
+
+    def start(self, receive: Callable[[Flow, Request | Response], None], lost: Callable[[Flow], None]) -> None:
+        """Nothing comes in here."""
+
+    def stop(self) -> None:
+        """There is nothing to close."""
+
+    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+        """No request comes from another domain here."""
+        raise Refused(*UNSUPPORTED_PEER)
+
+    def record_route(self, flow: Flow) -> str:
+        """No flow of this node crosses the border."""
+        raise ValueError(f"{flow} is no connection with another domain")
+
+    def owns(self, uri: SipUri) -> bool:
+        """Whether a Route value is one that an edge of our domains wrote, as far as that can be seen."""
+        return uri.host in self._domains and uri.user is not None and Crossings.looks_so(uri.user)
+
+    async def along(self, token: str, request: Request) -> Sequence[Target]:
+        """A request of a dialog that crosses the border: any edge carries it on. Raises NotLocated."""
+        found = await self.targets(request.uri_text)
+        if not found:
+            raise NotLocated(503, "No Edge Reachable")
+        return found

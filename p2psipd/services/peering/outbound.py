@@ -1,0 +1,337 @@
+"""Requests that leave the overlay for another domain or a telephone number: the initiating side of direct peering.
+
+:meth:`Outbound.__call__` is a step of the locator: it says that a target is another domain's, and gives the way
+there as a Route of many tries. :class:`Ways` finds them lazily: candidates (seed 4.1.1 to 4.1.4), and for each the
+servers of its domain (RFC 3263, TLS alone). :class:`PeeringRoute` sends: a connection by mutual TLS, the From rules,
+Date, and Identity last (seed 4.1.5 to 4.1.7).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from twisted.logger import Logger
+
+from p2psipd.config.peering import Peering
+from p2psipd.proto.dns import Ask
+from p2psipd.proto.identity.policy import normal_domain
+from p2psipd.proto.peering.identity import Signing, attestation, check_from, from_domain, retry_after, sign_request
+from p2psipd.proto.peering.own_certificates import OwnCertificate
+from p2psipd.proto.peering.targets import Analysis, Candidate, Place, TargetRules, analyse, candidates
+from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import Attempt, NotLocated, Origin, Query, Route, Target, Unreachable
+from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, is_numeric, living_first, message_hops, next_hops
+from p2psipd.proto.sip.proxy import Refused
+from p2psipd.proto.sip.uri import SipUri
+
+#: Targets of this instance are alternatives: never rung in parallel.
+INSTANCE: Final = "peering"
+_TLS: Final = frozenset({"TLS"})
+
+
+class Connections(Protocol):
+    """Opens and keeps connections to other domains by mutual TLS."""
+
+    async def reach(self, hop: Hop, own_domain: str, certificate: str = "") -> Flow:
+        """A connection to a hop in the name of `own_domain`; `certificate` names the one of ours to show.
+
+        A kept one where RFC 5923 allows it. Raises Unreachable; its message says which step refused.
+        """
+        ...
+
+
+class Way(NamedTuple):
+    """One server to try: for which candidate, where, and the domain that its certificate must name.
+
+    `candidate` is None inside a dialog, where the Request-URI stays as it is.
+    """
+
+    candidate: Candidate | None
+    hop: Hop
+
+
+class Outbound:
+    """The initiating side. `peering` is the policy in force, `domains` are our SIP domains; `now` is monotonic, `wall`
+    unix seconds; `counters` count refusals by reason.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        peering: Callable[[], Peering],
+        domains: frozenset[str],
+        ask: Ask,
+        connections: Connections,
+        random: Any,
+        *,
+        now: Callable[[], float],
+        wall: Callable[[], float],
+        find_home: Callable[[Query], Awaitable[Sequence[Target] | None]],
+        counters: Counter[str],
+    ) -> None:
+        self.peering = peering
+        self.domains = domains
+        self.ask = ask
+        self.random = random
+        self.now = now
+        self.wall = wall
+        self.counters = counters
+        self.dead = DeadTargets()
+        self._connections = connections
+        self._find_home = find_home
+
+    # ---- a locator step ----------------------------------------------------------------------------------------
+
+    async def __call__(self, query: Query) -> Sequence[Target] | None:
+        """Another domain's target, or a number: one Target with its Route. None for what is ours.
+
+        Raises NotLocated: 403 for a domain that we do not send to, 404 and 416 for what leads nowhere.
+        """
+        try:
+            analysis = analyse(query.uri, self.rules)
+            self.check_target(analysis)
+        except NoRoute as error:
+            raise self._refusal(error) from None
+        if analysis.place not in (Place.DOMAIN, Place.MESSAGING, Place.NUMBER):
+            return None
+        relays = query.origin is Origin.PEER
+
+        def make(request: Request, target: Target) -> Route:
+            ways = self.ways(analysis, "" if relays else from_domain(request))
+            return PeeringRoute(self, request, ways, relays=relays)
+
+        return (Target(str(query.uri), instance=INSTANCE, route_maker=make),)
+
+    async def emergency(self, query: Query) -> Sequence[Target] | None:
+        """The step before all others: calls to the emergency services, whoever makes them (seed 4.1.1)."""
+        if query.origin is Origin.PEER:
+            return None
+        try:
+            place = analyse(query.uri, self.rules).place
+        except NoRoute:
+            return None
+        if place is not Place.EMERGENCY:
+            return None
+        uri = self.peering().emergency
+        self.counters["emergency"] += 1
+        if uri is None:
+            self.log.error("an emergency call ({uri}) has nowhere to go: [emergency] target is not set", uri=query.uri)
+            raise NotLocated(404, "No Emergency Service")
+        found = await self._find_home(query._replace(uri=uri)) if uri.host in self.domains else None
+        return found if found is not None else (Target(str(uri), instance=INSTANCE),)
+
+    @property
+    def rules(self) -> TargetRules:
+        """How targets are read."""
+        return TargetRules(self.domains, self.peering().plan)
+
+    def check_target(self, analysis: Analysis) -> None:
+        """Refuse a domain that the policy excludes, before anybody is asked (seed 4.1.5). Raises NoRoute."""
+        if analysis.domain and not self.peering().targets.permits(analysis.domain):
+            raise NoRoute(403, "Target Not Allowed", f"{analysis.domain}: the policy excludes it")
+
+    def _refusal(self, error: NoRoute) -> NotLocated:
+        self.counters[f"target_{error.status}"] += 1
+        self.log.info("not sent: {detail}", detail=error.detail)
+        return NotLocated(error.status, error.reason)
+
+    # ---- the ways ----------------------------------------------------------------------------------------------
+
+    async def ways(self, analysis: Analysis, own_domain: str = "") -> AsyncIterator[Way]:
+        """The servers to try for a target, in order. Raises NoRoute when there is none at all.
+
+        `own_domain` sends through others where a federation says so: then these are the servers of those.
+        """
+        through = self.peering().policy.goes_through(own_domain) if own_domain else ()
+        last: NoRoute | None = None
+        given = 0
+        async for candidate in candidates(analysis, self.ask, self.peering().sources, self.rules):
+            if candidate.home:
+                raise NoRoute(404, "Not Found", f"{candidate.uri}: a number of ours that nobody has")
+            if not self.peering().targets.permits(candidate.uri.host):
+                last = NoRoute(403, "Target Not Allowed", f"{candidate.uri.host}: the policy excludes it")
+                continue
+            try:
+                async for hop in self.hops_of(candidate, through):
+                    given += 1
+                    yield Way(candidate, hop)
+            except NoRoute as error:
+                # The next candidate may still be reached: a carrier's alternative, or the routing table's entry.
+                last = error
+        if not given and last is not None:
+            raise last
+
+    async def hops_of(
+        self, candidate: Candidate, through: Sequence[str], ask: Ask | None = None
+    ) -> AsyncIterator[Hop]:
+        """The servers of one candidate, or of the domains that its call goes through; the living ones first."""
+        ask = ask or self.ask
+        for uri in [SipUri.parse(f"sip:{domain}") for domain in through] or [candidate.uri]:
+            if candidate.messaging is not None and not through:
+                found = message_hops(candidate.messaging, ask, self.random, transports=_TLS, tls_only=True)
+            else:
+                found = next_hops(uri, ask, self.random, transports=_TLS, tls_only=True)
+            async for hop in living_first(found, self.dead, self.now):
+                yield hop
+
+    async def dialog_ways(self, request: Request, other: str) -> AsyncIterator[Way]:
+        """The servers for a request inside a dialog with the domain `other`: by its next Route, else its
+        Request-URI; a numeric address there is proved by the name `other`, as the connection was.
+        """
+        uri = request.routes[0].uri if request.has("route") else request.uri
+        if not isinstance(uri, SipUri):
+            raise NoRoute(416, "Unsupported URI Scheme", f"{uri}: no way to get there")
+        given = 0
+        try:
+            async for hop in next_hops(uri.replace(scheme="sips"), self.ask, self.random, transports=_TLS):
+                given += 1
+                yield Way(None, hop._replace(domain=other if is_numeric(hop.domain) else hop.domain))
+        except NoRoute:
+            if normal_domain(uri.host) == other:
+                raise
+        if not given or is_numeric(uri.host):
+            # What the other side wrote leads nowhere from here; any of its domain's servers knows the dialog.
+            home = SipUri.parse(f"sip:{other}")
+            async for hop in next_hops(home, self.ask, self.random, transports=_TLS, tls_only=True):
+                yield Way(None, hop)
+
+    def dialog_route(self, other: str) -> Callable[[Request, Target], Route]:
+        """The Route of a request inside a dialog with the domain `other`."""
+
+        def make(request: Request, target: Target) -> Route:
+            return PeeringRoute(self, request, self.dialog_ways(request, other), other=other)
+
+        return make
+
+    # ---- sending -----------------------------------------------------------------------------------------------
+
+    def certificate(self, own_domain: str, hop: Hop) -> OwnCertificate:
+        """The certificate that we show to a hop in the name of `own_domain` (seed 4.1.6). Raises Refused."""
+        peering = self.peering()
+        found = peering.own.for_tls(own_domain, peering.policy.settings(hop.domain).certificate)
+        if found is None:
+            raise Refused(403, "No Certificate For This Domain", why="certificate")
+        return found
+
+    async def connect(self, hop: Hop, own_domain: str) -> Flow:
+        """A connection to `hop`. Raises Unreachable: then others come first for a while."""
+        certificate = self.certificate(own_domain, hop)
+        try:
+            return await self._connections.reach(hop, own_domain, certificate.name)
+        except Unreachable as error:
+            self.dead.mark(hop, self.now())
+            self.counters["peer_unreachable"] += 1
+            self.log.info("{domain} at {host}:{port}: {error}", **hop._asdict(), error=str(error))
+            raise
+
+
+class PeeringRoute:
+    """A Route (proto.sip.locating) over the ways to a peer.
+
+    `relays`: the request came from another domain, and may only go on where a federation lets it. `other` is the
+    peer's domain inside a dialog.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        outbound: Outbound,
+        request: Request,
+        ways: AsyncIterator[Way],
+        *,
+        relays: bool = False,
+        other: str = "",
+    ) -> None:
+        self._outbound = outbound
+        self._request = request
+        self._ways = ways
+        self._relays = relays
+        self._other = other
+        self._way: Way | None = None
+        self._signing: Signing | None = None
+        self._refusals = 0
+
+    async def next(self, last: Response | None) -> Attempt | None:
+        """See Route. Raises NotLocated where there is no way, Refused where the request may not go out."""
+        again = None
+        if last is not None and self._way is not None and self._signing is not None:
+            again = retry_after(last.status, self._signing, self._refusals)
+            if last.status in (436, 437):
+                self.log.error(
+                    "{domain} answered {status} {reason}: our certificate's URL or authority is at fault",
+                    domain=self._way.hop.domain,
+                    status=last.status,
+                    reason=last.reason,
+                )
+        if again is not None and self._way is not None:
+            self._refusals += 1
+            return await self._try(self._way, again)
+        if last is not None and last.status != 503:
+            return None
+        if self._way is not None:
+            self._outbound.dead.mark(self._way.hop, self._outbound.now(), _retry_seconds(last))
+        try:
+            async for way in self._ways:
+                try:
+                    return await self._try(way, None)
+                except Unreachable:
+                    continue
+        except NoRoute as error:
+            if self._way is None:
+                self._outbound.counters[f"route_{error.status}"] += 1
+                self.log.info("not sent: {detail}", detail=error.detail)
+                raise NotLocated(error.status, error.reason) from None
+        return None
+
+    async def _try(self, way: Way, signing: Signing | None) -> Attempt:
+        outbound = self._outbound
+        own_domain = self._own_domain()
+        flow = await outbound.connect(way.hop, own_domain)
+        request = self._request.copy()
+        if way.candidate is not None and str(way.candidate.uri) != request.uri_text:
+            request.set_uri(str(way.candidate.uri))
+        # What nodes of one overlay tell each other about the caller ends here (RFC 3325 section 7).
+        request.remove("p-asserted-identity")
+        self._way = way
+        self._signing = signing or self._first_signing(request, way)
+        peering = outbound.peering()
+        sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
+        return Attempt(flow, request)
+
+    def _own_domain(self) -> str:
+        """In whose name it goes out. Raises Refused."""
+        request, peering = self._request, self._outbound.peering()
+        domain = from_domain(request)
+        if self._relays:
+            through = peering.policy.goes_through(domain)
+            ours = [each for each in through if each in peering.own.domains]
+            if not ours:
+                raise Refused(404, why="relay")
+            return ours[0]
+        if request.to_tag is not None:
+            # In the backwards direction From is the peer's: then the To names who of us speaks (seed 4.1.7).
+            to = request.to.uri
+            names = [domain, normal_domain(to.host) if isinstance(to, SipUri) else "", *peering.own.domains]
+            return next(name for name in names if name in peering.own.domains)
+        return check_from(request, peering.own.domains)
+
+    def _first_signing(self, request: Request, way: Way) -> Signing:
+        settings = self._outbound.peering().policy.settings(way.hop.domain)
+        asserted = not self._relays
+        origid = _uuid(self._outbound.random) if settings.shaken else ""
+        return Signing.towards(settings, attestation(asserted, asserted), origid)
+
+
+def _uuid(random: Any) -> str:
+    digits = f"{random.getrandbits(128):032x}"
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-a{digits[17:20]}-{digits[20:]}"
+
+
+def _retry_seconds(last: Response | None) -> float | None:
+    text = "" if last is None else (last.get("retry-after") or "").split(";")[0].split("(")[0].strip()
+    return float(text) if text.isascii() and text.isdigit() and len(text) < 6 else None

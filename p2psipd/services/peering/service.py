@@ -1,0 +1,140 @@
+"""Direct peering as one service: the policy in force and its reload, our certificates, what an operator asks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.logger import Logger
+
+from p2psipd.config.peering import Peering
+from p2psipd.net.certificate_fetch import CertificateFetcher
+from p2psipd.net.certificate_server import CertificateServer
+from p2psipd.net.peer_tls import PeerTls
+from p2psipd.net.sip_transports import Limits
+from p2psipd.proto.dns import Ask
+from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.replay import ReplayCache
+from p2psipd.proto.peering.verification import IdentityVerifier
+from p2psipd.proto.sip.flow import Address
+from p2psipd.proto.sip.locating import Query, Target
+from p2psipd.proto.sip.shared_secret import SharedSecret
+from p2psipd.services.peering.connections import PeerConnections
+from p2psipd.services.peering.edge import PeeringEdge
+from p2psipd.services.peering.explain import explain
+from p2psipd.services.peering.outbound import Outbound
+
+Find = Callable[[Query], Awaitable[Sequence[Target] | None]]
+
+
+class PeeringService(Service):
+    """One edge. `edge` goes to the SIP service; `emergency` and `outbound` are the locator's first and last step.
+
+    `peering` is the policy, `domains` our SIP domains, `find_home` the step that finds users, `announce` makes this
+    edge known in the overlay, `now` is monotonic and `wall` unix seconds.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        peering: Peering,
+        *,
+        domains: Sequence[str],
+        listen: Sequence[Address],
+        limits: Limits,
+        ask: Ask,
+        addresses: Callable[[str], Awaitable[list[str]]],
+        secrets: SharedSecret,
+        random: Any,
+        wall: Callable[[], float],
+        find_home: Find,
+        announce: Callable[[], None],
+    ) -> None:
+        self.setName("peering")  # type: ignore[no-untyped-call]
+        self.counters: Counter[str] = Counter()
+        self._peering = peering
+        self._announce = announce
+        ours = frozenset(domains)
+        self._tls = PeerTls(peering.policy, peering.own, wall)
+        self._connections = PeerConnections(reactor, self._tls, limits)
+        self._fetcher = CertificateFetcher(
+            reactor,
+            addresses,
+            roots=peering.policy.default.anchors.roots,
+            private_networks=peering.file.identity.networks,
+        )
+        self._server = CertificateServer(reactor, peering.file.identity.url or "", peering.own)
+        self.outbound = Outbound(
+            self.peering,
+            ours,
+            ask,
+            self._connections,
+            random,
+            now=reactor.seconds,
+            wall=wall,
+            find_home=find_home,
+            counters=self.counters,
+        )
+        self.edge = PeeringEdge(
+            self.peering,
+            self._connections,
+            self.outbound,
+            IdentityVerifier(self._fetcher.fetch, ReplayCache()),
+            Crossings(secrets),
+            ours,
+            listen,
+            self.counters,
+        )
+
+    def peering(self) -> Peering:
+        """The policy in force."""
+        return self._peering
+
+    @property
+    def emergency(self) -> Find:
+        """The step before all others."""
+        return self.outbound.emergency
+
+    def startService(self) -> None:
+        """Serve our certificates, and be found by the other nodes. The SIP service has started the edge."""
+        super().startService()  # type: ignore[no-untyped-call]
+        self._server.listen(self._peering.file.identity.listen)
+        for warning in self._peering.warnings:
+            self.log.warn("{warning}", warning=warning)
+        self._announce()
+
+    def stopService(self) -> Any:
+        """Stop serving."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return self._server.stop()
+
+    def reload(self, peering: Peering) -> None:
+        """Use a new policy from the next request on, on open connections, too."""
+        self._peering = peering
+        self._tls.update(peering.policy, peering.own)
+        self._server.update(peering.own)
+        for warning in peering.warnings:
+            self.log.warn("{warning}", warning=warning)
+
+    # ---- what the operator asks ----------------------------------------------------------------------------
+
+    async def explain(self, target: str, sender: str) -> list[dict[str, Any]]:
+        """The steps that a call would take."""
+        return await explain(self.outbound, target, sender)
+
+    def refusals(self) -> dict[str, Any]:
+        """What was refused: counts by reason, and the last ones."""
+        counts = {name: count for name, count in sorted(self.counters.items()) if name != "admitted"}
+        return {"admitted": self.counters["admitted"], "counts": counts, "last": list(self.edge.refusals)}
+
+    def statistics(self) -> dict[str, int]:
+        """Counters, and how many connections are open."""
+        return {
+            **self.counters,
+            **{f"connections_{name}": count for name, count in self._connections.counters.items()},
+            "connections_open": len(self._connections),
+        }
