@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,9 +63,10 @@ class UdpListener(DatagramProtocol):
     """One UDP socket. `receive(flow, data)` is called for each datagram that may be SIP.
 
     `number` tells listeners of one node apart; `sent_by` goes into our Via. `admit(host)` is asked before anything
-    is read of a datagram. `lost` counts datagrams that the kernel would not take, `refused` those not admitted,
-    `keep_alives` what was too short to be a message (RFC 5626 section 3.5: answered by nobody over UDP), `bindings`
-    STUN Binding requests, which are answered (section 3.5.2), `other` the rest of what begins like STUN.
+    is read of a datagram. `counters` counts datagrams that the kernel would not take ("datagrams_lost"), those not
+    admitted ("datagrams_refused"), what was too short to be a message ("datagrams_short": keep-alives, answered by
+    nobody over UDP, RFC 5626 section 3.5), STUN Binding requests, which are answered ("stun_bindings", section 3.5.2),
+    and the rest of what begins like STUN ("datagrams_other").
     """
 
     noisy = False
@@ -75,16 +77,13 @@ class UdpListener(DatagramProtocol):
         receive: Callable[[Flow, bytes], None],
         sent_by_host: str = "",
         admit: Callable[[str], bool] = everybody,
+        counters: Counter[str] | None = None,
     ) -> None:
+        self.counters: Counter[str] = Counter() if counters is None else counters
         self.number = number
         self.local: Address = ("", 0)
         self.sent_by: Address = ("", 0)
         self.open = False
-        self.lost = 0
-        self.refused = 0
-        self.keep_alives = 0
-        self.bindings = 0
-        self.other = 0
         self._receive = receive
         self._admit = admit
         self._sent_by_host = sent_by_host
@@ -130,9 +129,9 @@ class UdpListener(DatagramProtocol):
     def datagramReceived(self, datagram: bytes, addr: Any) -> None:
         """One datagram: a message, a keep-alive, or something else."""
         if not self._admit(addr[0]):
-            self.refused += 1
+            self.counters["datagrams_refused"] += 1
         elif len(datagram) < _SHORTEST:
-            self.keep_alives += 1
+            self.counters["datagrams_short"] += 1
         elif datagram[0] < 4:
             self._not_sip(datagram, (addr[0], addr[1]))
         else:
@@ -142,9 +141,9 @@ class UdpListener(DatagramProtocol):
     def _not_sip(self, datagram: bytes, remote: Address) -> None:
         answer = binding_response(datagram, remote)
         if answer is None:
-            self.other += 1
+            self.counters["datagrams_other"] += 1
         else:
-            self.bindings += 1
+            self.counters["stun_bindings"] += 1
             self.send(answer, remote)
 
     def send(self, data: bytes, remote: Address) -> None:
@@ -156,11 +155,11 @@ class UdpListener(DatagramProtocol):
         except OSError:
             # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all
             # of them.
-            self.lost += 1
+            self.counters["datagrams_lost"] += 1
 
     def connectionRefused(self) -> None:
         """Only connected sockets hear of it."""
-        self.lost += 1
+        self.counters["datagrams_lost"] += 1
 
 
 __all__ = ["RECEIVE_BUFFER", "CannotListenError", "UdpFlow", "UdpListener", "everybody"]

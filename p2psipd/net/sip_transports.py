@@ -141,7 +141,7 @@ class SipTransports:
 
     def listen_udp(self, address: Address) -> Address:
         """Listen for datagrams; the address really bound. Raises twisted's CannotListenError."""
-        listener = UdpListener(len(self.udp), self._datagram, self._public_host, self._admit)
+        listener = UdpListener(len(self.udp), self._datagram, self._public_host, self._admit, self.counters)
         self._ports.append(listener.listen(self.clock, address))
         self.udp.append(listener)
         self.listening.append(("UDP", listener.local))

@@ -96,7 +96,7 @@ class AddressTests(TransportsCase):
             port: Any = reactor.listenUDP(0, remote, interface="127.0.250.9")
             for data in (OPTIONS, STUN, b"\xff" * 100):
                 remote.transport.write(data, address)
-            await until(lambda: transports.udp[0].refused == 3)
+            await until(lambda: transports.counters["datagrams_refused"] == 3)
             with socket.create_connection(tcp, 2, ("127.0.250.9", 0)) as refused:
                 await until(lambda: transports.counters["refused_admission"])
                 self.assertEqual(await deferToThread(refused.recv, 1), b"")
@@ -121,7 +121,7 @@ class AddressTests(TransportsCase):
             (answer,) = remote.data
             self.assertEqual(answer[:2] + answer[8:20], b"\1\1" + STUN[8:])
             self.assertEqual(int.from_bytes(answer[26:28], "big") ^ 0x2112, port.getHost().port)
-            self.assertEqual(transports.udp[0].bindings, 1)
+            self.assertEqual(transports.counters["stun_bindings"], 1)
             await port.stopListening()
 
         return Deferred.fromCoroutine(scenario())
