@@ -22,8 +22,12 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from p2psipd.net import certificate_fetch
 from p2psipd.net.certificate_fetch import CertificateFetcher, ServedCertificates
+from p2psipd.net.certificate_server import CertificateServer
+from p2psipd.net.peer_tls import PeerTls
 from p2psipd.proto.identity.chain import read_chain
-from p2psipd.proto.peering.own_certificates import OwnCertificates
+from p2psipd.proto.identity.policy import TrustAnchors
+from p2psipd.proto.peering.own_certificates import OwnCertificates, served_name
+from p2psipd.proto.peering.peers import PeeringPolicy, PeerSettings
 from p2psipd.proto.peering.verification import CertificateUnavailable
 from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key, pem
 from tests.proto.peering.peering_world import KINDS, own_certificate
@@ -244,6 +248,30 @@ class ServedTests(TestCase):
         clock.advance(3601)
         with pytest.raises(CertificateUnavailable):
             await get(f"/identity/{names[0]}.cer")
+
+
+class ServerTests(TestCase):
+    """The listeners, plain and over TLS."""
+
+    timeout = 20
+
+    async def test_https_shows_the_certificate_of_the_named_domain(self) -> None:
+        """One listener, two domains: the fetcher, which verifies, gets the certificate from both."""
+        pairs = [(KINDS[1], ("a.test",)), (KINDS[1], ("c.test",))]
+        own = OwnCertificates([own_certificate(kind, domains, ca=CA) for kind, domains in pairs])
+        policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([CA.der])))
+        for scheme in ("https", "http"):
+            server = CertificateServer(reactor, f"{scheme}://{{domain}}/x", own, PeerTls(policy, own, time.time))
+            ((_, port),) = server.listen([(HOST, 0)])
+            self.addCleanup(server.stop)
+
+            async def addresses(host: str) -> list[str]:
+                return [HOST]
+
+            fetcher = CertificateFetcher(reactor, addresses, roots=[CA.der], private_networks=[LOOPBACK])
+            for one, host in zip(own.certificates, ("a.test", "c.test"), strict=True):
+                url = f"{scheme}://{host}:{port}/x/{served_name(one, KINDS[1])}"
+                assert list(await fetcher.fetch(url)) == list(one.chain)
 
 
 def test_chains_are_bounded() -> None:

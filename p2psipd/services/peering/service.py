@@ -67,7 +67,7 @@ class PeeringService(Service):
             roots=peering.policy.default.anchors.roots,
             private_networks=peering.file.identity.networks,
         )
-        self._server = CertificateServer(reactor, peering.file.identity.url or "", peering.own)
+        self._server = CertificateServer(reactor, peering.file.identity.url or "", peering.own, self._tls)
         self.outbound = Outbound(
             self.peering,
             ours,
