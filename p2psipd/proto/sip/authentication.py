@@ -269,6 +269,17 @@ class Gatekeeper:
 
         401 before anything is looked up; 404 for a domain that is not served.
         """
+        user = self._registrant(flow, request)
+        await self._demand(flow, request, user, wall, proxy=False)
+        return user
+
+    def challenge_registrant(self, flow: Any, request: Request, wall: float) -> Refused:
+        """The 401 to a REGISTER that presents nothing. Raises Refused for one that proof would not help."""
+        realm = self._registrant(flow, request).host
+        headers = self._digest.challenge(request, realm, wall, proxy=False, source=flow.remote[0])
+        return Refused(401, headers=headers, why="challenged")
+
+    def _registrant(self, flow: Any, request: Request) -> SipUri:
         if flow.peer is not None:
             raise Refused(403, why="refused_assertion")
         if not isinstance(request.to.uri, SipUri):
@@ -279,7 +290,6 @@ class Gatekeeper:
             self._identity(request.uri)
         except Refused:
             raise Refused(404, "Not a Domain of Ours", why="refused_domain") from None
-        await self._demand(flow, request, user, wall, proxy=False)
         return user
 
     async def must_exist(self, uri: Uri) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
+from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 from typing import Any
 
@@ -27,6 +28,7 @@ from p2psipd.proto.sip.transaction_items import (
     MessageRejected,
     Output,
     RandomSource,
+    Refusal,
     RequestReceived,
     ResponseReceived,
     SendMessage,
@@ -49,6 +51,7 @@ __all__ = [
     "MessageRejected",
     "Output",
     "RandomSource",
+    "Refusal",
     "RequestReceived",
     "ResponseReceived",
     "SendMessage",
@@ -143,10 +146,21 @@ class TransactionLayer:
     them.  `shedding` (0 to 1) is the part of new requests outside of dialogs that is refused by a 503 for which no
     transaction is made.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an
     ACK): SipError.
+
+    `refuse` is asked about each new request but INVITE, ACK and CANCEL before a transaction is made for it: what it
+    refuses is answered and forgotten (RFC 3261 section 8.2.7).
     """
 
-    def __init__(self, random: RandomSource, timers: Timers = Timers(), limits: Limits = Limits()) -> None:
+    def __init__(
+        self,
+        random: RandomSource,
+        timers: Timers = Timers(),
+        limits: Limits = Limits(),
+        refuse: Callable[[Flow, Request], Refusal | None] | None = None,
+    ) -> None:
         self.shedding = 0.0
+        self._refuse = refuse
+        self._tag_key = random.getrandbits(128).to_bytes(16, "big")
         self._to_shed = 0.0
         self._random = random
         self._timers = timers
@@ -357,8 +371,21 @@ class TransactionLayer:
                 self._send(server, server.data)
         elif self.open_count >= self._limits.open or (self.shedding and self._is_shed(request)):
             self._reject(flow, SipError("Service Unavailable", status=503, request=request))
-        else:
+        elif self._refuse is None or method in _NEVER_STATELESS or not self._refused(flow, request, self._refuse):
             self._start_server(flow, request, index, now)
+
+    def _refused(
+        self, flow: Flow, request: Request, refuse: Callable[[Flow, Request], Refusal | None]
+    ) -> bool:
+        refusal = refuse(flow, request)
+        if refusal is None:
+            return False
+        via = request.set_via_received(*flow.remote)
+        # The same tag for each copy of the request, without remembering any.
+        tag = blake2b(str(via).encode("utf-8", "replace"), key=self._tag_key, digest_size=8).hexdigest()
+        answer = make_response(request, refusal.status, refusal.reason or None, tag, refusal.headers)
+        self._out.append(SendMessage(_flow_back(flow, via), answer.encode()))
+        return True
 
     def _is_shed(self, request: Request) -> bool:
         if request.method not in _SHED or request.to_tag is not None:
@@ -635,6 +662,8 @@ class TransactionLayer:
         if not (isinstance(transaction, _Server) and transaction.invite):
             self._end(transaction)
 
+
+_NEVER_STATELESS = frozenset({"INVITE", "CANCEL"})
 
 # A server transaction is found by branch, sent-by and method; RFC 2543's by more (RFC 3261 section 17.2.3).
 _NEW_INDEX = 4

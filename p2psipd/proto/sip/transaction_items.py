@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple, Protocol
 
 from p2psipd.proto.sip.errors import SipError
@@ -15,6 +15,25 @@ class RandomSource(Protocol):
 
     def getrandbits(self, k: int, /) -> int:
         """An integer of `k` random bits."""
+        ...
+
+
+class Refusal(Protocol):
+    """Why a request is refused before there is a transaction: what its answer is made of."""
+
+    @property
+    def status(self) -> int:
+        """The status code."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """The reason phrase; "" is the RFC's."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, str]]:
+        """Further header lines."""
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 
@@ -602,3 +603,28 @@ def test_replayable() -> None:
     """The same seed gives the same octets."""
     make: Callable[[], bytes] = lambda: only_send(Bench().put(SendRequest(UDP, new_request("OPTIONS", None), 1))).data  # noqa: E731
     assert make() == make()
+
+
+class Unproved(NamedTuple):
+    """What a refusal is made of."""
+
+    status: int = 401
+    reason: str = ""
+    headers: tuple[tuple[str, str], ...] = (("WWW-Authenticate", 'Digest realm="x"'),)
+
+
+def test_refused_without_a_transaction() -> None:
+    """RFC 3261 section 8.2.7: what is refused at the door leaves nothing behind, and each copy gets the same To tag."""
+    layer = TransactionLayer(random.Random(1), refuse=lambda flow, request: Unproved())
+    answers = []
+    for now in (0.0, 0.5):
+        (sent,) = layer.receive(MessageReceived(UDP, new_request("REGISTER")), now)
+        assert isinstance(sent, SendMessage) and sent.transaction is None
+        answers.append(parse_message(sent.data))
+    first, again = answers
+    assert isinstance(first, Response) and first.status == 401 and first.to_tag and first.has("www-authenticate")
+    assert first.encode() == again.encode() and layer.open_count == layer.lingering_count == 0
+    assert layer.next_timer() is None
+    for method in ("INVITE", "CANCEL"):
+        outputs = layer.receive(MessageReceived(UDP, new_request(method, f"z9hG4bK{method}")), 1.0)
+        assert isinstance(outputs[-1], RequestReceived)
