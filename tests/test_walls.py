@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PLANTED = {
     "proto/sip/planted.py": ("import time\n", "roll no dice"),
     "proto/reload/planted.py": ("from p2psipd.proto.sip import uri\n", "cores do not know each other"),
+    "proto/peering/planted.py": ("from p2psipd.proto.reload import ids\n", "knows no overlay"),
     "net/planted.py": ("from p2psipd.services import sip\n", "point down only"),
     "services/planted.py": ("from p2psipd.services import sip\n", "meet only in app.py"),
     "sim/planted.py": ("from twisted.internet import task\n", "virtual time alone"),
