@@ -245,7 +245,7 @@ def substitute(expression: str, subject: str) -> str | None:
     return "".join([piece if isinstance(piece, str) else match.group(piece) or "" for piece in pieces])
 
 
-@lru_cache(512)
+@lru_cache(64)
 def _compile(expression: str) -> tuple[Any, tuple[str | int, ...]] | None:
     """The pattern, and the replacement as texts and numbers of groups."""
     parts = _split(expression)
@@ -258,7 +258,7 @@ def _compile(expression: str) -> tuple[Any, tuple[str | int, ...]] | None:
     options.perl_classes = True
     options.case_sensitive = flags != "i"
     options.log_errors = False
-    options.max_mem = 1 << 18
+    options.max_mem = 1 << 17
     try:
         pattern = re2.compile(ere, options)
     except (re2.error, ValueError):

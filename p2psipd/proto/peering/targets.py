@@ -36,8 +36,10 @@ __all__ = [
 _SOS: Final = re.compile(r"urn:service:sos(\.[a-z0-9.-]+)?", re.IGNORECASE)
 #: What a user part looks like that was dialled and not spelt.
 _DIALLED: Final = re.compile(r"\+?[0-9*#().-]+")
-#: Of a number's parameters those that go on with it; the others end here (RFC 3966 section 3).
+#: Of a number's parameters those that go on with it; the others end here (RFC 3966 section 3). Their values become
+#: part of a user part, so that only what is harmless there is kept.
 _KEPT: Final = ("ext", "isub")
+_KEPT_VALUE: Final = re.compile(r"[0-9A-Za-z.()*-]{1,32}")
 
 
 class Place(Enum):
@@ -125,7 +127,11 @@ def _dialled(uri: SipUri | TelUri, user: str, parameters: Parameters, rules: Tar
         return Analysis(Place.EMERGENCY, uri)
     if kind is not Kind.GLOBAL:
         return None
-    kept = [(name, value) for name, value in parameters if name.lower() in _KEPT]
+    kept = [
+        (name, value)
+        for name, value in parameters
+        if name.lower() in _KEPT and value is not None and _KEPT_VALUE.fullmatch(value)
+    ]
     return Analysis(Place.NUMBER, uri, number, f"{number}{Parameters(kept)}")
 
 

@@ -176,6 +176,9 @@ def test_peering_010_tel_uris() -> None:
     """A tel: URI is its number; ;ext and ;isub are not looked up, but stay with the number."""
     found = analyse(parse_uri("tel:+12125551212;ext=42;isub=7;cic=1"), AMERICAN)
     assert (found.number, found.subscriber) == ("+12125551212", "+12125551212;ext=42;isub=7")
+    for harmful in ("ext=1:2", "ext=[1]", "ext", "isub=%40evil.test", "isub=" + "9" * 99, "isub=a/b"):
+        found = analyse(parse_uri(f"tel:+12125551212;{harmful}"), AMERICAN)
+        assert found.subscriber == "+12125551212"
     found = analyse(parse_uri("sip:+12125551212;ext=42@a.test;user=phone"), AMERICAN)
     assert (found.number, found.subscriber) == ("+12125551212", "+12125551212;ext=42")
 
