@@ -171,8 +171,9 @@ def _local_address(server: str) -> str:
     if server.startswith("127.") or server == "localhost":
         return "127.0.0.1"
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((server, 5060))
+        family, *_, address = socket.getaddrinfo(server, 5060, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
             return str(probe.getsockname()[0])
     except OSError as error:
         raise click.BadParameter(f"{server}: {error}") from error
