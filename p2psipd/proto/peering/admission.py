@@ -1,9 +1,9 @@
 """May this request of a peer come in?  The receiving side's checks in the order of their cost.
 
-Whom the TLS connection belongs to is known (``PeeringPolicy.client``).  Then, for each request: is the peer
-authorised, is the request for us, is its Route ours, may this peer send in the name of this From, and last, since
-it can cost a fetch and a signature, its Identity.  Every answer is a record of the decision for the log, counted
-by ``step``.
+Whom the TLS connection belongs to is known (``PeeringPolicy.client``).  Then, for each request: does that still
+hold, is the peer authorised, is the request for us, is its Route ours, may this peer send in the name of this
+From, and last, since it can cost a fetch and a signature, its Identity.  Every answer is a record of the decision
+for the log, counted by ``step``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from p2psipd.proto.identity.policy import normal_domain
+from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
 from p2psipd.proto.peering.identity import from_domain
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, Decision, PeerIdentity, PeeringPolicy
 from p2psipd.proto.peering.verification import IdentityVerifier, Verification
@@ -29,9 +29,10 @@ _UNSIGNED: Final = frozenset({"ACK", "CANCEL"})
 class Admission(NamedTuple):
     """What was decided about one request.
 
-    ``status`` and ``reason`` answer it (an ACK is dropped instead); 0 lets it in.  ``step`` is what refused it:
-    "deny", "none" (no rule for this peer), "request-uri", "route", "from", or a step of the verification.
-    ``decision`` says why the peer is authorised or not, ``verification`` what its Identity is worth.
+    ``status`` and ``reason`` answer it (an ACK is dropped instead); 0 lets it in.  ``step`` is what refused it: a
+    step of the certificate's check, "deny", "none" (no rule for this peer), "request-uri", "route", "from", or a
+    step of the verification.  ``decision`` says why the peer is authorised or not, ``verification`` what its
+    Identity is worth.
     """
 
     status: int
@@ -66,6 +67,11 @@ async def admit(
     ``serves(domain)`` says whether a domain is ours, ``owns(uri)`` whether a Route value is one that we (or
     another edge of ours) recorded.  A request that is let in with an Identity is remembered against replay.
     """
+    try:
+        peer = policy.again(peer, wall)
+    except CertificateRefused as refused:
+        decision = Decision(False, refused.step.value, refused.domain, refused.authority)
+        return Admission(*UNSUPPORTED_PEER, decision.step, decision)
     decision = policy.authorise(peer)
     if not decision.allowed:
         return Admission(*UNSUPPORTED_PEER, decision.step, decision)
@@ -73,8 +79,8 @@ async def admit(
     inside = request.to_tag is not None
     if request.method == "CANCEL":
         return Admission(0, "", "", decision, domain)
-    if refused := _misrouted(request, inside, serves, owns):
-        return Admission(*refused, decision, domain)
+    if misrouted := _misrouted(request, inside, serves, owns):
+        return Admission(*misrouted, decision, domain)
     if not inside and not policy.may_send_from(peer, domain):
         return Admission(*UNSUPPORTED_PEER, "from", decision, domain)
     if request.method in _UNSIGNED:

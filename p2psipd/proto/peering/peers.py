@@ -74,11 +74,13 @@ class PeerSettings(NamedTuple):
 
 class PeerIdentity(NamedTuple):
     """Who is at the other end of a TLS connection, as its certificate proves: the domains that it speaks for
-    and who vouched for each of them.
+    and who vouched for each of them. ``chain`` (DER) and ``dialled`` let a later policy judge it again.
     """
 
     certificate: DomainCertificate
     authorities: Mapping[str, Authority]
+    chain: tuple[bytes, ...] = ()
+    dialled: bool = False
 
     @property
     def domains(self) -> frozenset[str]:
@@ -175,6 +177,13 @@ class PeeringPolicy:
             raise _not_named(checked.certificate, wanted)
         return self._identity(chain, wall, Usage.SERVER)
 
+    def again(self, peer: PeerIdentity, wall: float) -> PeerIdentity:
+        """Whom the certificate of an open connection speaks for by this policy, at this time; a few microseconds.
+
+        A connection outlives certificates, revocation lists and policies.  Raises CertificateRefused.
+        """
+        return self._identity(peer.chain, wall, Usage.SERVER if peer.dialled else None)
+
     def signer(
         self, domain: str, chain: Sequence[bytes], wall: float, *, by_number: bool = False
     ) -> CheckedCertificate:
@@ -210,7 +219,7 @@ class PeeringPolicy:
             else:
                 found[name] = result.authority
         if found:
-            return PeerIdentity(certificate, found)
+            return PeerIdentity(certificate, found, tuple(chain), usage is Usage.SERVER)
         if refusal is None:
             self.default.anchors.check(chain, wall, usage or self.default.client_usage)
             raise CertificateRefused(Step.DOMAIN, "no SIP identity in it", "", certificate.issuer)

@@ -15,6 +15,7 @@ from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.message import Request, parse_message
 from tests.proto.identity.domain_certificates import (
     CLIENT_AUTH,
+    DAY,
     SERVER_AUTH,
     WALL,
     TestAuthority,
@@ -148,6 +149,27 @@ def test_peering_072_a_new_policy_holds_for_the_next_request() -> None:
     world.policy = PeeringPolicy(world.settings)
     again = world.admit(world.sign(request(CSeq="8 INVITE")))
     assert (again.status, again.reason) == (403, "Unsupported Peer")
+
+
+def test_peering_072_open_connections_outlive_nothing() -> None:
+    """A certificate that expires or is revoked while its connection is open is refused with the next request."""
+    world = World(*KINDS)
+    assert world.admit(world.sign(request())).status == 0
+    revoked = TrustAnchors([CA.der], crls=[CA.revocation_list(TLS_A)])
+    world.policy = PeeringPolicy(world.settings._replace(anchors=revoked), accept_domains=["a.test"])
+    answer = world.admit(world.sign(request(CSeq="8 INVITE")))
+    assert (answer.status, answer.reason, answer.step) == (403, "Unsupported Peer", "revoked")
+    world = World(settings=PeerSettings(required=False))
+    world.wall = WALL + 31 * DAY
+    assert world.admit(request()).step == "date"
+
+
+def test_a_server_that_sends_requests_is_judged_as_a_server() -> None:
+    """Over a connection that we opened the other side's certificate stays a server's."""
+    world = World(settings=PeerSettings(required=False))
+    web = CA.issue(dns("a.test"), usages=[SERVER_AUTH])
+    dialled = world.policy.server("a.test", [web], WALL)
+    assert world.admit(request(), dialled).status == 0
 
 
 def test_peering_030_the_deny_list_holds_for_targets() -> None:
