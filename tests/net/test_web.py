@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.internet.threads import deferToThread
+from twisted.logger import Logger
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
 
+from p2psipd.net.connections import Limits, StreamFlow
 from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.tls import ServerTls
-from p2psipd.net.web import DEAD_SECONDS, MAX_MESSAGE, QUIET_SECONDS
+from p2psipd.net.web import DEAD_SECONDS, MAX_MESSAGE, QUIET_SECONDS, SipWebSocket
 from p2psipd.proto.sip.message import make_response
 from tests.net.identities import node
 from tests.net.sip_remotes import HOST, OPTIONS, TransportsCase, until
@@ -256,3 +263,74 @@ class CurlTests(TransportsCase):
 
         reactor.suggestThreadPoolSize(2)
         return Deferred.fromCoroutine(scenario())
+
+
+class Owner:
+    """A table of one connection, without a socket."""
+
+    log = Logger()
+    greets = False
+    identify = None
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.limits = Limits()
+        self.counters: Counter[str] = Counter()
+        self.heard: list[Any] = []
+
+    def receive(self, flow: Any, message: Any) -> None:
+        self.heard.append(message)
+
+    def opened(self, connection: Any, remote: Any, local: Any) -> StreamFlow:
+        return StreamFlow("WS", remote, local, 1, local, connection)
+
+    def usable(self, flow: Any) -> None:
+        pass
+
+    def closed(self, connection: Any) -> None:
+        pass
+
+
+class Socket(StringTransportWithDisconnection):
+    """A transport in memory."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        pass
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        pass
+
+
+def web_connection() -> tuple[SipWebSocket, Socket, Owner]:
+    """A connection that has been accepted, its transport, and what stands for its table."""
+    owner, transport = Owner(), Socket()
+    connection = SipWebSocket(owner, 1, "WS", HOST)
+    transport.protocol = connection
+    connection.makeConnection(transport)
+    return connection, transport, owner
+
+
+@given(st.binary(max_size=200), st.integers(0, len(UPGRADE)), st.integers(0, 40))
+@settings(max_examples=300, deadline=None)
+def test_any_octets_instead_of_an_upgrade(noise: bytes, at: int, cut: int) -> None:
+    """Whatever stands in the place of a part of the upgrade request, the answer is HTTP or waits for more."""
+    connection, transport, _ = web_connection()
+    connection.dataReceived(UPGRADE[:at] + noise + UPGRADE[at + cut :])
+    assert transport.value() == b"" or transport.value().startswith(b"HTTP/1.1 ")
+
+
+@given(st.lists(st.binary(max_size=60), max_size=6), st.integers(0, 15), st.booleans(), st.integers(0, 80))
+@settings(max_examples=300, deadline=None)
+def test_any_octets_instead_of_frames(payloads: list[bytes], opcode: int, final: bool, cut: int) -> None:
+    """Whatever follows the upgrade, the connection goes on or ends with a close frame; messages stay messages."""
+    connection, transport, owner = web_connection()
+    connection.dataReceived(UPGRADE)
+    transport.clear()
+    octets = b""
+    for payload in payloads:
+        octets += bytes(((0x80 if final else 0) | opcode, 0x80 | len(payload), 0, 0, 0, 0)) + payload
+    connection.dataReceived(octets[:cut])
+    connection.dataReceived(octets[cut:])
+    assert not owner.heard
+    if connection.closing_since is not None:
+        assert b"\x88" in transport.value()
