@@ -83,11 +83,11 @@ class Program(ProcessProtocol):
         self._ended: list[Deferred[int]] = []
 
     @classmethod
-    def start(cls, test: TestCase, *command: str) -> Program:
-        """Start it; it is killed at the end of the test if it still runs."""
+    def start(cls, test: TestCase, *command: str, end: str = "KILL") -> Program:
+        """Start it; it gets the signal `end` at the end of the test if it still runs."""
         program = cls()
         reactor.spawnProcess(program, command[0], command, os.environ)
-        test.addCleanup(program.stop)
+        test.addCleanup(program.stop, end)
         return program
 
     def outReceived(self, data: bytes) -> None:
@@ -111,10 +111,10 @@ class Program(ProcessProtocol):
             self._ended.append(waiting)
         return waiting
 
-    def stop(self) -> Deferred[int]:
-        """Kill it, and wait until it is gone."""
+    def stop(self, end: str = "KILL") -> Deferred[int]:
+        """End it by a signal, and wait until it is gone."""
         if self.code is None and self.transport is not None:
-            self.transport.signalProcess("KILL")
+            self.transport.signalProcess(end)
         return self.ended()
 
 
