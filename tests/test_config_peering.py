@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from pydantic_core import PydanticUndefined
 
-from p2psipd.config import ConfigError
-from p2psipd.config.peering import Peering, read_peering, system_authorities
+from p2psipd.config import ConfigError, wording
+from p2psipd.config.peering import Peering, PeeringFile, read_peering, system_authorities
 from p2psipd.proto.identity.policy import SanMatch, Usage, fingerprint
 from p2psipd.proto.peering.own_certificates import CertificateUse
 from p2psipd.proto.peering.peers import IdentityKind
@@ -204,9 +208,7 @@ def test_numbers(tmp_path: Path) -> None:
     sources = peering.sources
     assert sources.private_roots == ("e164.a.test",) and sources.carrier_roots[0].root == "carriers.test"
     assert sources.routing_table is not None and sources.user_ranges is not None
-    assert [str(uri) for uri in sources.routing_table.find("+493012345")] == [
-        "sip:+493012345@carrier.test;user=phone"
-    ]
+    assert [str(uri) for uri in sources.routing_table.find("+493012345")] == ["sip:+493012345@carrier.test;user=phone"]
 
 
 def test_faults_of_numbers(tmp_path: Path) -> None:
@@ -217,3 +219,36 @@ def test_faults_of_numbers(tmp_path: Path) -> None:
     assert [fault.split(": ")[1] for fault in found] == ["emergency.target"]
     found = faults(tmp_path, FILE + NUMBERS.replace('"US"', '"Utopia"'))
     assert "number_plan.region" in found[0] and found[1].startswith("routes.txt:2: expected a SIP URI")
+
+
+# ---- the example -------------------------------------------------------------------------------------------
+
+EXAMPLE = Path(__file__).parents[1] / "etc" / "peering.toml"
+
+
+def test_the_example_shows_every_key_with_its_default() -> None:
+    """etc/peering.toml names every key there is; one that is commented out and has a default shows it."""
+    shown: dict[str, dict[str, tuple[bool, Any]]] = {}
+    for name, block in re.findall(r"^\[+(\w+)\]+\n(.*?)(?=^\[|\Z)", EXAMPLE.read_text(), re.M | re.S):
+        keys = re.findall(r"^(# )?(\w+) = (.+)$", block, re.M)
+        shown[name] = {key: (bool(hidden), tomllib.loads(f"v = {value}")["v"]) for hidden, key, value in keys}
+    sections = {name: wording._section_at((name,), PeeringFile) for name in PeeringFile.model_fields}
+    assert {name: set(keys) for name, keys in shown.items()} == {
+        name: set(section.model_fields) for name, section in sections.items() if section is not None
+    }
+    for name, keys in shown.items():
+        section = sections[name]
+        assert section is not None
+        for key, (hidden, value) in keys.items():
+            default = section.model_fields[key].default
+            if hidden and default not in (None, (), "", PydanticUndefined) and key != "prefixes":
+                assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key}"
+
+
+def test_the_example_is_a_good_policy(tmp_path: Path) -> None:
+    """With the certificate that it names, the example is read without a fault."""
+    (tmp_path / "overlay.example.pem").write_bytes(certificate_pem(CA.issue(dns("overlay.example"))))
+    (tmp_path / "overlay.example.key").write_bytes(pem(ec_key(1)))
+    (tmp_path / "peering.toml").write_text(EXAMPLE.read_text())
+    peering = read_peering(tmp_path / "peering.toml", WALL)
+    assert peering.own.domains == ("overlay.example",) and peering.policy.settings("x.test").required
