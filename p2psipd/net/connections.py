@@ -132,6 +132,7 @@ class SipConnection(Protocol):
         self.opened: Deferred[StreamFlow] | None = None
         self._owner = owner
         self._unread = 0
+        self._dropped = ""
         self._deadline: Any = None
         self._held: Any = None
         self._second = 0.0
@@ -296,6 +297,7 @@ class SipConnection(Protocol):
     def drop(self, reason: str, *, gently: bool = False) -> None:
         """Close, counting `reason`; gently lets queued bytes out first."""
         self._owner.counters[f"closed_{reason}"] += 1
+        self._dropped = reason
         self._owner.log.debug("connection of {host} closed: {reason}", host=self.host, reason=reason)
         transport: Any = self.transport
         if transport is None:
@@ -319,6 +321,8 @@ class SipConnection(Protocol):
             waiting, self.opened = self.opened, None
             # A refused certificate shows itself in TLS as no more than a lost connection.
             why = getattr(self.transport, "refusal", "") or reason.getErrorMessage()
+            if self._dropped == "handshake":
+                why = "its TLS handshake took too long"
             waiting.errback(Failure(Unreachable(f"{self.host}: {why}")))
         self._owner.closed(self)
 

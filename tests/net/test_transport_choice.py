@@ -330,6 +330,9 @@ class DomainTests(TransportsCase):
             stranger = self.make(tls_client=DomainTls())
             with pytest.raises(Unreachable, match="refused"):
                 await stranger.reach("TLS", *address)
+            hurried = self.make(tls_client=DomainTls(self.domains.root), handshake=0.05)
+            with pytest.raises(Unreachable, match="took too long"):
+                await hurried.reach("TLS", *self.make().listen_tcp((HOST, 0)))
             nobody = self.make()
             with pytest.raises(Unreachable, match="can't be dialled"):
                 await nobody.reach("TLS", *address)
