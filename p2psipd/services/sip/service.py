@@ -139,7 +139,7 @@ class SipService(Service):
         self._reactor = reactor
         self._clocks = Clocks(reactor, wall, self._clock_jumped)
         self._ladder = Ladder()
-        self._layer = TransactionLayer(random)
+        self._layer = TransactionLayer(random, refuse=self._unproved)
         self._driver = self._new_driver()
         secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
         self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
@@ -234,7 +234,8 @@ class SipService(Service):
         if settings.public_host:
             addresses |= {(settings.public_host, port) for _, port in addresses}
         addresses = addresses.union(*(edge.addresses for edge in self._edges.values()))
-        self._gate.home = self._forwarder.home = self._gate.home._replace(addresses=frozenset(addresses))
+        home = self._gate.home._replace(addresses=frozenset(addresses), borders=self._routing.is_border)
+        self._gate.home = self._forwarder.home = home
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
         self._load.start()
 
@@ -357,6 +358,10 @@ class SipService(Service):
     # ---- from and to the wire ------------------------------------------------------------------------------
 
     def _received(self, flow: Flow, message: Message) -> None:
+        if isinstance(message, Request) and message.method == "ACK":
+            # The ACK of a refusal goes no further than its transaction, and belongs into the ladder all the same.
+            with suppress(SipError):
+                self._note(flow, message)
         if not isinstance(message, Request) or not self._door.is_scanner(flow, message):
             self._driver.feed(MessageReceived(flow, message))
 
@@ -406,11 +411,15 @@ class SipService(Service):
         self.counters[method if method in _COUNTED else "other_method"] += 1
         if method == "INVITE" and request.to_tag is None:
             self._ladder.begin(request.call_id, request.from_.uri_text, request.uri_text, self._clocks.wall())
-        self._note(flow, request)
+        if method != "ACK":
+            self._note(flow, request)
         if flow.transport == "TLS" and peer_of(flow) is None:
             self._transports.alias(flow, request)
         if method == "ACK":
-            self._forwarder.acknowledge(flow, request)
+            if isinstance(peer_of(flow), DomainIdentity):
+                self._start(self._acknowledge_from_outside(flow, request))
+            else:
+                self._forwarder.acknowledge(flow, request)
         elif method == "CANCEL":
             self._forwarder.cancel(event)
         elif self._waiting >= _MAX_ROUTING:
@@ -460,6 +469,32 @@ class SipService(Service):
         elif peer is not None:
             self._gate.check_assertion(flow, request)
 
+    async def _acknowledge_from_outside(self, flow: Flow, request: Request) -> None:
+        """An ACK of another domain passes if its peer may send it; a refusal has no answer."""
+        try:
+            await self._judge(flow, request)
+        except SipError:
+            self.counters["ack_dropped"] += 1
+            return
+        self._forwarder.acknowledge(flow, request)
+
+    def _unproved(self, flow: Flow, request: Request) -> Refused | None:
+        """The answer to a REGISTER that presents nothing: no transaction is made for it (RFC 3261 section 8.2.7)."""
+        if request.method != "REGISTER" or request.has("authorization"):
+            return None
+        try:
+            validate(request, self._gate.home.addresses)
+            refused = self._gate.challenge_registrant(flow, request, self._clocks.wall())
+        except Refused as error:
+            refused = error
+        except SipError:
+            return None
+        self.counters["REGISTER"] += 1
+        self.counters[refused.why or "refused"] += 1
+        self.counters[f"answered_{refused.status}"] += 1
+        self._door.refused(flow, refused.why)
+        return refused
+
     async def _register(self, event: RequestReceived) -> None:
         """A REGISTER is answered here, and never forked (RFC 3261 section 10.3)."""
         request, flow = event.request, event.flow
@@ -503,6 +538,10 @@ class SipService(Service):
         request, flow = context.request, context.flow
         forwarder, home = self._forwarder, self._gate.home
         validate(request, home.addresses)
+        outside = isinstance(peer_of(flow), DomainIdentity)
+        if outside:
+            # Whether its Route is all ours is part of the judgement.
+            await self._judge(flow, request)
         context.tag = loop_tag(request) if request.to_tag is None else ""
         taken = take_routes(request, home)
         if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):
@@ -512,7 +551,8 @@ class SipService(Service):
             forwarder.answer(context, _capabilities(request))
             return
         redirected = self._redirected(uri, flow)
-        await self._judge(flow, request)
+        if not outside:
+            await self._judge(flow, request)
         if peer_of(flow) is None and (not redirected or self._settings.redirect_authenticates):
             await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)
@@ -554,14 +594,21 @@ class SipService(Service):
         One whose registrar has died comes to another one: what the dead one wrote is passed over.
         """
         request, flow = context.request, context.flow
+        targets: Sequence[Target]
         user = None if taken else self._routing.drop_routes(request)
         if not taken and user is None:
             return False
-        await self._judge(flow, request)
+        outside = isinstance(peer_of(flow), DomainIdentity)
+        if not outside:
+            await self._judge(flow, request)
         try:
-            if not taken and not request.has("route"):
+            crossing = self._routing.crossing(request, taken, flow)
+            if crossing is not None:
+                targets = await crossing
+            elif not taken and not request.has("route"):
                 raise FlowGone(user or "")
-            targets: Sequence[Target] = [self._routing.along_dialog(request, taken)]
+            else:
+                targets = [self._routing.along_dialog(request, taken, outside)]
         except FlowGone as gone:
             targets = await self._heirs(context, gone.user)
             if not targets:
