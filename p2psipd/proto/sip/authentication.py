@@ -27,7 +27,7 @@ from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.proxy import Home, Refused
 from p2psipd.proto.sip.shared_secret import SharedSecret
-from p2psipd.proto.sip.uri import SipUri, Uri
+from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 
 #: In the order of the challenge's lines (RFC 8760 section 2.4: most preferred first). MD5 leads because
 #: phones from before that RFC look at the first line alone and give up at a name that they do not know
@@ -157,16 +157,15 @@ def names_user(credentials: Credentials, uri: SipUri, domain: str) -> bool:
     return bool(user) and (compare_digest(given, user) or compare_digest(given, user + b"@" + domain.encode()))
 
 
-def may_assert(peer: NodeIdentity, uri: object, domains: frozenset[str]) -> bool:
+def may_assert(peer: NodeIdentity, uri: object) -> bool:
     """Whether a node may send a request in the name of `uri` (its From): the table of profile section 2.
 
-    A registrar may for any user of the served domains, a user's own node for its address of record alone.
+    A registrar may for anybody: it answers for the users of the served domains, and as an edge passes on what it
+    has admitted from other domains. A user's own node may for its address of record alone.
     """
-    if not isinstance(uri, SipUri):
-        return False
     if peer.registrar:
-        return uri.host in domains
-    return uri.aor == peer.user
+        return isinstance(uri, SipUri | TelUri)
+    return isinstance(uri, SipUri) and uri.aor == peer.user
 
 
 class Waiting(Protocol):
@@ -246,7 +245,7 @@ class Gatekeeper:
             return
         asserted = request.get("p-asserted-identity")
         uri = NameAddr.parse(asserted).uri if asserted else request.from_.uri
-        if not may_assert(peer, uri, self.home.domains):
+        if not may_assert(peer, uri):
             raise Refused(403, "Not Yours to Assert", why="refused_assertion")
 
     async def prove(self, flow: Any, request: Request, wall: float) -> None:

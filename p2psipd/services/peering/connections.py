@@ -117,9 +117,10 @@ class PeerConnections:
         if self._transports is None:
             raise Unreachable("this edge is not started")
         flow = await self._transports.dial("TLS", host, port, creator)
-        peer, own = self._peers.get(flow), own_of(flow.protocol.transport)
+        transport = flow.protocol.transport
+        peer, own = peer_of(transport), own_of(transport)
         if peer is None or own is None:
-            raise Unreachable(f"{domain}: the connection was lost at once")
+            raise Unreachable(f"{domain}: no certificate was shown")
         self._table.add(flow, (host, port), own, peer)
         for waiter in self._opening.pop(key, []):
             waiter.callback(flow)
