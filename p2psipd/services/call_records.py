@@ -96,8 +96,10 @@ class CallRecords(Service):
 
     @property
     def problem(self) -> str:
-        """What keeps records from being written, "" if nothing does."""
-        return self._file.fault if self._file is not None else ""
+        """What keeps records from being written, "" if nothing does and none was lost."""
+        if self._file is None or not self._file.lost:
+            return ""
+        return self._file.fault or f"{self._file.lost} were lost"
 
     def calls(self) -> list[dict[str, Any]]:
         """The last calls, those that have ended first, then the open ones; each in the order of its kind."""

@@ -481,10 +481,10 @@ def test_too_many_calls() -> None:
     steps=st.lists(
         st.tuples(
             st.sampled_from([ALICE, BOB]),
-            st.sampled_from(["dial", "answer", "reject", "hang up"]),
+            st.sampled_from(["dial", "answer", "reject", "hang up", "hold", "resume"]),
             st.sampled_from([0.0, 0.005, 0.015, 0.1, 1.0]),
         ),
-        max_size=8,
+        max_size=10,
     ),
 )
 def test_every_call_ends_on_both_sides(seed: int, steps: list[tuple[Address, str, float]]) -> None:
@@ -503,6 +503,9 @@ def test_every_call_ends_on_both_sides(seed: int, steps: list[tuple[Address, str
         elif what == "hang up":
             for call in [*range(1, dialled[who] + 1), *incoming]:
                 wire.feed(who, io.HangUp(call))
+        elif what in ("hold", "resume"):
+            for call in [*range(1, dialled[who] + 1), *incoming]:
+                wire.feed(who, io.Hold(call, what == "hold"))
         else:
             for call in incoming:
                 wire.feed(who, io.Answer(call, 4002) if what == "answer" else io.Reject(call))
