@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from p2psipd.net.tls import KeyLog, new_context
 from p2psipd.proto.identity.policy import CertificateRefused, Step, read_certificate
-from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
+from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import PeerIdentity, PeeringPolicy
 
 __all__ = ["NoOwnCertificate", "PeerTls", "own_of", "peer_of", "refusal_of"]
@@ -111,7 +111,7 @@ class PeerTls:
         contexts = {domain: certificate for domain in own.domains if (certificate := own.for_tls(domain)) is not None}
         if not contexts:
             raise NoOwnCertificate("no certificate of ours is for TLS")
-        made = {one.name: self._context(one, policy) for one in own.certificates if one.domains}
+        made = {one.name: self._context(one, policy) for one in own.certificates if CertificateUse.TLS in one.uses}
         self._policy, self._own, self._contexts, self._by_domain = policy, own, made, contexts
         self._public = self._shows(next(iter(contexts.values())))
         self._pinning = any(anchors.pins for anchors in policy.anchors)

@@ -55,7 +55,6 @@ _MAX_HEADER: Final = 16 * 1024
 _MAX_FINGERPRINTS: Final = 32
 _MAX_DESTINATIONS: Final = 64
 _HEADER: Final = re.compile(r"\s*+([A-Za-z0-9_\-]*+\.[A-Za-z0-9_\-]*+\.[A-Za-z0-9_\-]++)\s*+(;.*+)?+", re.DOTALL)
-_WHITE: Final = re.compile(r"[ \t\r\n]++")
 _NOT_NUMBER: Final = re.compile(r"[^0-9#*]++")
 _NUMBER_USER: Final = re.compile(r"\+?[0-9\-.()]++")
 _GLOBAL: Final = re.compile(r"[1-9][0-9]{6,14}")
@@ -257,9 +256,13 @@ def parse_identity_header(value: str) -> IdentityHeader:
     if bool(header) != bool(payload):
         raise IdentitySyntaxError("neither the full nor the compact form")
     parameters = read_parameters(match[2] or "")
-    info = _WHITE.sub("", parameters.get("info", ""))
     return IdentityHeader(
-        header, payload, signature, info, parameters.get("alg") or ALGORITHM, parameters.get("ppt", "").lower()
+        header,
+        payload,
+        signature,
+        parameters.get("info", ""),
+        parameters.get("alg") or ALGORITHM,
+        parameters.get("ppt", "").lower(),
     )
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_public_key,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
@@ -179,6 +185,36 @@ def test_any_header_value_raises_one_error(text: str) -> None:
         read_full_token(identity)
     except IdentitySyntaxError:
         return
+
+
+# RFC 8224 section 4.1.1, and the key of RFC 8225 appendix A.2 with which it was made.
+RFC_TOKEN = (
+    "eyJhbGciOiJFUzI1NiIsInR5cCI6InBhc3Nwb3J0IiwieDV1IjoiaHR0cHM6Ly9jZXJ0LmV4YW1wbGUub3JnL3Bhc3Nwb3J0LmNlciJ9."
+    "eyJkZXN0Ijp7InVyaSI6WyJzaXA6YWxpY2VAZXhhbXBsZS5jb20iXX0sImlhdCI6IjE0NDMyMDgzNDUiLCJvcmlnIjp7InRuIjoiMTIxNTU1"
+    "NTEyMTIifX0.rq3pjT1hoRwakEGjHCnWSwUnshd0-zJ6F1VOgFWSjHBr8Qjpjlk-cpFYpFYsojNCpTzO3QfPOlckGaS6hEck7w"
+    ";info=<https://biloxi.example.org/biloxi.cert>"
+)
+RFC_KEY = b"""-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE8HNbQd/TmvCKwPKHkMF9fScavGeH
+78YTU8qLS8I5HLHSSmlATLcslQMhNC/OhlWBYC626nIlo7XeebYS7Sb37g==
+-----END PUBLIC KEY-----
+"""
+
+
+def test_the_token_of_the_rfc_verifies() -> None:
+    """The full form printed in RFC 8224 verifies with the printed key, its iat written as a string; the
+    compact form does not, as that string cannot be made again.
+    """
+    header = parse_identity_header(RFC_TOKEN)
+    key = load_pem_public_key(RFC_KEY)
+    assert header.info == "https://biloxi.example.org/biloxi.cert"
+    assert verify_full(key, header)
+    token = read_full_token(header)
+    assert token.x5u == "https://cert.example.org/passport.cer"
+    assert token.claims == Claims(
+        Identifier("tn", "12155551212"), (Identifier("uri", "sip:alice@example.com"),), 1443208345
+    )
+    assert not verify_compact(key, header._replace(header="", payload="", info=token.x5u), token.claims)
 
 
 def test_joserfc_and_jwcrypto_agree() -> None:
