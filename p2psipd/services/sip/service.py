@@ -79,6 +79,11 @@ _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
 
+def _undated() -> float:
+    """In place of the wall clock, which the transaction layer has no use for."""
+    return 0.0
+
+
 class _Undated:
     """The transaction layer in the shape that the driver knows: it has no use for the wall clock."""
 
@@ -205,7 +210,7 @@ class SipService(Service):
             },
             self._reactor,
             name="sip",
-            wall=self._clocks.wall,
+            wall=_undated,
         )
 
     # ---- life ----------------------------------------------------------------------------------------------
