@@ -191,7 +191,7 @@ def stored_registrations(directory: Path, effort: Effort) -> Figures:
             return load.register(names, rate, calls, passwords=passwords, anew=True)
 
         run(20, 100)
-        return effort.sustained(run, 100, "stored registrations")
+        return effort.sustained(run, 200, "stored registrations")
     finally:
         lab.down()
 
@@ -205,12 +205,13 @@ def measure(directory: Path, effort: Effort, only: set[str]) -> dict[str, dict[s
     callee, _ = certificate(directory, CALLEE)
     cert, key = certificate(directory, OURS)
     tls = {"certificate": str(cert), "key": str(key), "authorities": str(callee), "node": CALLER}
+    redirecting = {"settings": {"redirect_domains": [DOMAIN], "redirect_authenticates": False}}
     plans: list[tuple[str, Callable[..., Figures], dict[str, Any], tuple[str, ...]]] = [
         ("registrations", registrations, {}, ()),
         ("proxy", proxy, {"node": CALLER}, ()),
         ("digest", proxy_digest, {}, ("WITH_AUTH",)),
         ("tls", proxy_tls, tls, ("WITH_TLS",)),
-        ("redirect", redirects, {"node": CALLER, "redirect": True}, ("WITH_REDIRECT",)),
+        ("redirect", redirects, redirecting, ("WITH_REDIRECT",)),
     ]
     for name, workload, options, defines in plans:
         if only and name not in only:

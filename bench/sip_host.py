@@ -146,6 +146,7 @@ def main(spec: dict[str, Any]) -> None:
     # As the node does: what lives as long as the process is no work for the collector.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
     stdio.StandardIO(UntilClosed())
     print("ready", flush=True)
     reactor.run()  # type: ignore[attr-defined]
