@@ -77,6 +77,7 @@ class NodeService(MultiService):
         self.overlay: OverlayService = node.service
         self.sip = sip.service if sip is not None else None
         self._records = sip.records if sip is not None else None
+        self._echo = sip.echo if sip is not None else None
         self._directory = sip.directory if sip is not None else None
         self._peering = sip.peering if sip is not None else None
         self.log = log
@@ -145,6 +146,8 @@ class NodeService(MultiService):
         if self.overlay.is_joined:
             if self._directory is not None:
                 await self._directory.stopService()
+            if self._echo is not None:
+                await self._echo.withdraw()
             self._logger.info("leaving the overlay, at most {seconds} s", seconds=seconds)
             self._leaving = Deferred.fromCoroutine(self.overlay.leave(seconds))
             left = await self._leaving

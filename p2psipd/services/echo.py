@@ -103,6 +103,7 @@ class EchoService(Service):
         self._calls: dict[int, tuple[RtpEcho, Any]] = {}
         self._ports = self._all_ports()
         self._publishing: Any = None
+        self._withdrawn = False
 
     # ---- life ----------------------------------------------------------------------------------------------
 
@@ -130,14 +131,13 @@ class EchoService(Service):
             self._reactor,
             name="echo",
         )
+        self._withdrawn = False
         self._publish_soon(0.0)
 
-    def stopService(self) -> Deferred[None]:
-        """Hang up, and have the user found here no more (as long as the overlay still listens)."""
+    def stopService(self) -> None:
+        """Hang up; whoever stops a whole node has `withdraw` done before it leaves the overlay."""
         super().stopService()  # type: ignore[no-untyped-call]
-        if self._publishing is not None:
-            self._publishing.cancel()
-            self._publishing = None
+        self._publish_no_more()
         if self._driver is not None:
             for call in list(self._calls):
                 self._driver.feed(io.HangUp(call))
@@ -145,7 +145,6 @@ class EchoService(Service):
             self._driver = None
         for call in list(self._calls):
             self._ended(io.CallEnded(call, "", 0))
-        return Deferred.fromCoroutine(self._withdraw())
 
     def statistics(self) -> dict[str, int]:
         """Calls open and answered, packets echoed and dropped."""
@@ -193,7 +192,7 @@ class EchoService(Service):
         )
 
     def _publish_soon(self, seconds: float) -> None:
-        if self.running:
+        if not self._withdrawn:
             self._publishing = self._reactor.callLater(seconds, self._publish_now)
 
     def _publish_now(self) -> None:
@@ -213,7 +212,15 @@ class EchoService(Service):
             pause = _RETRY
         self._publish_soon(pause)
 
-    async def _withdraw(self) -> None:
+    def _publish_no_more(self) -> None:
+        self._withdrawn = True
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+
+    async def withdraw(self) -> None:
+        """Have the user found here no more, while the overlay still listens; calls go on."""
+        self._publish_no_more()
         for aor in self._aors:
             try:
                 await self._location.write(aor, [], [self._binding(aor, self._wall() + LIFETIME)])

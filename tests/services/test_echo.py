@@ -134,7 +134,7 @@ class EchoTests(SynchronousTestCase):
 
     def test_it_is_found(self) -> None:
         """It is stored as an entry of its own node with the instance that all echo nodes share, anew at half its time,
-        sooner after a failure, and removed at the end."""
+        sooner after a failure, and removed before the node leaves."""
         self.location.away = True
         self.clock.advance(0)
         self.location.away = False
@@ -145,7 +145,8 @@ class EchoTests(SynchronousTestCase):
         self.assertEqual((binding.aor, binding.node_id, removed), ("sip:echo@o.example", NODE, []))
         self.assertTrue(binding.instance_id.startswith("urn:uuid:") and binding.reg_id)
         self.assertEqual(binding.expires_at, 5000.0 + LIFETIME)
-        self.echo.stopService()
+        with self.assertRaises(StopIteration):
+            self.echo.withdraw().send(None)
         self.assertEqual([each.key for each in self.location.writes[-1][1]], [binding.key])
 
     def test_the_step(self) -> None:
