@@ -25,6 +25,7 @@ OVERLAY_PORT = 6084
 SIP_PORT = 5060
 SIPS_PORT = 5061
 WSS_PORT = 5443
+WS_PORT = 5080
 NODE_SIP_PORT = 5062
 _BOOTSTRAP_PEERS = 3
 _ECHO_PEERS = 2
@@ -53,6 +54,7 @@ udp = ["{host}:{sip_port}"]
 tcp = ["{host}:{sip_port}"]
 tls = ["{host}:{sips_port}"]
 wss = ["{host}:{wss_port}"]
+ws = ["{host}:{ws_port}"]
 certificate = "../sip.pem"
 key = "../sip.key"
 node_listen = "{host}:{node_sip_port}"
@@ -137,6 +139,7 @@ class LabFiles:
             sip_port=SIP_PORT,
             sips_port=SIPS_PORT,
             wss_port=WSS_PORT,
+            ws_port=WS_PORT,
             node_sip_port=NODE_SIP_PORT,
         )
 

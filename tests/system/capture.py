@@ -29,12 +29,13 @@ _TCPDUMP = "tcpdump -i lo -n -U --immediate-mode -s 0 -B 32768 -Z root -w".split
 
 
 @contextmanager
-def capturing(file: Path, network: str) -> Iterator[None]:
-    """Write all overlay traffic of the lab network (127.0.x) to `file`; fails if the kernel lost a packet.
+def capturing(file: Path, network: str, port: int = OVERLAY_PORT) -> Iterator[None]:
+    """Write the traffic of a TCP port (that of the overlay) of the lab network (127.0.x) to `file`; fails if the kernel
+    lost a packet.
 
     The test is skipped where this user may not capture.
     """
-    command = [*_TCPDUMP, str(file), f"net {network}.0/24 and tcp port {OVERLAY_PORT}"]
+    command = [*_TCPDUMP, str(file), f"net {network}.0/24 and tcp port {port}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(120.0, process.kill)
         watchdog.start()

@@ -1,4 +1,6 @@
-"""Phones of other projects in a headless browser: SIP over secure WebSocket (RFC 7118) at two peers of the lab."""
+"""Phones of other projects in a headless browser: SIP over WebSocket (RFC 7118) at two peers of the lab, one over TLS,
+the other without, so that Wireshark can read it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
 
 from p2psipd.lab import Lab
-from p2psipd.lab_files import WSS_PORT
+from p2psipd.lab_files import WS_PORT, WSS_PORT
+
+from .capture import WARNING, capturing
 
 BROWSERS = Path(__file__).parent / "browsers"
 PAGE_HOST = "127.0.252.13"
@@ -40,24 +44,33 @@ def key_hash(certificate: Path) -> str:
     return base64.b64encode(hashlib.sha256(octets).digest()).decode("ascii")
 
 
-@pytest.mark.foreign("node", "npm", "chromium-headless-shell")
-def test_jssip_and_sip_js_through_two_peers(lab: Lab, phones: Path, tmp_path: Path) -> None:
-    """JsSIP at peer 2 and SIP.js at peer 7 register, send each other messages, call each other in turn, and leave."""
+def sip_in(capture: Path, more: str = "") -> list[str]:
+    """What Wireshark finds of SIP in a capture: method or status of each message that fits the filter."""
+    command = ["tshark", "-n", "-r", str(capture), "-Y", f"sip{more}", "-T", "fields", "-e", "sip.Method"]
+    done = subprocess.run([*command, "-e", "sip.Status-Code"], capture_output=True, text=True, timeout=60, check=True)
+    return ["".join(line.split("\t")) for line in done.stdout.splitlines()]
 
-    def phone(library: str, name: str, number: int) -> dict[str, str]:
-        user = lab.user(name)
-        server = f"wss://{lab.host(number)}:{WSS_PORT}"
-        return {"library": library, "server": server, "uri": lab.aor(name), "password": user.password}
+
+@pytest.mark.foreign("node", "npm", "chromium-headless-shell", "tshark", "tcpdump")
+def test_jssip_and_sip_js_through_two_peers(lab: Lab, phones: Path, tmp_path: Path) -> None:
+    """JsSIP at peer 2 and SIP.js at peer 7 register, send each other messages, call each other in turn, and leave;
+    Wireshark finds no fault in what it reads of it.
+    """
+
+    def phone(library: str, name: str, server: str) -> dict[str, str]:
+        return {"library": library, "server": server, "uri": lab.aor(name), "password": lab.user(name).password}
 
     settings: dict[str, Any] = {
         "host": PAGE_HOST,
         "spki": key_hash(Path(lab.directory) / "sip.pem"),
-        "alice": phone("jssip", "alice", 2),
-        "bob": phone("sip.js", "bob", 7),
+        "alice": phone("jssip", "alice", f"wss://{lab.host(2)}:{WSS_PORT}"),
+        "bob": phone("sip.js", "bob", f"ws://{lab.host(7)}:{WS_PORT}"),
     }
     chromium = shutil.which("chromium-headless-shell") or ""
     command = ["node", str(phones / "drive.mjs"), chromium, str(tmp_path / "profile"), json.dumps(settings)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    capture = tmp_path / "ws.pcap"
+    with capturing(capture, lab.files.network, WS_PORT):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout) == {
         "registered": True,
@@ -67,3 +80,6 @@ def test_jssip_and_sip_js_through_two_peers(lab: Lab, phones: Path, tmp_path: Pa
         "call to alice": "ended",
         "unregistered": True,
     }
+    read = sip_in(capture)
+    assert {"REGISTER", "MESSAGE", "INVITE", "ACK", "BYE", "100", "180", "200", "401", "407"} <= set(read), read
+    assert not sip_in(capture, f" && (_ws.malformed || _ws.expert.severity >= {WARNING})")
