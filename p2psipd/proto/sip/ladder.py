@@ -111,7 +111,12 @@ class Ladder:
 
 def _step(at: float, flow: Flow, outbound: bool, start: bytes) -> Step:
     peer = getattr(flow, "peer", None)
-    there = f"node {peer.node_id.hex()}" if peer is not None else f"{flow.transport} {flow.remote[0]}:{flow.remote[1]}"
+    if peer is None:
+        there = f"{flow.transport} {flow.remote[0]}:{flow.remote[1]}"
+    else:
+        # Another domain's connection has names and no Node-ID.
+        node_id = getattr(peer, "node_id", b"")
+        there = f"node {node_id.hex()}" if node_id else f"domain {peer.domains[0]}"
     line = start[: start.find(b"\r\n")] if b"\r\n" in start else start
     text = line[:_MAX_LINE].decode("utf-8", "replace")
     return Step(at, "here", there, text) if outbound else Step(at, there, "here", text)

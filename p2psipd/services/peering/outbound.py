@@ -121,8 +121,9 @@ class Outbound:
         if uri is None:
             self.log.error("an emergency call ({uri}) has nowhere to go: [emergency] target is not set", uri=query.uri)
             raise NotLocated(404, "No Emergency Service")
-        found = await self._find_home(query._replace(uri=uri)) if uri.host in self.domains else None
-        return found if found is not None else (Target(str(uri), instance=INSTANCE),)
+        if uri.host not in self.domains:
+            return await self(query._replace(uri=uri))
+        return await self._find_home(query._replace(uri=uri, origin=Origin.PHONE)) or ()
 
     @property
     def rules(self) -> TargetRules:
