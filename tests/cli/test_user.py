@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from twisted.internet.task import Clock
 
 from p2psipd.cli import user as module
 from p2psipd.cli.main import main
@@ -20,7 +21,9 @@ from p2psipd.proto.reload.errors import RequestTimeout
 from p2psipd.proto.reload.ids import resource_id
 from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, DIGEST_KEY
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
+from p2psipd.proto.sip.shared_secret import OwnSecret
 from p2psipd.provisioning_files import ProvisioningFiles
+from p2psipd.services.epoch_keys import EpochKeys
 from p2psipd.services.overlay_location import OverlayCredentials
 from p2psipd.services.provisioning import Provisioner
 from tests.services.provisioning_world import FakeOverlay
@@ -54,7 +57,8 @@ class World:
     def password_is(self, name: str, password: str, registrar: str = "r1") -> bool:
         """Whether a registrar, reading the overlay, would accept this password."""
         owner = load_credential(self.root / registrar / "node.pem", self.root / registrar / "node.key")
-        found = asyncio.run(OverlayCredentials(self.overlay, "overlay.example", owner).ha1(name, "overlay.example"))
+        keys = EpochKeys(self.overlay, "overlay.example", owner, OwnSecret(b"own"), Clock())
+        found = asyncio.run(OverlayCredentials(self.overlay, keys).ha1(name, "overlay.example"))
         wanted = module_hash(name, password)
         return found is not None and found["SHA-256"] == wanted
 

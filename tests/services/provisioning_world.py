@@ -66,7 +66,9 @@ class FakeOverlay:
             self.held[resource, kind, value.key or b""] = Held(value.value, value.lifetime, signer)
         return StoreOutcome(NodeId(signer.node_id), (), 1, 0.0)
 
-    async def fetch(self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier]) -> FetchOutcome:
+    async def fetch(
+        self, resource: str | ResourceId, kinds: Iterable[int | StoredDataSpecifier], *, fresh: bool = False
+    ) -> FetchOutcome:
         """The values held, or NotFound."""
         at, found = _resource(resource), []
         for wanted in kinds:

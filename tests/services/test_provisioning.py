@@ -6,6 +6,7 @@ import asyncio
 import os
 
 import pytest
+from twisted.internet.task import Clock
 
 from p2psipd.proto.identity.certificate import DAY, Role, generate_private_key, parse_certificate, role_name
 from p2psipd.proto.identity.signing import Credential
@@ -22,6 +23,8 @@ from p2psipd.proto.reload.sip_usage import (
     open_credential,
     unwrap_epoch_key,
 )
+from p2psipd.proto.sip.shared_secret import OwnSecret
+from p2psipd.services.epoch_keys import EpochKeys
 from p2psipd.services.overlay_location import OverlayCredentials
 from p2psipd.services.provisioning import LONGEST_LIFETIME, Provisioner
 from tests.proto.identity.certificates import AUTHORITY, NODE, OVERLAY, WALL, credential
@@ -86,7 +89,8 @@ def test_the_registrar_s_own_reader_finds_the_password() -> None:
         side = provisioner(overlay, {1: FIRST_KEY})
         await side.put_keys([REGISTRARS[0].certificate])
         await side.put_user(ALICE, "secret")
-        source = OverlayCredentials(overlay, OVERLAY, REGISTRARS[0])
+        keys = EpochKeys(overlay, OVERLAY, REGISTRARS[0], OwnSecret(b"own"), Clock())
+        source = OverlayCredentials(overlay, keys)
         found = await source.ha1("alice", OVERLAY)
         assert found is not None
         assert found["SHA-256"] == hashed_passwords("alice", OVERLAY, "secret")[2]
