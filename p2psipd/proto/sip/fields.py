@@ -333,9 +333,13 @@ class Message:
             self._lines.append(line)
             return
         at = self._names.index(lower)
-        self.remove(lower)
-        self._names.insert(at, lower)
-        self._lines.insert(at, line)
+        if self._names.count(lower) > 1:
+            self.remove(lower)
+            self._names.insert(at, lower)
+            self._lines.insert(at, line)
+        else:
+            self._lines[at] = line
+            self._changed(lower)
 
     def add(self, name: str, value: str) -> None:
         """Add a line after the last one of that name, else at the end (not Content-Length, see `set`)."""
@@ -388,6 +392,14 @@ class Message:
         if lower not in self._names:
             return None
         at = self._names.index(lower)
+        if lower == "via" and b'"' not in (line := self._lines[at]):
+            first, comma, rest = line.partition(b",")
+            if comma:
+                self._lines[at] = b"Via: " + rest.strip()
+            else:
+                del self._names[at], self._lines[at]
+            self._changed(lower)
+            return _value(first)
         value = _value(self._lines[at])
         members = split_list(value) if lower in LIST_HEADERS and "," in value else [value]
         if len(members) > 1:

@@ -44,6 +44,11 @@ def split_list(text: str) -> list[str]:
     if "," not in text:
         return [text.strip()]
     members: list[str] = []
+    if '"' not in text and "<" not in text and text.count(",") < MAX_MEMBERS:
+        members = [member.strip() for member in text.split(",")]
+        if "" in members:
+            raise MalformedMessage("empty member in a list")
+        return members
     position, end = 0, len(text)
     while True:
         match = _UNTIL_DELIMITER.match(text, position)
@@ -214,6 +219,22 @@ class Via:
         made = Via.parse(f"{protocol}/{transport} {at}{params}")
         self.transport, self.host, self.port, self.params = made.transport, made.host, made.port, params
         self.protocol, self.branch, self._text = made.protocol, made.branch, made._text
+
+    @classmethod
+    def own(cls, transport: str, host: str, port: int | None, branch: str, flag: str | None = None) -> Via:
+        """Our Via of a request: `flag` is a parameter without a value (rport, alias). The parts are taken as they
+        come, so they must be our own.
+        """
+        made = cls.__new__(cls)
+        made.protocol, made.transport, made.host, made.port = "SIP/2.0", transport, host.lower(), port
+        made.branch = branch
+        text = f";branch={branch}" if flag is None else f";branch={branch};{flag}"
+        branched: tuple[str, str | None] = ("branch", branch)
+        made.params = Parameters.trusted((branched,) if flag is None else (branched, (flag, None)), text)
+        shown = f"[{host}]" if ":" in host else host
+        at = shown if port is None else f"{shown}:{port}"
+        made._text = f"SIP/2.0/{transport} {at}{text}"
+        return made
 
     @classmethod
     def parse(cls, text: str) -> Via:

@@ -106,7 +106,10 @@ class Parameters:
         if not isinstance(name, str):
             return False
         lower = name.lower()
-        return any(key.lower() == lower for key, _ in self._items)
+        for key, _ in self._items:
+            if key == name or key.lower() == lower:
+                return True
+        return False
 
     def __iter__(self) -> Iterator[tuple[str, str | None]]:
         return iter(self._items)

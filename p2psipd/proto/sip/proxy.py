@@ -149,8 +149,11 @@ def take_routes(request: Request, home: Home) -> list[SipUri]:
         if not isinstance(hop, SipUri) or not home.owns(hop):
             break
         taken.append(hop)
-    for _ in taken:
-        request.remove_first("route")
+    if len(taken) == len(request.routes):
+        request.remove("route")
+    else:
+        for _ in taken:
+            request.remove_first("route")
     return taken
 
 

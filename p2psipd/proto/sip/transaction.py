@@ -19,7 +19,6 @@ from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.headers import Via
 from p2psipd.proto.sip.message import Request, Response, make_response
-from p2psipd.proto.sip.parameters import Parameters
 from p2psipd.proto.sip.transaction_items import (
     Cancel,
     Input,
@@ -509,13 +508,9 @@ class TransactionLayer:
     # -- client side ---------------------------------------------------------------------------------------
 
     def _via(self, flow: Flow, branch: str) -> Via:
-        pairs: list[tuple[str, str | None]] = [("branch", branch)]
-        if not flow.reliable:
-            pairs.append(("rport", None))
-        elif flow.alias:
-            pairs.append(("alias", None))
         host, port = flow.sent_by
-        return Via(flow.transport, host, port or None, Parameters(pairs))
+        flag = ("alias" if flow.alias else None) if flow.reliable else "rport"
+        return Via.own(flow.transport, host, port or None, branch, flag)
 
     def _start_client(self, item: SendRequest, now: float) -> None:
         flow, request, key, branch_tag = item
