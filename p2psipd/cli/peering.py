@@ -1,4 +1,7 @@
-"""`p2psip peering publish` and `p2psip peering check`: what a domain publishes for its peers, and whether it works."""
+"""`p2psip peering`: what a domain publishes for its peers and whether it works, where a call would go, who was refused.
+
+`explain` and `refusals` ask a running edge; `publish` needs nothing, and `check` the DNS and TLS of the domain alone.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 
 import click
 
-from p2psipd.cli.console import EXIT_NEGATIVE, ConfigFault, emit, json_option
+from p2psipd.cli.console import EXIT_NEGATIVE, ConfigFault, emit, json_option, table
 from p2psipd.proto.peering.publishing import PublishedServer, ZoneRecord, domain_records, number_records, zone_text
 
 
@@ -188,3 +191,49 @@ def _walk(domain: str, servers: list[tuple[str, int]], towards: Any) -> list[dic
 
 def _shown(findings: list[dict[str, str]]) -> str:
     return "\n".join([f"{found['verdict']:<8} {found['step']}: {found['text']}" for found in findings])
+
+
+# ---- what an edge says -------------------------------------------------------------------------------------
+
+
+@peering.command()
+@click.argument("target")
+@click.option("--from", "sender", required=True, metavar="AOR", help="Who calls: sip:alice@example.org.")
+@json_option
+def explain(target: str, sender: str, as_json: bool) -> None:
+    """Where a call to TARGET (a URI or what is dialled) would go and why; nothing is sent.
+
+    The exit code is 1 where it would get through to nobody.
+    """
+    from p2psipd.cli.node import ask
+
+    given: dict[str, Any] = {"target": target, "from": sender}
+    steps = ask("/peering/explain", **given)
+    emit(steps, as_json, _explained)
+    if not steps or steps[-1]["verdict"] == "no":
+        click.get_current_context().exit(EXIT_NEGATIVE)
+
+
+def _explained(steps: list[dict[str, str]]) -> str:
+    return "\n".join([f"{step['verdict']:<5} {step['step']}: {step['result']}" for step in steps])
+
+
+@peering.command()
+@json_option
+def refusals(as_json: bool) -> None:
+    """What other domains were refused, counted by the rule that refused it, and the last of them."""
+    from p2psipd.cli.node import ask
+
+    emit(ask("/peering/refusals"), as_json, _refused)
+
+
+def _refused(answer: dict[str, Any]) -> str:
+    counts = [(count, name) for name, count in answer["counts"].items()]
+    lines = [f"{answer['admitted']} admitted", *([table(counts)] if counts else ["none refused"])]
+    for one in answer["last"]:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
+        lines.append(
+            f"{at}  {one['method']} from {one['from']} to {one['to']}: {one['status']} {one['reason']}\n"
+            f"    step {one['step']}, domain {one['domain'] or '?'}, authority {one['authority'] or '?'}: {one['why']}"
+        )
+    return "\n".join(lines)

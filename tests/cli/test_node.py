@@ -67,6 +67,28 @@ ANSWERS: dict[str, Any] = {
     },
     "/records": [],
     "/registrations": [{"aor": "sip:bob@overlay.example", "contact": "sip:bob@192.0.2.7"}],
+    "/peering/explain": [
+        {"step": "target", "result": "peer", "verdict": "ok"},
+        {"step": "answer", "result": "502 No Secure Route: b.test publishes no SIPS+D2T", "verdict": "no"},
+    ],
+    "/peering/refusals": {
+        "admitted": 12,
+        "counts": {"refused_from": 2},
+        "last": [
+            {
+                "at": 10.0,
+                "method": "INVITE",
+                "from": "sip:eve@c.test",
+                "to": "sip:bob@o",
+                "status": 403,
+                "reason": "Unsupported Peer",
+                "step": "from",
+                "domain": "c.test",
+                "authority": "CN=Test CA",
+                "why": "refused",
+            }
+        ],
+    },
     "/calls": [CALL],
     "/calls/ladder": {
         "call": CALL,
@@ -155,6 +177,7 @@ def test_peers_and_empty_lists(node: Path) -> None:
         (["trace", "sip:bob@overlay.example"], "/trace"),
         (["records"], "/records"),
         (["registrations"], "/registrations"),
+        (["peering", "refusals"], "/peering/refusals"),
         (["calls"], "/calls"),
         (["calls", "show", "a84b4c76"], "/calls/ladder"),
     ],
@@ -189,6 +212,26 @@ def test_the_ladder_of_a_call(node: Path) -> None:
     ]
     listed = ask(node, "calls").output
     assert "486" in listed and "sip:bob@o" in listed and f"node {NODE[:8]}…" in listed
+
+
+def test_peering_explain_ends_with_what_the_call_would_get(node: Path) -> None:
+    """Each step is a line with its verdict; a way that leads nowhere is exit code 1."""
+    ran = ask(node, "peering", "explain", "sip:x@b.test", "--from", "sip:alice@o")
+    assert ran.exit_code == 1
+    assert ran.output.splitlines()[-1].split(maxsplit=1) == [
+        "no",
+        "answer: 502 No Secure Route: b.test publishes no SIPS+D2T",
+    ]
+    assert FakeNode.asked[-1] == ("/peering/explain", {"target": "sip:x@b.test", "from": "sip:alice@o"})
+    steps = json.loads(ask(node, "peering", "explain", "+1212", "--from", "sip:alice@o", "--json").stdout)
+    assert steps == ANSWERS["/peering/explain"]
+
+
+def test_peering_refusals_name_rule_domain_and_authority(node: Path) -> None:
+    """Counts by rule, then each refusal with the step, domain and authority that made it."""
+    shown = ask(node, "peering", "refusals").output
+    assert "12 admitted" in shown and "2  refused_from" in shown
+    assert "403 Unsupported Peer" in shown and "step from, domain c.test, authority CN=Test CA" in shown
 
 
 def test_negative_answers(node: Path) -> None:
