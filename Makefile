@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 600
 
 help:
 	@echo "make demo           two phones call each other over an overlay of $(PEERS) peers on this machine"
+	@echo "make demo-peering   two overlays that are two domains: calls between them, by address and by number"
 	@echo "make lab            the same overlay, left running (make lab-down ends it)"
 	@echo "make test           everything that is checked: style, types, walls between packages, tests"
 	@echo "make fuzz           the SIP core under coverage-guided fuzzing, $(FUZZ_SECONDS) s, new finds in .fuzz/"
@@ -30,6 +31,10 @@ $(VENV)/.bench: $(VENV)/.run
 
 demo: $(VENV)/.run
 	@$(BIN)/p2psip demo --peers $(PEERS)
+
+demo-peering: $(VENV)/.run
+	@sh scripts/install-test-programs.sh knotd
+	@$(BIN)/p2psip demo-peering
 
 lab: $(VENV)/.run
 	@$(BIN)/p2psip lab up --peers $(PEERS) --dir $(LAB)

@@ -2,11 +2,13 @@
 # Installs the programs of other projects that the tests talk to, as Debian packages, when this is Debian and we
 # are root.  No service is started: a policy-rc.d that forbids it stands in for the time of the installation, and
 # what was there before comes back, whatever happens.  A machine where it can't be done is not an error: the tests
-# say at their end what they left out.
+# say at their end what they left out.  With arguments, only these programs.
 set -eu
 
 packages=
+only=" $* "
 want() {  # PROGRAM PACKAGE
+    case $only in "  " | *" $1 "*) ;; *) return 0 ;; esac
     command -v "$1" >/dev/null 2>&1 || packages="$packages $2"
 }
 want sipp sip-tester

@@ -67,7 +67,7 @@ def demo(peers: int, existing: str | None, as_json: bool) -> None:
 
 def _whole(peers: int, quiet: bool) -> dict[str, Any]:
     """A lab of its own for one call; its processes and files are gone afterwards, whatever happened."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     directory = Path(tempfile.mkdtemp(prefix="p2psip-demo-"))
     lab: Lab | None = None
     try:
@@ -79,13 +79,13 @@ def _whole(peers: int, quiet: bool) -> dict[str, Any]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
+def interrupt(_number: int, _frame: object) -> None:
     """SIGTERM ends the demo as ctrl-C does, so that the peers end with it."""
     raise KeyboardInterrupt
 
 
 def _talk(lab: Lab, quiet: bool) -> dict[str, Any]:
-    return _run(lambda: place_call(lab, quiet))
+    return run_reactor(lambda: place_call(lab, quiet))
 
 
 def _lab(directory: Path, peers: int, quiet: bool) -> Lab:
@@ -104,8 +104,8 @@ def _lab(directory: Path, peers: int, quiet: bool) -> Lab:
     return lab
 
 
-def _run(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
-    """Run `main` under the reactor, within the limit of time; its result or its error."""
+def run_reactor(main: Callable[[], Coroutine[Any, Any, _Result]]) -> _Result:
+    """Run `main` under a reactor of this process, within the limit of time; its result or its error."""
     from twisted.internet import reactor
     from twisted.internet.defer import CancelledError, Deferred, TimeoutError
     from twisted.python.failure import Failure

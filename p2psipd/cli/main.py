@@ -42,6 +42,7 @@ VERBS = {
     "ua": Verb("p2psipd.cli.ua", "ua", "A small phone: register, call, answer."),
     "sim": Verb("p2psipd.cli.sim", "sim", "Simulate a large overlay in virtual time."),
     "lab": Verb("p2psipd.cli.lab", "lab", "An overlay of real processes on this machine."),
+    "demo-peering": Verb("p2psipd.cli.demo_peering", "demo_peering", "Two domains that peer, and calls between them."),
     "demo": Verb("p2psipd.cli.demo", "demo", "Start a lab, place a call through it, and show what happened."),
 }
 
