@@ -156,7 +156,7 @@ def main(hosts: Sequence[str], domain: str, directory: Path, users: Sequence[str
         json.dumps(
             {
                 "statistics": [service.statistics() for service in services],
-                "ladders": [[service.ladder(str(call["call_id"])) for call in service.calls()] for service in services],
+                "ladders": [[service.ladder(call_id) for call_id in service.ladders()] for service in services],
                 "cpu": time.process_time(),
             }
         )

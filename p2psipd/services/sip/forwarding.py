@@ -27,7 +27,6 @@ from p2psipd.proto.sip.fork import (
     Respond,
     Silent,
 )
-from p2psipd.proto.sip.ladder import Ladder
 from p2psipd.proto.sip.locating import (
     Attempt,
     DomainIdentity,
@@ -82,7 +81,6 @@ class Forwarder:
         self,
         routing: Routing,
         clocks: Clocks,
-        ladder: Ladder,
         calls: CallBook,
         counters: Counter[str],
         home: Home,
@@ -98,7 +96,6 @@ class Forwarder:
         self.home = home
         self._routing = routing
         self._clocks = clocks
-        self._ladder = ladder
         self._calls = calls
         self._counters = counters
         self._reactor = reactor
@@ -283,13 +280,7 @@ class Forwarder:
         request = context.request
         if context.call is not None:
             self._calls.responded(context.call, response, context.cancelled)
-        if context.invite and response.status >= 200 and request.to_tag is None:
-            if response.status < 300:
-                self._ladder.answered(request.call_id, self._clocks.wall())
-            elif response.status not in (401, 407):
-                self._ladder.ended(request.call_id, self._clocks.wall(), str(response.status))
-        elif request.method == "BYE":
-            self._ladder.ended(request.call_id, self._clocks.wall(), "BYE")
+        if request.method == "BYE":
             self._calls.hung_up(request)
         elif 200 <= response.status < 300 and request.method in _REFRESHES:
             self._calls.refreshed(request, response)

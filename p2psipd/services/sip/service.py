@@ -181,7 +181,6 @@ class SipService(Service):
         self._forwarder = Forwarder(
             self._routing,
             self._clocks,
-            self._ladder,
             self._calls,
             self.counters,
             home,
@@ -337,9 +336,9 @@ class SipService(Service):
             if own.binding.expires_at > wall
         ]
 
-    def calls(self) -> list[dict[str, object]]:
-        """The last calls, oldest first (see Ladder.calls)."""
-        return self._ladder.calls()
+    def ladders(self) -> list[str]:
+        """The Call-IDs of the last calls, oldest first."""
+        return self._ladder.call_ids()
 
     def ladder(self, call_id: str) -> list[Step]:
         """The messages of one call."""
@@ -347,6 +346,7 @@ class SipService(Service):
 
     def statistics(self) -> dict[str, int]:
         """Counters by reason, those of the transports, and what is open now."""
+        guessed = self._gate.guesses.slowed(self._clocks.now())
         return {
             **self.counters,
             **self._door.statistics(),
@@ -358,6 +358,8 @@ class SipService(Service):
             "calls_refused_percent": round(100 * self._layer.shedding),
             "requests_waiting": self._waiting,
             "registrations": len(self._table),
+            "guessing_addresses": len(guessed["addresses"]),
+            "guessed_users": len(guessed["users"]),
         }
 
     # ---- from and to the wire ------------------------------------------------------------------------------
@@ -415,7 +417,7 @@ class SipService(Service):
         method = request.method
         self.counters[method if method in _COUNTED else "other_method"] += 1
         if method == "INVITE" and request.to_tag is None:
-            self._ladder.begin(request.call_id, request.from_.uri_text, request.uri_text, self._clocks.wall())
+            self._ladder.begin(request.call_id)
         if method != "ACK":
             self._note(flow, request)
         if flow.transport == "TLS" and peer_of(flow) is None:
