@@ -232,8 +232,9 @@ def _refused(answer: dict[str, Any]) -> str:
     lines = [f"{answer['admitted']} admitted", *([table(counts)] if counts else ["none refused"])]
     for one in answer["last"]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
+        outcome = f" to {one['to']}: {one['status']} {one['reason']}" if one["status"] else ": handshake refused"
         lines.append(
-            f"{at}  {one['method']} from {one['from']} to {one['to']}: {one['status']} {one['reason']}\n"
+            f"{at}  {one['method']} from {one['from']}{outcome}\n"
             f"    step {one['step']}, domain {one['domain'] or '?'}, authority {one['authority'] or '?'}: {one['why']}"
         )
     return "\n".join(lines)

@@ -45,6 +45,8 @@ _LEFT_TO_POLICY = frozenset({3, 26})
 
 #: Judges a chain (DER, leaf first) at the end of a handshake; raises CertificateRefused.
 _Judge = Callable[[list[bytes]], PeerIdentity]
+#: Told of the refusal of a client, and from which host it came.
+_Refused = Callable[[CertificateRefused, str], None]
 
 
 class NoOwnCertificate(Exception):
@@ -54,12 +56,13 @@ class NoOwnCertificate(Exception):
 class _Handshake:
     """What is known about one connection; an attribute of its TLS protocol."""
 
-    __slots__ = ("chain", "judge", "own", "peer", "pinning", "refusal")
+    __slots__ = ("chain", "judge", "own", "peer", "pinning", "refusal", "refused")
 
-    def __init__(self, judge: _Judge, own: OwnCertificate, pinning: bool) -> None:
+    def __init__(self, judge: _Judge, own: OwnCertificate, pinning: bool, refused: _Refused | None) -> None:
         self.judge = judge
         self.own = own
         self.pinning = pinning
+        self.refused = refused
         self.chain: dict[int, bytes] = {}
         self.peer: PeerIdentity | None = None
         self.refusal: CertificateRefused | None = None
@@ -89,7 +92,8 @@ def _handshake_of(transport: Any) -> _Handshake | None:
 
 
 class PeerTls:
-    """Makes the connections with other domains. `wall` gives unix seconds.
+    """Makes the connections with other domains. `wall` gives unix seconds; `refused` is told which client was refused
+    in its handshake, and why (who is dialled and refused is told to the dialler, by :func:`refusal_of`).
 
     One context for each of our certificates; all believe the same authorities, those of the whole policy, and
     what each peer may come under is judged at the end of the handshake. :meth:`update` takes a new policy and new
@@ -97,9 +101,16 @@ class PeerTls:
     """
 
     def __init__(
-        self, policy: PeeringPolicy, own: OwnCertificates, wall: Callable[[], float], *, keylog: KeyLog | None = None
+        self,
+        policy: PeeringPolicy,
+        own: OwnCertificates,
+        wall: Callable[[], float],
+        *,
+        refused: _Refused | None = None,
+        keylog: KeyLog | None = None,
     ) -> None:
         self._wall = wall
+        self._refused = refused
         self._keylog = keylog
         self._install(policy, own)
 
@@ -176,7 +187,7 @@ class PeerTls:
         def judge(chain: list[bytes]) -> PeerIdentity:
             return policy.client(chain, self._wall())
 
-        return self._connection(own, protocol, judge)
+        return self._connection(own, protocol, judge, self._refused)
 
     def towards(self, domain: str, from_domain: str, certificate: str = "") -> DialledPeer:
         """The creator of connections to ``domain`` (the one that was asked for, before any look-up) in the name of
@@ -197,11 +208,13 @@ class PeerTls:
 
         return DialledPeer(create)
 
-    def _connection(self, own: OwnCertificate, protocol: TLSMemoryBIOProtocol, judge: _Judge) -> SSL.Connection:
+    def _connection(
+        self, own: OwnCertificate, protocol: TLSMemoryBIOProtocol, judge: _Judge, refused: _Refused | None = None
+    ) -> SSL.Connection:
         connection = SSL.Connection(self._contexts[own.name], None)
         # OpenSSL's callbacks know the connection alone.  Newer versions of Twisted keep the protocol there too.
         connection.set_app_data(protocol)
-        protocol.peer_handshake = _Handshake(judge, own, self._pinning)  # type: ignore[attr-defined]
+        protocol.peer_handshake = _Handshake(judge, own, self._pinning, refused)  # type: ignore[attr-defined]
         return connection
 
 
@@ -246,6 +259,8 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
     except CertificateRefused as refused:
         handshake.refusal = refused
         protocol.refusal = str(refused)
+        if handshake.refused is not None:
+            handshake.refused(refused, getattr(protocol.getPeer(), "host", ""))
         return False
     return True
 

@@ -86,7 +86,19 @@ ANSWERS: dict[str, Any] = {
                 "domain": "c.test",
                 "authority": "CN=Test CA",
                 "why": "refused",
-            }
+            },
+            {
+                "at": 11.0,
+                "method": "TLS",
+                "from": "192.0.2.9",
+                "to": "",
+                "status": 0,
+                "reason": "",
+                "step": "date",
+                "domain": "d.test",
+                "authority": "",
+                "why": "expired",
+            },
         ],
     },
     "/calls": [CALL],
@@ -231,6 +243,7 @@ def test_peering_refusals_name_rule_domain_and_authority(node: Path) -> None:
     """Counts by rule, then each refusal with the step, domain and authority that made it."""
     shown = ask(node, "peering", "refusals").output
     assert "12 admitted" in shown and "2  refused_from" in shown
+    assert "TLS from 192.0.2.9: handshake refused" in shown
     assert "403 Unsupported Peer" in shown and "step from, domain c.test, authority CN=Test CA" in shown
 
 

@@ -56,7 +56,18 @@ def own(der: bytes, *domains: str, key: Any = KEY, chain: tuple[bytes, ...] = ()
 def tls(*certificates: OwnCertificate, peers: tuple[PeerSettings, ...] = (), **anchors: Any) -> PeerTls:
     anchors.setdefault("roots", [CA.der])
     policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors(**anchors)), peers)
-    return PeerTls(policy, OwnCertificates(certificates), lambda: NOW)
+    return PeerTls(policy, OwnCertificates(certificates), lambda: NOW, refused=lambda *told: REFUSED.append(told))
+
+
+REFUSED: list[Any] = []
+
+
+class FakeProtocol(SimpleNamespace):
+    """What Twisted's TLS protocol is to a creator."""
+
+    def getPeer(self) -> Any:
+        """From nowhere."""
+        return SimpleNamespace(host="127.0.80.9")
 
 
 class End:
@@ -90,8 +101,8 @@ class End:
 
 def handshake(client: PeerTls, server: PeerTls, domain: str = "b.test", from_domain: str = "a.test") -> tuple[End, End]:
     """Both ends after all has been said."""
-    dialler = client.towards(domain, from_domain).clientConnectionForTLS(SimpleNamespace())  # type: ignore[arg-type]
-    acceptor = server.server.serverConnectionForTLS(SimpleNamespace())  # type: ignore[arg-type]
+    dialler = client.towards(domain, from_domain).clientConnectionForTLS(FakeProtocol())  # type: ignore[arg-type]
+    acceptor = server.server.serverConnectionForTLS(FakeProtocol())  # type: ignore[arg-type]
     ends = End(dialler, True), End(acceptor, False)
     for _ in range(6):
         for end, other in (ends, ends[::-1]):
@@ -149,10 +160,10 @@ def test_peering_067_clients_are_refused_with_the_alert_that_says_why() -> None:
 def test_peering_068_a_client_without_sip_identity_is_refused() -> None:
     """A certificate that names only a mail address ends the handshake."""
     der = CA.issue([x509.RFC822Name("alice@a.test")], KEY, subject="Alice")
-    client = End(tls(certificate("a.test")).towards("b.test", "a.test").clientConnectionForTLS(SimpleNamespace()), True)  # type: ignore[arg-type]
+    client = End(tls(certificate("a.test")).towards("b.test", "a.test").clientConnectionForTLS(FakeProtocol()), True)  # type: ignore[arg-type]
     client.connection.use_certificate(x509.load_der_x509_certificate(der))
     client.connection.use_privatekey(KEY)
-    server = End(B.server.serverConnectionForTLS(SimpleNamespace()), False)  # type: ignore[arg-type]
+    server = End(B.server.serverConnectionForTLS(FakeProtocol()), False)  # type: ignore[arg-type]
     for _ in range(4):
         for end, other in ((client, server), (server, client)):
             end.step()
@@ -293,6 +304,7 @@ class TwistedTests(TestCase):
         """After connectionLost the side that refused knows why."""
         client, server = await self.connect(tls(certificate("a.test", ca=OTHER_CA)), B)
         refusal = await server.lost
+        assert REFUSED[-1] == (refusal, "127.0.0.1")
         assert refusal.step is Step.AUTHORITY  # type: ignore[attr-defined]
         await client.lost
 
@@ -318,7 +330,7 @@ def s_client(directory: Path, server: PeerTls, *arguments: str) -> tuple[End, st
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as program:
             accepted, _ = listener.accept()
-            end = End(server.server.serverConnectionForTLS(SimpleNamespace()), False)  # type: ignore[arg-type]
+            end = End(server.server.serverConnectionForTLS(FakeProtocol()), False)  # type: ignore[arg-type]
             pump(end, accepted)
             if end.done and not end.error:
                 end.connection.send(b"welcome")
@@ -376,7 +388,7 @@ def test_everybody_may_fetch_our_certificates(tmp_path: Path) -> None:
         command += [str(tmp_path / "ca.pem"), "-verify_hostname", "c.test", "-verify_return_error"]
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as program:
             accepted, _ = listener.accept()
-            end = End(server.public.serverConnectionForTLS(SimpleNamespace()), False)  # type: ignore[arg-type]
+            end = End(server.public.serverConnectionForTLS(FakeProtocol()), False)  # type: ignore[arg-type]
             pump(end, accepted)
             accepted.close()
             output, _ = program.communicate(timeout=10)
@@ -420,7 +432,7 @@ def test_peering_047_openssl_s_server_takes_our_certificate(tmp_path: Path) -> N
                 break
         with socket.create_connection(("127.0.80.1", port)) as connected:
             creator = tls(rsa).towards("b.test", "a.test")
-            end = End(creator.clientConnectionForTLS(SimpleNamespace()), True)  # type: ignore[arg-type]
+            end = End(creator.clientConnectionForTLS(FakeProtocol()), True)  # type: ignore[arg-type]
             pump(end, connected)
             assert peer_of(end.transport).domains == {"b.test"}  # type: ignore[union-attr]
             end.connection.send(b"hello\n")

@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from p2psipd.config.peering import Peering
-from p2psipd.proto.identity.policy import normal_domain
+from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
 from p2psipd.proto.peering.admission import Admission, admit
 from p2psipd.proto.peering.crossing import Crossings
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, PeerIdentity
@@ -121,6 +121,25 @@ class PeeringEdge:
                 "domain": admission.from_domain or admission.decision.domain,
                 "authority": admission.verification.authority or admission.decision.authority,
                 "why": admission.verification.detail or str(admission.decision),
+            }
+        )
+
+    def note_handshake(self, refusal: CertificateRefused, host: str, wall: float) -> None:
+        """A client at `host` was refused in its TLS handshake: no request of it ever came."""
+        self.counters[f"refused_tls_{refusal.step.value}"] += 1
+        self.log.warn("TLS from {host}: {refusal}", host=host, refusal=refusal)
+        self.refusals.append(
+            {
+                "at": wall,
+                "method": "TLS",
+                "from": host,
+                "to": "",
+                "status": 0,
+                "reason": "",
+                "step": refusal.step.value,
+                "domain": refusal.domain,
+                "authority": refusal.authority,
+                "why": refusal.detail,
             }
         )
 

@@ -59,7 +59,12 @@ class PeeringService(Service):
         self._peering = peering
         self._announce = announce
         ours = frozenset(domains)
-        self._tls = PeerTls(peering.policy, peering.own, wall)
+        self._tls = PeerTls(
+            peering.policy,
+            peering.own,
+            wall,
+            refused=lambda refusal, host: self.edge.note_handshake(refusal, host, wall()),
+        )
         self._connections = PeerConnections(reactor, self._tls, limits)
         self._fetcher = CertificateFetcher(
             reactor,
