@@ -2,11 +2,11 @@
 benchmarks.
 
 Peer K of a lab listens on <network>.K (127.0.1.K unless another network is asked for): overlay port 6084, SIP
-5060 over UDP and TCP, SIPS 5061. Everything a lab is lies in its directory:
+5060 over UDP and TCP, SIPS 5061, WebSocket 5080 and over TLS 5443. Everything a lab is lies in its directory:
 
     lab.json                 what was asked for: peers, network, overlay name, users
     overlay.xml  ca/         the signed configuration document and the certificate authority
-    sip.pem  sip.key         the certificate that phones see on port 5061, valid for every peer
+    sip.pem  sip.key         the certificate that phones see on ports 5061 and 5443, valid for every peer
     peerK/                   p2psipd.toml overlay.xml node.pem node.key state.sqlite control.sock log pid
 
 Processes outlive the command that started them; they are found again by their pid file, and a process is only

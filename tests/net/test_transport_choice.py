@@ -7,6 +7,7 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from ssl import get_server_certificate
 from typing import Any
 
 import pytest
@@ -338,6 +339,33 @@ class DomainTests(TransportsCase):
                 await nobody.reach("TLS", *address)
             with pytest.raises(CertificateFileError):
                 DomainTls(self.domains.root + ".missing")
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_files_are_read_again(self) -> Deferred[None]:
+        """After a reload new connections see the new certificate, listening and dialling; files that are broken leave
+        the old one in force.
+        """
+
+        async def scenario() -> None:
+            certificate, key = self.domains.issue("one.example")
+            server = self.make()
+            tls = ServerTls(certificate, key)
+            address = server.listen_web((HOST, 0), tls)
+            dialling = DomainTls(self.domains.root, certificate, key)
+            first = await deferToThread(get_server_certificate, address)
+            self.domains.issue("one.example")
+            self.assertEqual(await deferToThread(get_server_certificate, address), first)
+            tls.reload()
+            dialling.reload()
+            second = await deferToThread(get_server_certificate, address)
+            self.assertNotEqual(second, first)
+            Path(key).write_text("no key")
+            for each in (tls, dialling):
+                with pytest.raises(CertificateFileError):
+                    each.reload()
+            self.assertEqual(await deferToThread(get_server_certificate, address), second)
+            self.assertTrue(dialling.shows_certificate)
 
         return Deferred.fromCoroutine(scenario())
 
