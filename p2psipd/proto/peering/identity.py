@@ -166,29 +166,38 @@ def sign_request(
     """Add Identity headers to ``request``, and a Date where it has none; the kinds that were added.
 
     Nothing is added for a From of another domain (RFC 4474 section 5.1: a request in the backwards direction of
-    a retargeted call), nor of a kind that is there already: what another domain signed stays as it is.  Raises
-    Refused (403) for a Date that is too far off for a kind or outside of our certificate.
+    a retargeted call), no second RFC 4474 pair, and no second token of ours: what is there already stays as it is.
+    Raises Refused (403) for a Date that is too far off for a kind or outside of our certificate.
     """
     domain = from_domain(request)
     if request.method in UNSIGNED_METHODS or not domain:
         return ()
-    present = {
-        IdentityKind.RFC4474 if rfc4474.is_rfc4474(value) else IdentityKind.RFC8224
-        for value in request.get_all("Identity")
-    }
+    values = request.get_all("Identity")
     added: list[IdentityKind] = []
     for kind in signing.kinds:
         certificate = own.for_identity(domain, kind)
-        if certificate is None or kind in present:
+        if certificate is None:
+            continue
+        where = url(certificate, domain, kind)
+        if _is_signed(values, kind, where):
             continue
         date = _dated(request, kind, certificate, wall)
-        where = url(certificate, domain, kind)
         if kind is IdentityKind.RFC4474:
             _sign_rfc4474(request, certificate, where, date)
         else:
             _sign_rfc8224(request, certificate, where, date, signing)
         added.append(kind)
     return tuple(added)
+
+
+def _is_signed(values: Sequence[str], kind: IdentityKind, url: str) -> bool:
+    """Whether a request with these Identity headers takes no other of this kind with the certificate at ``url``.
+
+    RFC 4474 allows one; of RFC 8224 there may be several, and whoever wrote the others, ours is only one.
+    """
+    if kind is IdentityKind.RFC4474:
+        return any(map(rfc4474.is_rfc4474, values))
+    return any(f"<{url}>" in value for value in values)
 
 
 def _dated(request: Request, kind: IdentityKind, own: OwnCertificate, wall: float) -> SipDate:

@@ -116,6 +116,14 @@ def test_peering_094_what_another_domain_signed_stays() -> None:
     assert len(both) == 2 and both[:1] == first
 
 
+def test_a_token_of_somebody_else_does_not_stop_ours() -> None:
+    """Whatever Identity a phone wrote, ours is put beside it, once."""
+    world = World()
+    signed = world.sign(request(Identity="..c2ln;info=<https://a.test/other>"))
+    assert len(signed.get_all("Identity")) == 2 and world.verify(signed).status == 0
+    assert len(world.sign(signed).get_all("Identity")) == 2
+
+
 def test_attestation_follows_how_the_caller_was_authenticated() -> None:
     """A for the caller's own identity, B for an authenticated caller with another number, C for a gateway."""
     assert [attestation(True, True), attestation(True, False), attestation(False, True)] == ["A", "B", "C"]
