@@ -227,10 +227,10 @@ def sipp_register(
     contact_port: int,
     transport: str = "udp",
     instance: str = "",
+    q: str = "",
 ) -> None:
-    """Register `user` at `node` ("host:port") with digest, for the phone at host:contact_port (RFC 5626: `instance`).
-    """
-    parameter = f';+sip.instance="{instance}"' if instance else ""
+    """Register `user` at `node` ("host:port") with digest, for the phone at host:contact_port (RFC 5626 `instance`)."""
+    parameter = (f';+sip.instance="{instance}"' if instance else "") + (f";q={q}" if q else "")
     keys = (("domain", domain), ("contact_port", str(contact_port)), ("instance", parameter))
     with Sipp(
         directory,

@@ -37,12 +37,12 @@ PHONE_A, PHONE_B = "127.0.251.11", "127.0.251.12"
 class Nodes:
     """The process with both nodes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, node_a: str = NODE_A, node_b: str = NODE_B) -> None:
         self.directory = directory
         script = Path(__file__).with_name("sip_nodes.py")
         users = [f"{user}:{password}" for user, password in PASSWORDS.items()]
         self._process = subprocess.Popen(
-            [sys.executable, str(script), NODE_A, NODE_B, DOMAIN, str(directory), *users],
+            [sys.executable, str(script), node_a, node_b, DOMAIN, str(directory), *users],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
