@@ -191,6 +191,9 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     faults: list[tuple[str, str]] = []
     if not (sip.udp or sip.tcp or sip.tls or sip.wss or sip.ws):
         faults.append(("sip", "expected an address in at least one of udp, tcp, tls, wss and ws"))
+    foreign = [each for each in sip.redirect_domains if sip.domains and each not in sip.domains]
+    if foreign:
+        faults.append(("sip.redirect_domains", f"expected domains of sip.domains, not {', '.join(foreign)}"))
     for key, secure in (("sip.tls", sip.tls), ("sip.wss", sip.wss)):
         if secure and not (sip.certificate and sip.key):
             faults.append((key, "expected sip.certificate and sip.key beside it"))
