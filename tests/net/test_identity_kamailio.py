@@ -1,4 +1,6 @@
-"""Identity against Kamailio: auth_identity (RFC 4474) and secsipid (RFC 8224), it verifying ours and we its."""
+"""Against Kamailio: Identity by auth_identity (RFC 4474) and secsipid (RFC 8224), it verifying ours and we its; and
+mutual TLS both ways.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from p2psipd.proto.identity.policy import TrustAnchors
+from p2psipd.net.peer_tls import PeerTls, peer_of
+from p2psipd.proto.identity.policy import TrustAnchors, read_certificate
 from p2psipd.proto.identity.sip_date import write_sip_date
 from p2psipd.proto.peering.identity import Signing, sign_request
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
@@ -22,6 +25,7 @@ from p2psipd.proto.peering.peers import IdentityKind, PeeringPolicy, PeerSetting
 from p2psipd.proto.peering.replay import ReplayCache
 from p2psipd.proto.peering.verification import IdentityVerifier, Verification
 from p2psipd.proto.sip.message import Request, Response, parse_message
+from tests.net.test_peer_tls import End, FakeProtocol, pump
 from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key, rsa_key
 from tests.proto.peering.peering_world import KINDS, own_certificate, request, run
 
@@ -35,13 +39,17 @@ debug=0
 log_stderror=yes
 children=1
 auto_aliases=no
-disable_tcp=yes
+tcp_children=1
+enable_tls=yes
 listen=udp:{kamailio}:5070
+listen=tls:{kamailio}:5061
+loadmodule "tls.so"
 loadmodule "tm.so"
 loadmodule "sl.so"
 loadmodule "pv.so"
 loadmodule "auth_identity.so"
 loadmodule "secsipid.so"
+modparam("tls", "config", "{directory}/tls.cfg")
 modparam("auth_identity", "cainfo_path", "{directory}/ca.pem")
 modparam("auth_identity", "privatekey_path", "{directory}/rsa.key")
 modparam("auth_identity", "certificate_path", "{directory}/rsa.pem")
@@ -60,6 +68,9 @@ request_route {{
     }} else if ($rU == "verify8224") {{
         if (secsipid_check_identity("")) {{ sl_send_reply("200", "OK"); exit; }}
         sl_send_reply("438", "Invalid Identity Header");
+    }} else if ($rU == "over-tls") {{
+        $du = "sip:{us}:5071;transport=tls";
+        t_relay();
     }} else if ($rU == "sign4474") {{
         $du = "sip:{us}:5070";
         auth_date_proc();
@@ -73,6 +84,24 @@ request_route {{
         sl_send_reply("404", "Not Found");
     }}
 }}
+"""
+
+
+TLS = """\
+[server:default]
+method = TLSv1.2+
+verify_certificate = yes
+require_certificate = yes
+certificate = {directory}/rsa.pem
+private_key = {directory}/rsa.key
+ca_list = {directory}/ca.pem
+[client:default]
+method = TLSv1.2+
+verify_certificate = yes
+require_certificate = yes
+certificate = {directory}/rsa.pem
+private_key = {directory}/rsa.key
+ca_list = {directory}/ca.pem
 """
 
 
@@ -111,6 +140,7 @@ class Oracle:
         (directory / "ca.pem").write_bytes(pem(self.ca.der))
         places = {"kamailio": KAMAILIO, "us": US, "web": WEB, "port": self.web.server_port, "directory": directory}
         (directory / "kamailio.cfg").write_text(CONFIGURATION.format(**places))
+        (directory / "tls.cfg").write_text(TLS.format(directory=directory))
         self.theirs = {"k.cer": issued["rsa"], "k.pem": issued["ec"]}
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
@@ -150,11 +180,15 @@ class Oracle:
         for old, new in edits:
             assert old in octets
             octets = octets.replace(old, new)
-        try:
-            self.socket.sendto(octets, (KAMAILIO, 5070))
-            return parse_message(self.socket.recv(1 << 16))
-        except TimeoutError:
-            return None
+        self.socket.sendto(octets, (KAMAILIO, 5070))
+        while True:
+            try:
+                answer = parse_message(self.socket.recv(1 << 16))
+            except TimeoutError:
+                return None
+            # Answers to what was asked while it was starting come late.
+            if answer.call_id == message.call_id:
+                return answer
 
     def status(self, user: str, kind: IdentityKind | None, *edits: tuple[bytes, bytes], **headers: str) -> int:
         """The status of the answer."""
@@ -172,6 +206,13 @@ class Oracle:
 
         policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([self.ca.der])))
         return run(IdentityVerifier(fetch, ReplayCache()).verify(message, policy, time.time()))
+
+    def tls(self, ca: TestAuthority | None = None) -> PeerTls:
+        """Our side of connections, as a.test."""
+        der = (ca or self.ca).issue(dns("a.test"), ec_key(3))
+        own = OwnCertificate("a", read_certificate(der), (der,), ec_key(3), ("a.test",))
+        policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([self.ca.der])))
+        return PeerTls(policy, OwnCertificates([own]), time.time)
 
     def close(self) -> None:
         """End everything."""
@@ -226,3 +267,43 @@ def test_peering_096_we_accept_what_kamailio_signs(oracle: Oracle) -> None:
     assert found.status == 0
     found = oracle.signed_by_them("sign4474", From="<sip:alice@victim.test>;tag=1")
     assert (found.status, found.step) == (437, "domain")
+
+
+def test_peering_047_kamailio_takes_our_connection(oracle: Oracle) -> None:
+    """Its server demands and verifies our certificate, we verify its; a foreign one is refused after the handshake."""
+    options = request("OPTIONS", b"", Via="SIP/2.0/TLS 127.0.80.4:5071;branch=z9hG4bKt").encode()
+    for ca, answered in ((None, True), (TestAuthority("Other CA", wall=oracle.now), False)):
+        with socket.create_connection((KAMAILIO, 5061)) as connected:
+            creator = oracle.tls(ca).towards("k.test", "a.test")
+            end = End(creator.clientConnectionForTLS(FakeProtocol()), True)  # type: ignore[arg-type]
+            pump(end, connected)
+            peer = peer_of(end.transport)
+            assert peer is not None and peer.domains == {"k.test"}
+            end.connection.send(options)
+            connected.sendall(end.take())
+            answer = b""
+            while not end.error and not answer and (came := connected.recv(1 << 16)):
+                end.connection.bio_write(came)
+                answer = end.read()
+        assert answer.startswith(b"SIP/2.0 404") if answered else "unknown ca" in end.error
+
+
+def test_peering_067_kamailio_connects_to_us(oracle: Oracle) -> None:
+    """A call that Kamailio routes to us over TLS comes with its certificate, which names its domain."""
+    with socket.create_server((US, 5071)) as listener:
+        listener.settimeout(5)
+        oracle.socket.settimeout(0.05)
+        oracle.ask("over-tls", None)
+        oracle.socket.settimeout(5)
+        accepted, _ = listener.accept()
+        with accepted:
+            end = End(oracle.tls().server.serverConnectionForTLS(FakeProtocol()), False)  # type: ignore[arg-type]
+            pump(end, accepted)
+            peer = peer_of(end.transport)
+            assert peer is not None and peer.domains == {"k.test"}
+            accepted.sendall(end.take())
+            octets = end.read()
+            while not octets and not end.error and (came := accepted.recv(1 << 16)):
+                end.connection.bio_write(came)
+                octets = end.read()
+    assert octets.startswith(b"MESSAGE sip:over-tls@")

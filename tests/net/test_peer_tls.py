@@ -91,6 +91,16 @@ class End:
         except SSL.Error as error:
             self.error = self.error or str(error.args[0])
 
+    def read(self) -> bytes:
+        """What the other side has said so far."""
+        try:
+            return self.connection.recv(1 << 16)
+        except SSL.WantReadError:
+            return b""
+        except SSL.Error as error:
+            self.error = str(error.args[0])
+            return b""
+
     def take(self) -> bytes:
         """What is to be sent."""
         try:
