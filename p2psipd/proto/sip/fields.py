@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
 from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
@@ -17,10 +17,11 @@ from p2psipd.proto.sip.parameters import check_text
 
 __all__ = ["Message"]
 
+T = TypeVar("T")
+
 _FOLD = re.compile(r"\r\n[ \t]++")
 _DIGITS = re.compile(r"[0-9]++")
 _CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
-_HOPS = {str(hops): hops for hops in range(256)}
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
 _REQUIRED = ("via", "from", "to", "call-id", "cseq")
 _REQUIRED_SET = frozenset(_REQUIRED)
@@ -109,9 +110,7 @@ class Message:
         """The first Via value."""
         found: Via | None = self._cache.get("top_via")
         if found is None:
-            line = self._need("via")
-            found = _read_via(line) if b"," not in line else Via.parse(split_list(_value(line))[0])
-            self._cache["top_via"] = found
+            found = self._cache["top_via"] = _read_vias(self._need("via"))[0]
         return found
 
     @property
@@ -119,11 +118,7 @@ class Message:
         """All Via values, top first."""
         found: tuple[Via, ...] | None = self._cache.get("via")
         if found is None:
-            if self._names.count("via") == 1 and b"," not in self._lines[self._names.index("via")]:
-                found = (_read_via(self._need("via")),)
-            else:
-                found = tuple([Via.parse(value) for value in self.get_all("via")])
-            self._cache["via"] = found
+            found = self._cache["via"] = self._members("via", _read_vias)
         return found
 
     @property
@@ -139,10 +134,7 @@ class Message:
         """The Call-ID."""
         found: str | None = self._cache.get("call-id")
         if found is None:
-            found = _value(self._need("call-id"))
-            if not _CALL_ID.fullmatch(found):
-                raise MalformedMessage("bad Call-ID")
-            self._cache["call-id"] = found
+            found = self._cache["call-id"] = _read_call_id(self._need("call-id"))
         return found
 
     @property
@@ -171,16 +163,23 @@ class Message:
         """The To tag; None outside a dialog."""
         return self.to.tag
 
+    def _members(self, name: str, read: Callable[[bytes], tuple[T, ...]]) -> tuple[T, ...]:
+        """The values of all lines of this name."""
+        names = self._names
+        if names.count(name) == 1:
+            return read(self._lines[names.index(name)])
+        found: list[T] = []
+        for key, line in zip(names, self._lines, strict=True):
+            if key == name:
+                found += read(line)
+                if len(found) > MAX_MEMBERS:
+                    raise MessageTooLarge(f"too many values of {name}")
+        return tuple(found)
+
     def _addresses(self, name: str) -> tuple[NameAddr, ...]:
         found: tuple[NameAddr, ...] | None = self._cache.get(name)
         if found is None:
-            if name not in self._names:
-                return ()
-            if self._names.count(name) == 1 and b"," not in (line := self._need(name)):
-                found = (_read_address(line),) if _value(line) else ()
-            else:
-                found = tuple([NameAddr.parse(value) for value in self.get_all(name)])
-            self._cache[name] = found
+            found = self._cache[name] = self._members(name, _read_addresses)
         return found
 
     @property
@@ -227,13 +226,7 @@ class Message:
             return None
         hops: int | None = self._cache.get("max-forwards")
         if hops is None:
-            value = _value(self._need("max-forwards"))
-            hops = _HOPS.get(value)
-            if hops is None:
-                if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
-                    raise MalformedMessage("bad Max-Forwards")
-                hops = int(value)
-            self._cache["max-forwards"] = hops
+            hops = self._cache["max-forwards"] = _read_hops(self._need("max-forwards"))
         return hops
 
     @property
@@ -431,25 +424,27 @@ class Message:
 
         Of a request that may be answered (no ACK) the error's `request` is the request.
         """
-        names = self._names
-        present = set(names)
-        if not present >= _REQUIRED_SET:
-            raise MalformedMessage(
-                f"missing {written(next(name for name in _REQUIRED if name not in present))}"
-            )
-        if len(present) != len(names):
+        names, lines, cache = self._names, self._lines, self._cache
+        count = len(names)
+        first = dict(zip(names[::-1], range(count - 1, -1, -1), strict=True))
+        if not first.keys() >= _REQUIRED_SET:
+            raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in first))}")
+        if len(first) != count:
             for name in _SINGLE:
                 if names.count(name) > 1:
                     raise MalformedMessage(f"more than one {written(name)}")
-        vias = self.vias
-        if not vias:
-            raise MalformedMessage("missing Via")
-        self._cache["top_via"] = vias[0]
-        _ = (self.call_id, self.cseq, self.from_.uri, self.to.uri, self.max_forwards)
-        if "contact" in present:
+        cache["top_via"] = self.vias[0]
+        cache["call-id"] = _read_call_id(lines[first["call-id"]])
+        cache["cseq"] = _read_cseq(lines[first["cseq"]])
+        cache["from"] = sender = _read_address(lines[first["from"]])
+        cache["to"] = recipient = _read_address(lines[first["to"]])
+        _ = (sender.uri, recipient.uri)
+        if "max-forwards" in first:
+            cache["max-forwards"] = _read_hops(lines[first["max-forwards"]])
+        if "contact" in first:
             for address in self.contacts:
                 _ = (address.uri, address.q)
-        for name in _ROUTE_HEADERS & present:
+        for name in _ROUTE_HEADERS & first.keys():
             for address in self._addresses(name):
                 _ = address.uri
 
@@ -490,26 +485,44 @@ def _filled(line: bytes) -> str:
     return value
 
 
-# The same lines come back in each message of a call; what they mean is immutable, and can be shared.
+def _call_id(line: bytes) -> str:
+    value = _filled(line)
+    if not _CALL_ID.fullmatch(value):
+        raise MalformedMessage("bad Call-ID")
+    return value
+
+
+def _hops(line: bytes) -> int:
+    value = _plain_value(line)
+    if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
+        raise MalformedMessage("bad Max-Forwards")
+    return int(value)
+
+
+def _vias(line: bytes) -> tuple[Via, ...]:
+    return tuple([Via.parse(value) for value in split_list(_filled(line))])
+
+
+def _addresses(line: bytes) -> tuple[NameAddr, ...]:
+    # An empty line of a list header is a list without members.
+    value = _plain_value(line)
+    return tuple([NameAddr.parse(each) for each in split_list(value)]) if value else ()
+
+
+def _remembered(read: Callable[[bytes], T], lines: int) -> Callable[[bytes], T]:
+    """`read`, remembering what the last so many short lines meant.
+
+    The same lines come back in each message of a call; what they mean is immutable, and can be shared.
+    """
+    short = lru_cache(maxsize=lines)(read)
+    return lambda line: short(line) if len(line) < _CACHED_LENGTH else read(line)
+
+
 _CACHED_LENGTH = 256
-_short_value = lru_cache(maxsize=8192)(_plain_value)
-_short_address = lru_cache(maxsize=4096)(lambda line: NameAddr._parse(_filled(line)))
-_short_via = lru_cache(maxsize=4096)(lambda line: Via._parse(_filled(line)))
-_short_cseq = lru_cache(maxsize=2048)(lambda line: CSeq._parse(_filled(line)))
-
-
-def _value(line: bytes) -> str:
-    """What stands behind the colon, unfolded."""
-    return _short_value(line) if len(line) < _CACHED_LENGTH else _plain_value(line)
-
-
-def _read_address(line: bytes) -> NameAddr:
-    return _short_address(line) if len(line) < _CACHED_LENGTH else NameAddr._parse(_filled(line))
-
-
-def _read_via(line: bytes) -> Via:
-    return _short_via(line) if len(line) < _CACHED_LENGTH else Via._parse(_filled(line))
-
-
-def _read_cseq(line: bytes) -> CSeq:
-    return _short_cseq(line) if len(line) < 64 else CSeq._parse(_filled(line))
+_value = _remembered(_plain_value, 4096)
+_read_call_id = _remembered(_call_id, 4096)
+_read_hops = _remembered(_hops, 256)
+_read_cseq = _remembered(lambda line: CSeq._parse(_filled(line)), 1024)
+_read_address = _remembered(lambda line: NameAddr._parse(_filled(line)), 4096)
+_read_addresses = _remembered(_addresses, 4096)
+_read_vias = _remembered(_vias, 4096)

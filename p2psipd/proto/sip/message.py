@@ -19,7 +19,7 @@ from p2psipd.proto.sip.errors import (
     UnsupportedVersion,
 )
 from p2psipd.proto.sip.fields import Message
-from p2psipd.proto.sip.names import METHODS, RAW_NAMES, REASONS, canonical_raw
+from p2psipd.proto.sip.names import METHODS, RAW_NAMES, RAW_STARTS, REASONS, canonical_raw
 from p2psipd.proto.sip.parameters import check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 
@@ -198,6 +198,24 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     if len(lines) > MAX_LINES:
         raise MessageTooLarge("too many header lines")
     fault: SipError | None = None
+    known = RAW_STARTS
+    names = [known.get(line[: line.find(b":") + 1], "") for line in lines]
+    if "" in names:
+        names, lines, fault = _read_names(lines)
+    if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):
+        fault = fault or MalformedMessage("bare CR in a header")
+        # The answer copies lines of the request, and must not carry the fault on.
+        lines = [b"\r\n".join([part.replace(b"\r", b" ") for part in line.split(b"\r\n")]) for line in lines]
+    message = _parse_start(start, names, lines, fault)
+    length = None
+    if "content-length" in names:
+        length = _parse_length(message, names, lines)
+    return message, length
+
+
+def _read_names(lines: list[bytes]) -> tuple[list[str], list[bytes], SipError | None]:
+    """The names of lines of which some are continued, unusual, or no headers: names, joined lines, and the fault."""
+    fault: SipError | None = None
     names: list[str] = []
     known = RAW_NAMES
     folded = False
@@ -219,15 +237,7 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
         names.append(key)
     if folded or fault:
         names, lines = _join_folded(names, lines)
-    if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):
-        fault = fault or MalformedMessage("bare CR in a header")
-        # The answer copies lines of the request, and must not carry the fault on.
-        lines = [b"\r\n".join([part.replace(b"\r", b" ") for part in line.split(b"\r\n")]) for line in lines]
-    message = _parse_start(start, names, lines, fault)
-    length = None
-    if "content-length" in names:
-        length = _parse_length(message, names, lines)
-    return message, length
+    return names, lines, fault
 
 
 def _join_folded(names: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
