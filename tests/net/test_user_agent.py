@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from p2psipd.net.media import AudioStream, RtpSession
+from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.user_agent import CallFailed, RegistrationFailed, UserAgent, UserAgentError, UserCall, answer_with_tone
 from p2psipd.proto.media.rtp import RtpPacket, decode_packet
 from p2psipd.proto.media.tone import ToneGenerator
+from p2psipd.proto.sip.agent_io import KeepAliveAnswered
+from p2psipd.proto.sip.flow import Flow
 
 
 def pause(seconds: float) -> Deferred[None]:
@@ -165,6 +168,31 @@ class CallTests(TestCase):
             with self.assertRaises(RegistrationFailed) as caught:
                 await carol.register()
             self.assertEqual(caught.exception.status, 405)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_keep_alives_are_answered(self) -> Deferred[None]:
+        """A node answers a phone's keep-alives: STUN over UDP, a line end over TCP (RFC 5626 section 4.4)."""
+
+        async def scenario() -> None:
+            node = SipTransports(reactor, *(lambda *_: None for _ in range(3)))
+            self.addCleanup(lambda: gatherResults([d for d in node.stop() if d is not None]))
+            for transport, listen in (("udp", node.listen_udp), ("tcp", node.listen_tcp)):
+                server = listen(("127.0.60.21", 0))
+                phone = UserAgent(reactor, "sip:a@x", server=server, transport=transport, bind="127.0.60.22")
+                self.addCleanup(lambda phone=phone: Deferred.fromCoroutine(phone.stop()))
+                await phone.start()
+                answered: list[object] = []
+                phone.feed = answered.append  # type: ignore[method-assign]
+                network: Any = phone._network
+                flow = Flow(transport.upper(), server, ("127.0.60.22", network.port))
+                if transport == "tcp":
+                    network.send(flow, b"\r\n")
+                network.keep_alive(flow)
+                for _ in range(40):
+                    if not answered:
+                        await pause(0.05)
+                self.assertEqual([type(each) for each in answered], [KeepAliveAnswered], transport)
 
         return Deferred.fromCoroutine(scenario())
 
