@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
+from p2psipd.proto.identity.certificate import remember
 from p2psipd.proto.identity.policy import (
     Authority,
     CertificateRefused,
@@ -34,6 +35,8 @@ __all__ = [
     "PeeringPolicy",
     "UNSUPPORTED_PEER",
 ]
+
+_KNOWN_SIZE: Final = 1024
 
 #: What a peer is told that is not authorised, letter by letter (direct peering, section 4.2.4).
 UNSUPPORTED_PEER: Final = (403, "Unsupported Peer")
@@ -125,7 +128,7 @@ class PeeringPolicy:
     in ``peers``.  Domains are normalised here.
     """
 
-    __slots__ = ("_accept_authorities", "_accept_domains", "_deny", "_federations", "_peers", "default")
+    __slots__ = ("_accept_authorities", "_accept_domains", "_deny", "_federations", "_known", "_peers", "default")
 
     def __init__(
         self,
@@ -138,6 +141,8 @@ class PeeringPolicy:
         federations: Iterable[Federation] = (),
     ) -> None:
         self.default = default
+        # Who a certificate is, from when until when: it is asked with every request, and may have many names.
+        self._known: dict[tuple[bytes, Usage | None], tuple[PeerIdentity, float, float]] = {}
         self._peers = {normal_domain(peer.domain): peer for peer in peers}
         self._accept_domains = frozenset(map(normal_domain, accept_domains)) - {""}
         self._accept_authorities = frozenset(accept_authorities)
@@ -201,6 +206,9 @@ class PeeringPolicy:
     def _identity(self, chain: Sequence[bytes], wall: float, usage: Usage | None) -> PeerIdentity:
         if not chain:
             raise CertificateRefused(Step.FORM, "no certificate")
+        known = self._known.get((chain[0], usage))
+        if known is not None and known[1] <= wall <= known[2]:
+            return known[0]
         certificate = read_certificate(chain[0])
         found: dict[str, Authority] = {}
         refusal: CertificateRefused | None = None
@@ -219,7 +227,11 @@ class PeeringPolicy:
             else:
                 found[name] = result.authority
         if found:
-            return PeerIdentity(certificate, found, tuple(chain), usage is Usage.SERVER)
+            identity = PeerIdentity(certificate, found, tuple(chain), usage is Usage.SERVER)
+            good = [one for one in checks.values() if isinstance(one, CheckedCertificate)]
+            window = max(one.valid_from for one in good), min(one.valid_until for one in good)
+            remember(self._known, (chain[0], usage), (identity, *window), _KNOWN_SIZE)
+            return identity
         if refusal is None:
             self.default.anchors.check(chain, wall, usage or self.default.client_usage)
             raise CertificateRefused(Step.DOMAIN, "no SIP identity in it", "", certificate.issuer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -162,6 +163,16 @@ def test_peering_072_open_connections_outlive_nothing() -> None:
     world = World(settings=PeerSettings(required=False))
     world.wall = WALL + 31 * DAY
     assert world.admit(request()).step == "date"
+
+
+def test_many_names_cost_nothing_more_with_each_request() -> None:
+    """Who a certificate of a thousand names is, is found out once."""
+    policy = PeeringPolicy(DEFAULT)
+    peer = client(policy, CA.issue(dns(*(f"n{number}.test" for number in range(1000)))))
+    began = time.perf_counter()
+    for _ in range(1000):
+        assert policy.again(peer, WALL) is peer
+    assert time.perf_counter() - began < 0.2
 
 
 def test_a_server_that_sends_requests_is_judged_as_a_server() -> None:
