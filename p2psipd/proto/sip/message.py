@@ -19,7 +19,7 @@ from p2psipd.proto.sip.errors import (
     UnsupportedVersion,
 )
 from p2psipd.proto.sip.fields import Message
-from p2psipd.proto.sip.names import METHODS, RAW_NAMES, RAW_STARTS, REASONS, canonical_raw
+from p2psipd.proto.sip.names import METHODS, RAW_NAMES, REASONS, canonical_raw
 from p2psipd.proto.sip.parameters import check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 
@@ -198,8 +198,8 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     if len(lines) > MAX_LINES:
         raise MessageTooLarge("too many header lines")
     fault: SipError | None = None
-    known = RAW_STARTS
-    names = [known.get(line[: line.find(b":") + 1], "") for line in lines]
+    known = RAW_NAMES
+    names = [known.get(name, "") if colon else "" for name, colon, _ in [line.partition(b":") for line in lines]]
     if "" in names:
         names, lines, fault = _read_names(lines)
     if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):

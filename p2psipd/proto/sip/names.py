@@ -110,9 +110,6 @@ def _spellings() -> dict[bytes, str]:
 # What nearly every header line begins with, so that no lower() is paid for it.
 RAW_NAMES = _spellings()
 
-# The same with the colon.
-RAW_STARTS = {name + b":": lower for name, lower in RAW_NAMES.items()}
-
 
 def canonical_raw(name: bytes) -> str:
     """The canonical name of the octets before the colon.  Raises MalformedMessage if they are no token."""
