@@ -252,8 +252,8 @@ _WEB = '[sip]\nwss = ["[::]:5443"]\n'
         (("[peer]", _WEB + "[peer]"), "sip.wss: expected sip.certificate and sip.key beside it"),
         (("[peer]", _WEB + "[peer]"), "sip.tcp: expected sip.public_host beside it"),
         (
-            ("[peer]", '[sip]\ntcp = ["127.0.0.1:1"]\ndomains = ["a.example"]\nredirect_domains = ["b.example"]\n[peer]'),
-            "sip.redirect_domains: expected domains of sip.domains, not b.example",
+            ("[peer]", '[sip]\ntcp = ["127.0.0.1:1"]\ndomains = ["a.test"]\nredirect_domains = ["b.test"]\n[peer]'),
+            "sip.redirect_domains: expected domains of sip.domains, not b.test",
         ),
         (("[peer]", '[sip]\nudp = ["127.0.0.1:5060"]\ndomains = ["elsewhere.example"]\n[peer]'), None),
     ],

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
-from urllib.parse import quote
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gatherResults
@@ -67,6 +66,7 @@ from p2psipd.services.sip.forwarding import Forwarder
 from p2psipd.services.sip.load import Load
 from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
+from p2psipd.services.sip.relocating import Relocating, origin_of
 from p2psipd.services.sip.routing import FlowGone, Routing, addresses_only, peer_of
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
 
@@ -187,11 +187,12 @@ class SipService(Service):
             reactor=reactor,
             feed=self._driver.feed,
             start=self._start,
-            relocate=self._relocate,
-            recurse=self._recurse,
+            relocate=lambda context: self._relocating.relocate(context),
+            recurse=lambda context, contacts: self._relocating.recurse(context, contacts),
             suspect=connector.suspect if connector is not None else _nobody,
             new_tag=self._layer.new_tag,
         )
+        self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
         self._waiting = 0
         self._sweeper: Any = None
 
@@ -436,15 +437,14 @@ class SipService(Service):
         elif method == "REGISTER":
             self._start(self._register(event))
         else:
-            peer = peer_of(flow)
-            phone = peer is None
+            inside = isinstance(peer_of(flow), NodeIdentity)
             context = ForwardingContext(
                 request,
                 self._settings.ring_seconds,
                 turn_for=self._settings.turn_seconds,
-                may_relocate=phone,
-                hide_flow=phone,
-                recurse=self._recursed if not isinstance(peer, NodeIdentity) else _NO_DOMAINS,
+                may_relocate=not inside,
+                hide_flow=not inside,
+                recurse=_NO_DOMAINS if inside else self._recursed,
                 transaction=transaction,
                 flow=flow,
             )
@@ -571,7 +571,7 @@ class SipService(Service):
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
-        origin = _origin(flow)
+        origin = origin_of(flow)
         targets = await self._locate(Query(uri, origin, self._clocks.wall()))
         if not targets and origin is Origin.PHONE:
             with suppress(LocationUnavailable):
@@ -592,8 +592,6 @@ class SipService(Service):
         if not domains or not isinstance(uri, SipUri) or uri.host not in domains:
             return False
         return not uri.gr and not isinstance(peer_of(flow), NodeIdentity)
-
-    # ---- where to, once more ---------------------------------------------------------------------------------
 
     async def _within_dialog(self, context: ForwardingContext, taken: Sequence[SipUri]) -> bool:
         """Forward a request that follows the Route set of its dialog; False if that was not written by us.
@@ -617,58 +615,13 @@ class SipService(Service):
             else:
                 targets = [self._routing.along_dialog(request, taken, outside)]
         except FlowGone as gone:
-            targets = await self._heirs(context, gone.user)
+            targets = await self._relocating.heirs(context, gone.user)
             if not targets:
                 if peer_of(flow) is None:
                     raise Refused(481, why=gone.why) from None
                 raise
         self._forwarder.forward(context, targets)
         return True
-
-    async def _heirs(self, context: ForwardingContext, user: str) -> Sequence[Target]:
-        """Where the phone of `user` ("user@domain") is that has this dialog: its flow, or its registrar, is gone."""
-        if not user:
-            return ()
-        origin = Origin.NODE if isinstance(peer_of(context.flow), NodeIdentity) else Origin.PHONE
-        try:
-            uri = SipUri.parse("sip:" + quote(user, safe=_AOR_CHARACTERS))
-            found = await self._locate(Query(uri, origin, self._clocks.wall(), fresh=True))
-        except (NotLocated, LocationUnavailable, SipError):
-            return ()
-        contact = context.request.uri_text
-        same = [each for each in found if each.binding is not None and each.binding.contact == contact]
-        self.counters["dialog_found_anew"] += bool(same)
-        return same
-
-    async def _relocate(self, context: ForwardingContext) -> None:
-        """The record was out of date: look once more, afresh (profile section 7)."""
-        targets: Sequence[Target] = ()
-        request = context.request
-        if request.to_tag is not None:
-            user = self._routing.drop_routes(request)
-            targets = await self._heirs(context, user) if user and not request.has("route") else ()
-            if not targets:
-                self._forwarder.refuse(context, make_response(request, 481))
-                return
-        else:
-            try:
-                uri = self._gate.place(request.uri)
-                targets = await self._locate(Query(uri, Origin.PHONE, self._clocks.wall(), fresh=True))
-            except (NotLocated, LocationUnavailable) as error:
-                self.log.info("nothing newer is known: {error}", error=str(error))
-        self._forwarder.forward(context, targets)
-
-    async def _recurse(self, context: ForwardingContext, contacts: Sequence[tuple[SipUri, float]]) -> None:
-        """A phone has redirected the call to other users of ours (RFC 3261 section 16.5)."""
-        targets: list[Target] = []
-        for uri, q in contacts:
-            try:
-                found = await self._locate(Query(uri.bare(), Origin.PHONE, self._clocks.wall()))
-            except (NotLocated, LocationUnavailable) as error:
-                self.log.info("redirected to {uri} in vain: {error}", uri=str(uri), error=str(error))
-                continue
-            targets += [target._replace(q=q) for target in found]
-        self._forwarder.forward(context, targets)
 
 
 def _gave_up(failure: Failure) -> None:
@@ -678,13 +631,6 @@ def _gave_up(failure: Failure) -> None:
 
 def _nobody(node_id: bytes) -> None:
     """Without other nodes there is none to suspect."""
-
-
-def _origin(flow: Flow) -> Origin:
-    peer = peer_of(flow)
-    if peer is None:
-        return Origin.PHONE
-    return Origin.NODE if isinstance(peer, NodeIdentity) else Origin.PEER
 
 
 def _sender(request: Request) -> str:
