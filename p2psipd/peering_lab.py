@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self
@@ -261,11 +262,16 @@ class PeeringLab:
     def up(self, timeout: float = 60.0) -> None:
         """Start the name server and both overlays, and provision users and numbers. Raises LabError."""
         self._start_knot()
-        for domain in self.domains:
+
+        def start(domain: Domain) -> None:
             domain.lab.up(timeout)
             domain.lab.provision()
             for number in domain.numbers:
                 _give(domain.lab, number, domain.lab.users[0].name)
+
+        with ThreadPoolExecutor(len(self.domains)) as pool:
+            for started in [pool.submit(start, domain) for domain in self.domains]:
+                started.result()
 
     def _start_knot(self) -> None:
         run = self.directory / "knot"

@@ -130,15 +130,6 @@ def make_sip(
     steps: list[LocateStep] = [OwnBindings(table, overlay.node_id, domains), Numbers(numbers, users), users]
     if echo is not None:
         steps.insert(0, echo.locate)
-    edge: Edge = (elsewhere := EdgesElsewhere(directory, overlay.node_id, domains))
-    peering: PeeringService | None = None
-    if material.peering is not None:
-        peering = _make_peering(reactor, checked, material.peering, domains, dns, keys, users, directory)
-        steps = [peering.emergency, *steps, peering.outbound]
-        edge = peering.edge
-    else:
-        steps.append(elsewhere)
-    locator = Locator(steps)
     host, port = section.node_listen or config.Address("127.0.0.1", 0)
     interconnect = Interconnect(
         reactor,
@@ -147,6 +138,16 @@ def make_sip(
         listen=(host, port),
         app_attach=lambda node_id: overlay.app_attach(NodeId(node_id), SIPS_APPLICATION),
     )
+    elsewhere = EdgesElsewhere(directory, overlay.node_id, domains, interconnect.is_doubtful)
+    edge: Edge = elsewhere
+    peering: PeeringService | None = None
+    if material.peering is not None:
+        peering = _make_peering(reactor, checked, material.peering, domains, dns, keys, users, directory)
+        steps = [peering.emergency, *steps, peering.outbound]
+        edge = peering.edge
+    else:
+        steps.append(elsewhere)
+    locator = Locator(steps)
     settings = SipSettings(
         domains=domains,
         overlay=configuration.overlay_name,
@@ -316,6 +317,11 @@ class SipWiring(OverlayObserver):
         """Another node wants to speak SIP with us."""
         if application == SIPS_APPLICATION and self.interconnect is not None:
             self.interconnect.dial(node, addresses)
+
+    def peer_lost(self, node: NodeId) -> None:
+        """Where there is a choice, others are asked to take SIP from now on."""
+        if self.interconnect is not None:
+            self.interconnect.lost(node)
 
     def configuration_changed(self, configuration: OverlayConfiguration) -> None:
         """A newer document may have revoked nodes that we speak SIP with."""

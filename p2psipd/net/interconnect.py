@@ -48,6 +48,10 @@ DEAD_SECONDS: Final = 2.5
 #: A node that left a request without any answer has so long for a keep-alive's.
 SUSPECT_SECONDS: Final = 2.0
 
+#: So long others are tried before a node that was lost or could not be reached.
+DOUBT_SECONDS: Final = 60.0
+_MOST_DOUBTFUL: Final = 10_000
+
 _WAITING_FOR_ONE_NODE: Final = 1000
 
 
@@ -103,6 +107,7 @@ class Interconnect:
         self._timeout = timeout
         self._limits = limits or Limits(idle=IDLE_SECONDS, per_address=256)
         self._transports: SipTransports | None = None
+        self._doubtful: dict[bytes, float] = {}
         self._pool: dict[bytes, list[StreamFlow]] = {}
         self._dialling: set[bytes] = set()
         self._waiting: dict[bytes, list[Deferred[Flow]]] = {}
@@ -199,6 +204,7 @@ class Interconnect:
             self.dial(node_id, accepted.addresses, serve=True)
 
     def _fail(self, node_id: bytes, reason: str) -> None:
+        self.lost(node_id)
         for waiting in self._waiting.pop(node_id, []):
             self.counters["unreachable"] += 1
             waiting.errback(Failure(Unreachable(f"{node_id.hex()}: {reason}")))
@@ -262,6 +268,17 @@ class Interconnect:
                 del self._pool[peer.node_id]
         if self._lost is not None:
             self._lost(flow)
+
+    def lost(self, node_id: bytes) -> None:
+        """The overlay has lost the node, or it could not be reached: it is doubtful until it is heard of."""
+        self._doubtful.pop(node_id, None)
+        self._doubtful[node_id] = self._clock.seconds() + DOUBT_SECONDS
+        if len(self._doubtful) > _MOST_DOUBTFUL:
+            del self._doubtful[next(iter(self._doubtful))]
+
+    def is_doubtful(self, node_id: bytes) -> bool:
+        """Whether the node has lately been lost or unreachable, so that others are tried before it."""
+        return self._doubtful.get(node_id, 0.0) > self._clock.seconds() and self.pooled(node_id) is None
 
     def suspect(self, node_id: bytes) -> None:
         """The node has left a request without any answer: ping it now, and close what answers nothing."""

@@ -93,6 +93,9 @@ class OverlayObserver:
     def joined(self) -> None:
         """This node is a full member now."""
 
+    def peer_lost(self, node: NodeId) -> None:
+        """A peer has left the overlay, or does not answer any more."""
+
     def configuration_changed(self, configuration: OverlayConfiguration) -> None:
         """A newer configuration document is in force."""
 
@@ -250,7 +253,7 @@ class OverlayService(Service):
         answered.
         """
         specifiers = tuple(
-            kind if isinstance(kind, StoredDataSpecifier) else StoredDataSpecifier(kind) for kind in kinds
+            [kind if isinstance(kind, StoredDataSpecifier) else StoredDataSpecifier(kind) for kind in kinds]
         )
         target = _resource(resource)
         return await self._ask(
@@ -384,9 +387,7 @@ class OverlayService(Service):
             ),
             peer_io.Joined: self._joined,
             peer_io.PeerJoined: self._peer_joined,
-            peer_io.PeerLost: lambda event: self._log.info(
-                "peer {node} lost: {reason}", node=event.node.hex()[:8], reason=event.reason
-            ),
+            peer_io.PeerLost: self._peer_lost,
             peer_io.Misbehaved: self._misbehaved,
             peer_io.Replicated: lambda event: None,
             peer_io.ConfigurationChanged: self._configuration_changed,
@@ -420,6 +421,10 @@ class OverlayService(Service):
         if self._listen is None and not self.is_joined:
             # A client joins nothing; it is as good as joined when it knows a peer that can route for it.
             self._joined(peer_io.Joined())
+
+    def _peer_lost(self, event: peer_io.PeerLost) -> None:
+        self._log.info("peer {node} lost: {reason}", node=event.node.hex()[:8], reason=event.reason)
+        self.observer.peer_lost(event.node)
 
     def _joined(self, event: peer_io.Joined) -> None:
         self.is_joined = True

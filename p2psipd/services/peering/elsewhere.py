@@ -44,8 +44,12 @@ class EdgesElsewhere:
     here = False
     name = "edges elsewhere"
 
-    def __init__(self, directory: Directory, own: bytes, domains: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Directory, own: bytes, domains: Sequence[str], is_doubtful: Callable[[bytes], bool]
+    ) -> None:
+        """`is_doubtful` says which nodes could lately not be reached: they are tried last."""
         self._directory = directory
+        self._is_doubtful = is_doubtful
         self._own = own
         self._domains = frozenset(domains)
 
@@ -67,6 +71,7 @@ class EdgesElsewhere:
             found = await self._directory.providers(NAMESPACE)
         except ReloadError as error:
             raise LocationUnavailable(f"the edges of the domain could not be asked for: {error}") from error
+        found.sort(key=self._is_doubtful)
         return [Target(uri, node_id=node, instance=INSTANCE) for node in found if node != self._own][:_MOST_EDGES]
 
     # ---- as an Edge --------------------------------------------------------------------------------------------
