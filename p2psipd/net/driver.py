@@ -23,7 +23,7 @@ from p2psipd.proto.machine import Machine
 FAULT_PAUSE: Final = 1.0
 
 #: After a timer the next one waits at least this long, so that many timers close together cost one call.
-TIMER_GRAIN: Final = 0.005
+TIMER_GRAIN: Final = 0.01
 
 #: How much of an offending input is logged.
 _LOGGED: Final = 400

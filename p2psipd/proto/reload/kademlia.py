@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from p2psipd.proto.reload.incoming import IncomingRequest
 
 
+# The members nearest to a resource, in multiples of the copies, among whom reads look for a quick way round.
+_AROUND = 5
 _LEAST_IN_BUCKET = 4
 
 
@@ -178,12 +180,12 @@ class Kademlia(MemberList):
         return next((n for n in quickest if n != exclude), None)
 
     def relays(self, resource: ResourceId) -> Sequence[NodeId]:
-        """Linked peers around the holders of `resource`, who have links to all of them; the quickest first."""
+        """Linked peers around the holders of `resource`, who have links to many of them; the quickest first."""
         if not self.complete:
             return ()
         number = number_of(resource)
         limit = self._own ^ number if self.ready else ALL_BITS + 1
-        around = self._live.nearest(number, 3 * self._p.copies)[self._p.copies :]
+        around = self._live.nearest(number, _AROUND * self._p.copies)[self._p.copies :]
         return self._host.quickest([node_of(n) for n in around if n ^ number < limit])
 
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:

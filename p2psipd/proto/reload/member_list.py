@@ -47,7 +47,7 @@ class KademliaParameters(NamedTuple):
     copies: int = 8
     siblings: int = 16
     bucket_size: int = 16
-    max_links: int = 150
+    max_links: int = 200
     full_membership: int = 5000
     gossip_fanout: int = 4
     gossip_for: float = 0.5
