@@ -20,6 +20,7 @@ want openssl openssl
 want secsipidx secsipidx
 want kamailio "kamailio kamailio-tls-modules kamailio-secsipid-modules"
 want tcpdump tcpdump
+want stunnel4 stunnel4
 want curl curl
 want chromium-headless-shell chromium-headless-shell
 want node nodejs
