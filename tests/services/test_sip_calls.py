@@ -359,3 +359,22 @@ def test_call_from_another_domain(refused: bool) -> None:
     assert isinstance(bye, Request) and bye.method == "BYE" and not bye.has("route")
     node.service.stopService()
     assert border.stopped
+
+
+def test_challenge_of_an_invite_is_sent_once() -> None:
+    """8.2.7: nobody has a 407 repeated to a forged address: it leaves no transaction, and its ACK is ignored."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = phones(world, node)
+    request = alice.request("INVITE", bob.aor)
+    alice.send(request)
+    first = alice.take_response(407)
+    world.pass_time(40.0, step=0.5)
+    assert alice.quiet() and node.service.statistics()["transactions_lingering"] == 0
+    alice.send(request)
+    assert alice.take_response(407).to_tag == first.to_tag
+    alice.send(ack_for(request, first))
+    world.settle()
+    again = alice.answer_challenge(request, first)
+    alice.send(again)
+    bob.take_request("INVITE")

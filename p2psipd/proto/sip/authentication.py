@@ -278,6 +278,12 @@ class Gatekeeper:
         headers = self._digest.challenge(request, realm, wall, proxy=False, source=flow.remote[0])
         return Refused(401, headers=headers, why="challenged")
 
+    def challenge_caller(self, flow: Any, request: Request, wall: float) -> Refused:
+        """The 407 to another request that presents nothing. Raises Refused for one that proof would not help."""
+        realm = self._identity(request.from_.uri).host
+        headers = self._digest.challenge(request, realm, wall, proxy=True, source=flow.remote[0])
+        return Refused(407, headers=headers, why="challenged")
+
     def _registrant(self, flow: Any, request: Request) -> SipUri:
         if flow.peer is not None:
             raise Refused(403, why="refused_assertion")

@@ -146,7 +146,7 @@ class TransactionLayer:
     transaction is made.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an
     ACK): SipError.
 
-    `refuse` is asked about each new request but INVITE, ACK and CANCEL before a transaction is made for it: what it
+    `refuse` is asked about each new request but ACK and CANCEL before a transaction is made for it: what it
     refuses is answered and forgotten (RFC 3261 section 8.2.7).
     """
 
@@ -370,7 +370,7 @@ class TransactionLayer:
                 self._send(server, server.data)
         elif self.open_count >= self._limits.open or (self.shedding and self._is_shed(request)):
             self._reject(flow, SipError("Service Unavailable", status=503, request=request))
-        elif self._refuse is None or method in _NEVER_STATELESS or not self._refused(flow, request, self._refuse):
+        elif self._refuse is None or method == "CANCEL" or not self._refused(flow, request, self._refuse):
             self._start_server(flow, request, index, now)
 
     def _refused(
@@ -657,8 +657,6 @@ class TransactionLayer:
         if not (isinstance(transaction, _Server) and transaction.invite):
             self._end(transaction)
 
-
-_NEVER_STATELESS = frozenset({"INVITE", "CANCEL"})
 
 # A server transaction is found by branch, sent-by and method; RFC 2543's by more (RFC 3261 section 17.2.3).
 _NEW_INDEX = 4

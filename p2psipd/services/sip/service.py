@@ -486,17 +486,29 @@ class SipService(Service):
         self._forwarder.acknowledge(flow, request)
 
     def _unproved(self, flow: Flow, request: Request) -> Refused | None:
-        """The answer to a REGISTER that presents nothing: no transaction is made for it (RFC 3261 section 8.2.7)."""
-        if request.method != "REGISTER" or request.has("authorization"):
+        """The answer to a phone's request that presents nothing: no transaction is made for it (RFC 3261 section
+        8.2.7), so that nobody makes us repeat the answer to an INVITE whose sender is forged.
+        """
+        method = request.method
+        registers = method == "REGISTER"
+        if request.has("authorization" if registers else "proxy-authorization"):
+            return None
+        if not registers and (request.to_tag is not None or method == "OPTIONS" or peer_of(flow) is not None):
+            return None
+        if not registers and self._settings.redirect_domains and not self._settings.redirect_authenticates:
             return None
         try:
             validate(request, self._gate.home.addresses)
-            refused = self._gate.challenge_registrant(flow, request, self._clocks.wall())
+            challenge = self._gate.challenge_registrant if registers else self._gate.challenge_caller
+            refused = challenge(flow, request, self._clocks.wall())
         except Refused as error:
             refused = error
         except SipError:
             return None
-        self.counters["REGISTER"] += 1
+        self.counters[method if method in _COUNTED else "other_method"] += 1
+        if method == "INVITE":
+            self._ladder.begin(request.call_id)
+            self._note(flow, request)
         self.counters[refused.why or "refused"] += 1
         self.counters[f"answered_{refused.status}"] += 1
         self._door.refused(flow, refused.why)

@@ -613,18 +613,18 @@ class Unproved(NamedTuple):
     headers: tuple[tuple[str, str], ...] = (("WWW-Authenticate", 'Digest realm="x"'),)
 
 
-def test_refused_without_a_transaction() -> None:
+@pytest.mark.parametrize("method", ["REGISTER", "INVITE", "MESSAGE"])
+def test_refused_without_a_transaction(method: str) -> None:
     """RFC 3261 section 8.2.7: what is refused at the door leaves nothing behind, and each copy gets the same To tag."""
     layer = TransactionLayer(random.Random(1), refuse=lambda flow, request: Unproved())
     answers = []
     for now in (0.0, 0.5):
-        (sent,) = layer.receive(MessageReceived(UDP, new_request("REGISTER")), now)
+        (sent,) = layer.receive(MessageReceived(UDP, new_request(method)), now)
         assert isinstance(sent, SendMessage) and sent.transaction is None
         answers.append(parse_message(sent.data))
     first, again = answers
     assert isinstance(first, Response) and first.status == 401 and first.to_tag and first.has("www-authenticate")
     assert first.encode() == again.encode() and layer.open_count == layer.lingering_count == 0
     assert layer.next_timer() is None
-    for method in ("INVITE", "CANCEL"):
-        outputs = layer.receive(MessageReceived(UDP, new_request(method, f"z9hG4bK{method}")), 1.0)
-        assert isinstance(outputs[-1], RequestReceived)
+    outputs = layer.receive(MessageReceived(UDP, new_request("CANCEL", "z9hG4bKc")), 1.0)
+    assert isinstance(outputs[-1], RequestReceived)
