@@ -45,9 +45,6 @@ KEEP_ALIVE_SECONDS: Final = 20.0
 ASK_SECONDS: Final = 0.5
 DEAD_SECONDS: Final = 2.5
 
-#: A node that left a request without any answer has so long for a keep-alive's.
-SUSPECT_SECONDS: Final = 2.0
-
 #: So long others are tried before a node that was lost or could not be reached.
 DOUBT_SECONDS: Final = 60.0
 _MOST_DOUBTFUL: Final = 10_000
@@ -279,17 +276,6 @@ class Interconnect:
     def is_doubtful(self, node_id: bytes) -> bool:
         """Whether the node has lately been lost or unreachable, so that others are tried before it."""
         return self._doubtful.get(node_id, 0.0) > self._clock.seconds() and self.pooled(node_id) is None
-
-    def suspect(self, node_id: bytes) -> None:
-        """The node has left a request without any answer: ping it now, and close what answers nothing."""
-        for flow in self._pool.get(node_id, ()):
-            flow.write(b"\r\n\r\n")
-            self._clock.callLater(SUSPECT_SECONDS, self._close_silent, flow, self._clock.seconds())
-
-    def _close_silent(self, flow: StreamFlow, since: float) -> None:
-        if flow.alive and flow.protocol.last_heard < since:
-            self.counters["dead"] += 1
-            flow.protocol.drop("dead")
 
     def _watch(self, flow: NodeFlow) -> None:
         """Something was sent: the other side is to be heard of in time."""

@@ -174,7 +174,6 @@ class MemoryConnector:
         self.pool: dict[bytes, MemoryFlow] = {}
         self.refuse: set[bytes] = set()
         self.attached: list[bytes] = []
-        self.suspected: list[bytes] = []
 
     def start(self, receive: Any, lost: Any) -> None:
         self.receive, self.lost = receive, lost
@@ -185,9 +184,6 @@ class MemoryConnector:
 
     def pooled(self, node_id: bytes) -> Flow | None:
         return self.pool.get(node_id)
-
-    def suspect(self, node_id: bytes) -> None:
-        self.suspected.append(node_id)
 
     def die(self) -> None:
         """The node is gone: nobody has or gets a connection to it any more."""

@@ -86,9 +86,6 @@ class Link:
     def stop(self) -> None:
         """Nothing is open."""
 
-    def suspect(self, node_id: bytes) -> None:
-        """Its only node always answers."""
-
     def pooled(self, node_id: bytes) -> Flow | None:
         return None
 

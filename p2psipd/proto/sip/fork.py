@@ -249,6 +249,15 @@ class ForwardingContext:
                 outputs += self._give_up(branch, now)
         return outputs
 
+    def let_go(self) -> None:
+        """The transaction is over. The branches know this context and themselves: of a finished one the circles are
+        broken here, so that what a call held is free at once and not when the garbage is collected.
+        """
+        if self.finished:
+            for branch in self.branches:
+                branch.key = None
+            self.branches = []
+
     # ---- places to go
 
     def _locate(self, targets: Sequence[Target], status: int, reason: str | None, now: float) -> list[Output]:

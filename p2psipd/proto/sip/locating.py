@@ -362,10 +362,6 @@ class NodeConnector(Protocol):
         """A live flow to the node, if there is one already."""
         ...
 
-    def suspect(self, node_id: bytes) -> None:
-        """The node keeps silent: find out whether its connection is alive, and close it if not."""
-        ...
-
     async def connect(self, node_id: bytes) -> Flow:
         """A live flow to the node whose certificate carries `node_id`; raises Unreachable."""
         ...

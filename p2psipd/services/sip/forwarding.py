@@ -71,8 +71,8 @@ class Forwarder:
     """The forks that are under way.
 
     `feed` hands inputs to the transaction layer, `start` runs what must wait for something, `relocate` looks a
-    user up afresh and calls :meth:`forward`, `recurse` does that for the contacts of a redirect, `suspect` is told
-    of a node that keeps silent, `new_tag` draws a To tag. `home` may change when listeners are added.
+    user up afresh and calls :meth:`forward`, `recurse` does that for the contacts of a redirect, `new_tag` draws a
+    To tag. `home` may change when listeners are added.
     """
 
     log = Logger()
@@ -90,7 +90,6 @@ class Forwarder:
         start: Callable[[Work], None],
         relocate: Callable[[ForwardingContext], Work],
         recurse: Callable[[ForwardingContext, Sequence[tuple[SipUri, float]]], Work],
-        suspect: Callable[[bytes], object],
         new_tag: Callable[[], str],
     ) -> None:
         self.home = home
@@ -103,7 +102,6 @@ class Forwarder:
         self._start = start
         self._relocate = relocate
         self._recurse = recurse
-        self._suspect = suspect
         self._new_tag = new_tag
         self._contexts: dict[Any, ForwardingContext] = {}
         # INVITEs to other nodes, in the order in which something should be heard; then those that are suspected.
@@ -245,8 +243,11 @@ class Forwarder:
     def ended(self, transaction: object) -> None:
         """Nothing more will come of a transaction."""
         context = self._contexts.pop(transaction, None)
-        if context is not None and context.call is not None and not context.call.answered_at:
+        if context is None:
+            return
+        if context.call is not None and not context.call.answered_at:
             self._calls.end(context.call, "lost")
+        context.let_go()
 
     def sweep(self) -> None:
         """Now and then: timer C of calls."""
@@ -388,8 +389,6 @@ class Forwarder:
             if not branch.heard and branch.response is None:
                 self._counters["node_silent"] += 1
                 self._suspected.append((now + _LOST_AFTER - _HEARD_AFTER, branch))
-                if branch.target.node_id is not None:
-                    self._suspect(branch.target.node_id)
                 self._keep_silence(branch, False)
         while self._suspected and self._suspected[0][0] <= now:
             self._keep_silence(self._suspected.popleft()[1], True)

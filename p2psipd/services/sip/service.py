@@ -189,7 +189,6 @@ class SipService(Service):
             start=self._start,
             relocate=lambda context: self._relocating.relocate(context),
             recurse=lambda context, contacts: self._relocating.recurse(context, contacts),
-            suspect=connector.suspect if connector is not None else _nobody,
             new_tag=self._layer.new_tag,
         )
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
@@ -639,10 +638,6 @@ class SipService(Service):
 def _gave_up(failure: Failure) -> None:
     """The time for running calls is over, or somebody is in a hurry."""
     failure.trap(TimeoutError, CancelledError)
-
-
-def _nobody(node_id: bytes) -> None:
-    """Without other nodes there is none to suspect."""
 
 
 def _sender(request: Request) -> str:
