@@ -27,14 +27,7 @@ from p2psipd.proto.sip.fork import (
     Respond,
     Silent,
 )
-from p2psipd.proto.sip.locating import (
-    Attempt,
-    DomainIdentity,
-    LocationUnavailable,
-    NotLocated,
-    Target,
-    Unreachable,
-)
+from p2psipd.proto.sip.locating import Attempt, DomainIdentity, LocationUnavailable, NotLocated, Target, Unreachable
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
