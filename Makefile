@@ -1,5 +1,5 @@
 # The project's everyday commands.  Each makes what it needs, beginning with the environment in .venv.
-.PHONY: help test lint fuzz demo lab lab-down bench-overlay bench-sip clean
+.PHONY: help test lint fuzz demo lab lab-down bench-overlay bench-sip bench-peering clean
 
 PYTHON ?=
 VENV := .venv
@@ -16,6 +16,7 @@ help:
 	@echo "make fuzz           the SIP core under coverage-guided fuzzing, $(FUZZ_SECONDS) s, new finds in .fuzz/"
 	@echo "make bench-overlay  the overlay's figures, side by side with other implementations"
 	@echo "make bench-sip      registrar, proxy and redirector beside Kamailio (QUICK=1: a short look)"
+	@echo "make bench-peering  direct peering beside Kamailio, calls to other domains, look-ups (QUICK=1: a short look)"
 
 $(VENV)/.run: setup.cfg setup.py pyproject.toml scripts/make-venv.sh
 	@sh scripts/make-venv.sh "$(VENV)" "" "$(PYTHON)"
@@ -64,6 +65,10 @@ bench-overlay: $(VENV)/.bench
 bench-sip: $(VENV)/.run
 	@sh scripts/install-test-programs.sh
 	@$(BIN)/python -m bench.sip $(if $(QUICK),--quick)
+
+bench-peering: $(VENV)/.test
+	@sh scripts/install-test-programs.sh
+	@$(BIN)/python -m bench.peering $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist *.egg-info tests.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -34,6 +34,7 @@ PEERING_PORT: Final = 5065
 IDENTITY_PORT: Final = 8065
 _DNS_PORT: Final = 5353
 _KNOT_SECONDS: Final = 10.0
+_KEY_SECONDS: Final = 20.0
 _ENUM: Final = "e164.arpa"
 
 _NODE: Final = """
@@ -166,8 +167,9 @@ class Domain:
 class PeeringLab:
     """The two domains, their name server, and the authority. `create` makes it, `up` starts it, `end` ends it."""
 
-    def __init__(self, directory: Path, domains: Sequence[Domain], dns_host: str) -> None:
+    def __init__(self, directory: Path, domains: Sequence[Domain], dns_host: str, authority: Authority) -> None:
         self.directory = directory
+        self.authority = authority
         self.domains = tuple(domains)
         self.dns = f"{dns_host}:{_DNS_PORT}"
         self._dns_host = dns_host
@@ -206,14 +208,14 @@ class PeeringLab:
                 progress=progress,
             )
             domains.append(Domain(name, lab, range(peers - edges + 1, peers + 1), owned))
-        made = cls(directory, domains, f"{networks[0]}.253")
+        made = cls(directory, domains, f"{networks[0]}.253", authority)
         for domain in domains:
-            made._write_domain(domain, authority, send)
+            made._write_domain(domain, send)
         made._write_zones()
         return made
 
-    def _write_domain(self, domain: Domain, authority: Authority, send: str) -> None:
-        root = domain.lab.directory
+    def _write_domain(self, domain: Domain, send: str) -> None:
+        root, authority = domain.lab.directory, self.authority
         key, rsa_key = generate_private_key(), rsa.generate_private_key(65537, 2048)
         (root / "authority.pem").write_bytes(authority.pem)
         (root / "domain.pem").write_bytes(authority.issue(domain.name, key))
@@ -268,6 +270,7 @@ class PeeringLab:
             domain.lab.provision()
             for number in domain.numbers:
                 _give(domain.lab, number, domain.lab.users[0].name)
+            _await_keys(domain.lab)
 
         with ThreadPoolExecutor(len(self.domains)) as pool:
             for started in [pool.submit(start, domain) for domain in self.domains]:
@@ -314,6 +317,15 @@ def _give(lab: Lab, number: str, user: str) -> None:
     done = subprocess.run([*command, *places], capture_output=True, text=True, timeout=60)
     if done.returncode:
         raise LabError(f"{number} could not be given to {user}: {done.stderr.strip()}")
+
+
+def _await_keys(lab: Lab) -> None:
+    """Until every registrar has the key that all share: then any edge knows the Route values of the others."""
+    until = time.monotonic() + _KEY_SECONDS
+    while any("password key" in problem for state in lab.status() for problem in (state.status or {})["problems"]):
+        if time.monotonic() > until:
+            raise LabError(f"a peer of {lab.overlay_name} was not given the password key")
+        time.sleep(0.1)
 
 
 def _networks() -> Iterable[str]:
