@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _AHEAD: Final = 16
 _HIGHEST_FIRST: Final = 64
 #: Seconds until the next look for a key: while there is none, and for a newer one.
-_LOOK_AGAIN: Final = 10.0
+LOOK_AGAIN: Final = 3.0
 _LOOK_FOR_NEWER: Final = 600.0
 #: What the epoch before signed is still taken.
 _EPOCHS_KEPT: Final = 2
@@ -66,7 +66,9 @@ class EpochKeys(Service):
         self._keys: dict[int, bytes] = {}
         self._derived: dict[str, tuple[bytes, ...]] = {}
         self._next_look: IDelayedCall | None = None
+        self._joined = False
         self._said = False
+        self._joined = False
 
     # -- the keys of an epoch ----------------------------------------------------------------------
 
@@ -110,9 +112,19 @@ class EpochKeys(Service):
     # -- looking for newer ones --------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The overlay has been joined: look for the keys, now and from time to time."""
+        """The overlay has been joined: look for the keys, now and from time to time.
+
+        Who founds an overlay joins it before this service is started: then the looking begins with the start.
+        """
+        self._joined = True
         if self.running and self._next_look is None:
             self._look_now()
+
+    def startService(self) -> None:
+        """Look, if the overlay has been joined already."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if self._joined:
+            self.begin()
 
     def stopService(self) -> Any:
         """Look no more."""
@@ -123,7 +135,7 @@ class EpochKeys(Service):
 
     def _look_now(self) -> None:
         # Set before the answer comes, so that a look that never ends is followed by the next one.
-        self._next_look = self._clock.callLater(_LOOK_FOR_NEWER if self._keys else _LOOK_AGAIN, self._look_now)
+        self._next_look = self._clock.callLater(_LOOK_FOR_NEWER if self._keys else LOOK_AGAIN, self._look_now)
         Deferred.fromCoroutine(self.look())
 
     async def look(self) -> None:

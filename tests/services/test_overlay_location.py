@@ -315,13 +315,21 @@ class CredentialTests(SynchronousTestCase):
             self.successResultOf(defer.maybeDeferred(keys.stopService))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
+    def test_the_founder_joins_before_it_is_started(self) -> None:
+        """Who has joined before the service starts looks for the key when it does."""
+        self.provision()
+        self.keys.begin()
+        self.assertEqual(len(self.keys.keys(NONCES)), 1)
+        self.keys.startService()
+        self.assertEqual(len(self.keys.keys(NONCES)), 2)
+
     def test_a_registrar_that_is_given_the_key_later(self) -> None:
-        """As long as there is no key it is asked for every ten seconds."""
+        """As long as there is no key it is asked for every three seconds."""
         self.keys.startService()
         self.keys.begin()
         self.assertEqual(len(self.keys.keys(NONCES)), 1)
         self.provision()
-        self.clock.advance(10.0)
+        self.clock.advance(3.0)
         self.assertEqual(len(self.keys.keys(NONCES)), 2)
 
     def test_the_file_and_the_overlay(self) -> None:

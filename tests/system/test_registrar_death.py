@@ -1,13 +1,18 @@
-"""The death of a registrar peer: who has a second flow goes on, who has one comes back with the next REGISTER."""
+"""Any registrar does for any phone: nonces hold at all of them; when one dies, who has a second flow goes on, and who
+has one comes back with the next REGISTER.
+"""
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
 import pytest
 
 from p2psipd.lab import Lab
+from p2psipd.proto.sip.digest import Challenge, answer
+from p2psipd.proto.sip.message import Request, Response, parse_message
 
 from .phones import Baresip, Sipp, free_ports, outcome, sipp_register, sipsak_unregister, ua
 
@@ -93,3 +98,59 @@ def test_a_phone_with_one_flow_is_back_with_its_next_register(lab: Lab, tmp_path
     finally:
         lab.start(DIES)
     assert sipsak_unregister("carol", password, lab.host(LIVES)).returncode == 0
+
+
+class BarePhone:
+    """REGISTERs of carol, message by message, over UDP."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.password = lab.user("carol").password
+        self.socket = socket.socket(type=socket.SOCK_DGRAM)
+        self.socket.bind((PHONE, 0))
+        self.socket.settimeout(10)
+        self.cseq = 0
+
+    def register(self, at: int, challenge: Challenge | None = None, count: int = 1) -> Response:
+        """The answer of a peer; with a challenge the REGISTER bears the answer to it."""
+        self.cseq += 1
+        domain, port = self.lab.overlay_name, self.socket.getsockname()[1]
+        lines = [
+            ("Via", f"SIP/2.0/UDP {PHONE}:{port};rport;branch=z9hG4bK{at}-{self.cseq}"),
+            ("Max-Forwards", "70"),
+            ("From", f"<sip:carol@{domain}>;tag=bare"),
+            ("To", f"<sip:carol@{domain}>"),
+            ("Call-ID", "bare"),
+            ("CSeq", f"{self.cseq} REGISTER"),
+        ]
+        if challenge is not None:
+            value = answer(challenge, "carol", self.password, "REGISTER", f"sip:{domain}", "c0ffee", count)
+            lines.append(("Authorization", value))
+        self.socket.sendto(Request("REGISTER", f"sip:{domain}", lines).encode(), (self.lab.host(at), 5060))
+        received = parse_message(self.socket.recv(65536))
+        assert isinstance(received, Response)
+        return received
+
+
+def test_a_nonce_is_known_at_every_registrar(lab: Lab) -> None:
+    """A phone that goes on at another registrar with the nonce that it has is told that it is stale, which it answers
+    by itself; what nobody here made is a challenge like the first.
+    """
+    phone = BarePhone(lab)
+    with phone.socket:
+        deadline = time.monotonic() + 10
+        for peer in (3, 7):
+            # Peers of a lab that was just provisioned look for the epoch's key every three seconds until they have it.
+            while True:
+                first = Challenge.parse(phone.register(1).get("www-authenticate") or "")
+                refused = phone.register(peer, first)
+                stale = Challenge.parse(refused.get("www-authenticate") or "")
+                if stale.stale or time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+            assert refused.status == 401 and stale.stale and not first.stale, refused
+            assert phone.register(peer, stale).status == 200
+        made_up = phone.register(3, first._replace(nonce="A" * 48))
+        assert made_up.status == 401
+        assert not Challenge.parse(made_up.get("www-authenticate") or "").stale
+        assert phone.register(1, first).status == 200
