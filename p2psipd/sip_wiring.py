@@ -142,7 +142,9 @@ def make_sip(
     edge: Edge = elsewhere
     peering: PeeringService | None = None
     if material.peering is not None:
-        peering = _make_peering(reactor, checked, material.peering, domains, dns, keys, users, directory)
+        peering = _make_peering(
+            reactor, checked, material.peering, domains, dns, keys, users, directory, overlay.node_id
+        )
         steps = [peering.emergency, *steps, peering.outbound]
         edge = peering.edge
     else:
@@ -221,6 +223,7 @@ def _make_peering(
     keys: EpochKeys,
     users: LocateStep,
     directory: ServiceDirectory,
+    node_id: bytes,
 ) -> PeeringService:
     """This node as an edge of its domains."""
     from p2psipd.net.sip_transports import Limits
@@ -237,6 +240,7 @@ def _make_peering(
         ask=dns.ask,
         addresses=dns.addresses,
         secrets=keys,
+        node_id=node_id,
         random=random.SystemRandom(),
         wall=time.time,
         find_home=users,

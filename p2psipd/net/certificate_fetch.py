@@ -48,6 +48,7 @@ MAXIMUM_KEPT: Final = 1000
 MAXIMUM_PENDING: Final = 64
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _MAXIMUM_URL: Final = 2048
+_MOST_ADDRESSES: Final = 4
 
 
 class _Kept(NamedTuple):
@@ -262,7 +263,9 @@ class _GuardedEndpoints:
 
 @implementer(IStreamClientEndpoint)
 class _GuardedEndpoint:
-    """Connects to the first permitted address of a host, by TLS in the host's name where the URL says https."""
+    """Connects to a permitted address of a host, the next one where one is dead; by TLS in the host's name where the
+    URL says https.
+    """
 
     def __init__(self, guard: _GuardedEndpoints, uri: Any) -> None:
         self._guard = guard
@@ -283,10 +286,19 @@ class _GuardedEndpoint:
             raise DNSLookupError(f"{host} has no address")
         if not permitted:
             raise ConnectError(string=f"{host} is at {found[0]}, a private address")
-        endpoint: Any = HostnameEndpoint(self._guard.reactor, permitted[0], self._uri.port, timeout=FETCH_SECONDS)
+        tried = permitted[:_MOST_ADDRESSES]
+        for address in tried[:-1]:
+            try:
+                return await self._endpoint(host, address, FETCH_SECONDS / len(tried)).connect(factory)
+            except ConnectError:
+                continue
+        return await self._endpoint(host, tried[-1], FETCH_SECONDS).connect(factory)
+
+    def _endpoint(self, host: str, address: str, seconds: float) -> Any:
+        endpoint: Any = HostnameEndpoint(self._guard.reactor, address, self._uri.port, timeout=seconds)
         if self._uri.scheme == b"https":
             endpoint = wrapClientTLS(optionsForClientTLS(host, trustRoot=self._guard.trust), endpoint)
-        return await endpoint.connect(factory)
+        return endpoint
 
 
 # ---- serving our own ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 The value is ``<sip:TOKEN@a.test;lr>`` with an identity of our certificate as its host (RFC 5922 section 7.5), and
 the same towards both sides. So a request of the dialog reaches the domain by RFC 3263, at any edge, and a request
 from inside may take any edge: calls and their BYE go on when the edge that began them has died. The token names
-the other domain, under a key that all registrars share.
+the other domain and the edge, under a key that all registrars share.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from p2psipd.proto.sip.shared_secret import ROUTE_TOKENS, SharedSecret
 __all__ = ["Crossings"]
 
 _MAC_OCTETS: Final = 12
+_EDGE_OCTETS: Final = 16
 _MAX_TOKEN: Final = 400
 _KEPT: Final = 1000
 _PREFIX: Final = "x."
 
 
 class Crossings:
-    """Makes and reads the tokens of calls that cross the border of our domains."""
+    """Makes and reads the tokens of calls that cross the border of our domains.
 
-    def __init__(self, secrets: SharedSecret) -> None:
+    `edge` is the Node-ID (16 octets) of the edge that writes them: the others ask it first, while it lives.
+    """
+
+    def __init__(self, secrets: SharedSecret, edge: bytes = bytes(_EDGE_OCTETS)) -> None:
         self._secrets = secrets
+        self._edge = edge
         self._values: dict[tuple[str, str], str] = {}
         self._keys: Sequence[bytes] = ()
 
@@ -41,7 +46,7 @@ class Crossings:
             self._keys = keys
         found = self._values.get((own, other))
         if found is None:
-            data = other.encode("ascii", "replace")
+            data = self._edge + other.encode("ascii", "replace")
             token = urlsafe_b64encode(_mac(keys[0], data) + data).decode("ascii").rstrip("=")
             found = self._values[(own, other)] = f"<sip:{_PREFIX}{token}@{own};lr>"
         return found
@@ -53,17 +58,28 @@ class Crossings:
 
     def other(self, user: str) -> str | None:
         """The other domain of the call whose token this is; None for what no edge of ours has written."""
-        if not self.looks_so(user):
-            return None
-        text = user[len(_PREFIX) :]
-        try:
-            octets = urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        except (Base64Error, ValueError):
-            return None
-        mac, data = octets[:_MAC_OCTETS], octets[_MAC_OCTETS:]
-        if not data or not any(compare_digest(mac, _mac(key, data)) for key in self._secrets.keys(ROUTE_TOKENS)):
-            return None
-        return data.decode("ascii", "replace")
+        data = self._open(user)
+        return None if data is None else data[_EDGE_OCTETS:].decode("ascii", "replace")
+
+    @staticmethod
+    def writer(user: str) -> bytes:
+        """The Node-ID of the edge that claims to have written a token: enough to ask it first; b"" without one."""
+        return _split(user)[1][:_EDGE_OCTETS]
+
+    def _open(self, user: str) -> bytes | None:
+        mac, data = _split(user)
+        genuine = any(compare_digest(mac, _mac(key, data)) for key in self._secrets.keys(ROUTE_TOKENS))
+        return data if genuine and len(data) > _EDGE_OCTETS else None
+
+
+def _split(user: str) -> tuple[bytes, bytes]:
+    """The authenticator and the data of a token; empty for what is none."""
+    text = user[len(_PREFIX) :] if Crossings.looks_so(user) else ""
+    try:
+        octets = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except (Base64Error, ValueError):
+        return b"", b""
+    return octets[:_MAC_OCTETS], octets[_MAC_OCTETS:]
 
 
 def _mac(key: bytes, data: bytes) -> bytes:

@@ -45,7 +45,11 @@ class EdgesElsewhere:
     name = "edges elsewhere"
 
     def __init__(
-        self, directory: Directory, own: bytes, domains: Sequence[str], is_doubtful: Callable[[bytes], bool]
+        self,
+        directory: Directory,
+        own: bytes,
+        domains: Sequence[str],
+        is_doubtful: Callable[[bytes], bool],
     ) -> None:
         """`is_doubtful` says which nodes could lately not be reached: they are tried last."""
         self._directory = directory
@@ -65,13 +69,13 @@ class EdgesElsewhere:
             return uri.host not in self._domains or is_dialled(uri)
         return isinstance(uri, TelUri) or uri.scheme in ("im", "pres") or str(uri).lower().startswith("urn:service:sos")
 
-    async def targets(self, uri: str) -> list[Target]:
-        """The edges as alternatives. Raises LocationUnavailable."""
+    async def targets(self, uri: str, first: bytes = b"") -> list[Target]:
+        """The edges as alternatives, `first` before the others. Raises LocationUnavailable."""
         try:
             found = await self._directory.providers(NAMESPACE)
         except ReloadError as error:
             raise LocationUnavailable(f"the edges of the domain could not be asked for: {error}") from error
-        found.sort(key=self._is_doubtful)
+        found.sort(key=lambda node: (self._is_doubtful(node), node != first))
         return [Target(uri, node_id=node, instance=INSTANCE) for node in found if node != self._own][:_MOST_EDGES]
 
     # ---- as an Edge --------------------------------------------------------------------------------------------
@@ -96,12 +100,12 @@ class EdgesElsewhere:
         raise ValueError(f"{flow} is no connection with another domain")
 
     def owns(self, uri: SipUri) -> bool:
-        """Whether a Route value is one that an edge of our domains wrote, as far as that can be seen."""
+        """Whether a Route value is one that an edge of our domains wrote; the edge itself makes sure."""
         return uri.host in self._domains and uri.user is not None and Crossings.looks_so(uri.user)
 
     async def along(self, token: str, request: Request) -> Sequence[Target]:
-        """A request of a dialog that crosses the border: any edge carries it on. Raises NotLocated."""
-        found = await self.targets(request.uri_text)
+        """A request of a dialog that crosses the border: the edge where it began, or any other. Raises NotLocated."""
+        found = await self.targets(request.uri_text, Crossings.writer(token))
         if not found:
             raise NotLocated(503, "No Edge Reachable")
         return found
