@@ -150,6 +150,19 @@ class DigestGate:
         return Verdict.GOOD
 
 
+def _consume(request: Request, realm: str) -> None:
+    """Take out the credentials for `realm`; those for proxies further on stay (RFC 3261 section 22.3)."""
+    values = request.get_all("proxy-authorization")
+    request.remove("proxy-authorization")
+    for value in values if len(values) > 1 else ():
+        try:
+            ours = Credentials.parse(value).realm == realm
+        except SipError:
+            ours = False
+        if not ours:
+            request.add("Proxy-Authorization", value)
+
+
 def names_user(credentials: Credentials, uri: SipUri, domain: str) -> bool:
     """Whether the authenticated user name is the user of `uri`: "alice" or "alice@domain"."""
     user = uri.unescaped_user.encode("utf-8", "surrogateescape")
@@ -257,7 +270,7 @@ class Gatekeeper:
         sender = request.from_.uri
         user = self._identity(sender)
         await self._demand(flow, request, user, wall, proxy=True)
-        request.remove("proxy-authorization")
+        _consume(request, user.host)
         request.remove("p-asserted-identity")
         if user is not sender:
             request.set("P-Asserted-Identity", f"<{user.bare()}>")

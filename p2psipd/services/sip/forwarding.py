@@ -38,7 +38,7 @@ from p2psipd.services.sip.routing import Routing, peer_of
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
-_REFRESHES: Final = frozenset({"INVITE", "UPDATE"})
+TARGET_REFRESH: Final = frozenset({"INVITE", "UPDATE"})
 
 _HEARD_AFTER: Final = 1.2
 """Another node sends 100 within 0.2 s; one that has said nothing by now is suspected, and another way begun."""
@@ -276,7 +276,7 @@ class Forwarder:
             self._calls.responded(context.call, response, context.cancelled)
         if request.method == "BYE":
             self._calls.hung_up(request)
-        elif 200 <= response.status < 300 and request.method in _REFRESHES:
+        elif 200 <= response.status < 300 and request.method in TARGET_REFRESH:
             self._calls.refreshed(request, response)
         self.reply(context.transaction, response)
 

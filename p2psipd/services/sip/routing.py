@@ -22,10 +22,11 @@ from p2psipd.proto.sip.locating import (
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, living_first, next_hops
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.record_route import RecordRouter, UdpToken
+from p2psipd.proto.sip.record_route import RecordRouter, Token, UdpToken
 from p2psipd.proto.sip.uri import SipUri
 
 _TRANSPORTS: Final = frozenset({"UDP", "TCP", "TLS"})
+_MAX_MOVED: Final = 10_000
 
 
 class FlowGone(Refused):
@@ -63,6 +64,8 @@ class Routing:
         self._now = now
         self._edges = edges
         self._dead = DeadTargets()
+        # Where a phone is that has moved during a dialog, by Call-ID and our token for its side.
+        self._moved: dict[tuple[str, str], Flow] = {}
         self.too_large: Callable[[Flow, int], bool] = transports.too_large
         self.congestion_controlled = transports.congestion_controlled
 
@@ -134,16 +137,43 @@ class Routing:
         token = self._router.read(text)
         if token is None:
             raise Refused(403, "Not a Route of Ours", why="refused_token")
-        named = token.flow
-        flow: Any = None
+        flow = self._moved.get((request.call_id, text))
+        if flow is None or not getattr(flow, "alive", True):
+            flow = self._flow_of(token)
+        if flow is None:
+            raise FlowGone(token.user)
+        return Target(request.uri_text, flow=flow)
+
+    def _flow_of(self, token: Token) -> Flow | None:
+        """The flow that a token names, if it is still there."""
+        named, flow = token.flow, None
         if isinstance(named, UdpToken):
             listeners = self._transports.udp
             flow = listeners[named.listener].flow(named.remote) if named.listener < len(listeners) else None
         elif named is not None:
             flow = self._transports.connection(named.number)
-        if flow is None:
-            raise FlowGone(token.user)
-        return Target(request.uri_text, flow=flow)
+        return flow
+
+    def follow(self, request: Request, taken: Sequence[SipUri], flow: Flow) -> None:
+        """A phone says, by a request that refreshes the target of its dialog, that it has moved (RFC 3665 section 3.7):
+        what goes to it in this dialog goes there from now on, and not where our Record-Route says.
+
+        `taken` are the Route values of ours, its own side's first. Who knows that token is a party of the dialog.
+        """
+        text = taken[0].user if taken else None
+        contact = request.contacts[0].uri if request.has("contact") else None
+        token = self._router.read(text) if text else None
+        if text is None or token is None or not isinstance(contact, SipUri):
+            return
+        if flow.transport == "UDP" and contact.host == flow.remote[0]:
+            # Not behind a NAT: its Contact says at which port.
+            flow = flow.towards((contact.host, contact.port or 5060))
+        key = (request.call_id, text)
+        self._moved.pop(key, None)
+        if flow != self._flow_of(token):
+            if len(self._moved) >= _MAX_MOVED:
+                del self._moved[next(iter(self._moved))]
+            self._moved[key] = flow
 
     def along_route(self, request: Request, *, trusted: bool = False) -> Target:
         """The next hop that the top Route names: a node of the overlay, or where `trusted` (inside a dialog)

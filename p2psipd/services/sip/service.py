@@ -62,7 +62,7 @@ from p2psipd.proto.sip.uri import SipUri, Uri
 from p2psipd.services.sip.abuse import Door
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
-from p2psipd.services.sip.forwarding import Forwarder
+from p2psipd.services.sip.forwarding import TARGET_REFRESH, Forwarder
 from p2psipd.services.sip.load import Load
 from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
@@ -617,6 +617,8 @@ class SipService(Service):
         outside = isinstance(peer_of(flow), DomainIdentity)
         if not outside:
             await self._judge(flow, request)
+        if peer_of(flow) is None and request.method in TARGET_REFRESH:
+            self._routing.follow(request, taken, flow)
         try:
             crossing = self._routing.crossing(request, taken, flow)
             if crossing is not None:
