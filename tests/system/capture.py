@@ -23,9 +23,9 @@ WARNING = 0x00600000
 APPLICATION_DATA = 23
 
 
-# Every packet is written when it arrives (-U, immediate mode), so that ending the program loses none; root stays root
-# (-Z), for the directory is nobody else's.
-_TCPDUMP = "tcpdump -i lo -n -U --immediate-mode -s 0 -B 32768 -Z root -w".split()
+#: Every packet is written when it arrives (-U, immediate mode), so that ending the program loses none; root stays root
+#: (-Z), for the directory is nobody else's.
+TCPDUMP = "tcpdump -i lo -n -U --immediate-mode -s 0 -B 32768 -Z root -w".split()
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def capturing(file: Path, network: str, port: int = OVERLAY_PORT) -> Iterator[No
 
     The test is skipped where this user may not capture.
     """
-    command = [*_TCPDUMP, str(file), f"net {network}.0/24 and tcp port {port}"]
+    command = [*TCPDUMP, str(file), f"net {network}.0/24 and tcp port {port}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         watchdog = threading.Timer(120.0, process.kill)
         watchdog.start()
