@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from p2psipd.cli.demo_peering import place_calls, render
 from p2psipd.peering_lab import Domain, PeeringLab
 
 from .phones import outcome, ua
-from .waiting import wait_until
+from .waiting import spin, wait_until
 
 EDGES = 3
 
@@ -75,6 +76,17 @@ def talked(phones: Any) -> None:
     for said, tone in ((calling, "880"), (answering, "440")):
         assert said["ok"] and said["heard"]["power"][tone] > 0.9, said
     assert answering["cause"] == "hung up by the far side", answering
+
+
+@pytest.mark.foreign("knotd")
+def test_the_demonstration(world: PeeringLab) -> None:
+    """Alice reaches bob by address and by number, and the report shows what crossed the border."""
+    report = spin(place_calls(world))
+    assert report["ok"], report.get("error", report)
+    shown = render(report)
+    assert shown.endswith("it works") and shown.count("alice's Identity was verified") == 2
+    crossed = [arrow["text"] for arrow in report["calls"][0]["ladder"] if arrow["between"] == ("a", "b")]
+    assert crossed[0] == "INVITE" and {"200", "ACK", "BYE"} <= set(crossed)
 
 
 @pytest.mark.foreign("knotd")
