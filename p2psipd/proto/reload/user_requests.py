@@ -334,18 +334,22 @@ class _FetchJob:
         self._error: ReloadError | None = None
 
     def start(self) -> None:
-        peer, item = self._peer, self._item
-        if not item.fresh:
-            own = peer.storage.records_of(item.resource, peer.wall)
-            if own is not None and (peer.topology.responsible(item.resource) or self._readers):
-                answer, certificates = peer.storage.fetch(self._body, peer.wall)
-                found = {c.hash: c.der for c in map(peer.check_certificate, certificates) if c is not None}
-                verified = self._verify(answer, found)
-                if verified.values:
-                    self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
-                    return
+        if (self._readers or self._peer.topology.responsible(self._item.resource)) and self._found_here():
+            return
         self._user.give_up_later(self)
         self._ask_first()
+
+    def _found_here(self) -> bool:
+        """Answer with our own copy, if there is one and it will do."""
+        peer, item = self._peer, self._item
+        if item.fresh or peer.storage.records_of(item.resource, peer.wall) is None:
+            return False
+        answer, certificates = peer.storage.fetch(self._body, peer.wall)
+        found = {c.hash: c.der for c in map(peer.check_certificate, certificates) if c is not None}
+        verified = self._verify(answer, found)
+        if verified.values:
+            self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
+        return bool(verified.values)
 
     def _ask_first(self) -> None:
         """The quickest linked holder; where that is none or a slow one, a few relays near the holders as well, each of
@@ -400,13 +404,10 @@ class _FetchJob:
 
     def _next_readers(self) -> list[NodeId]:
         """The holders to ask now, the quickest first; a link may have come into doubt since we chose them."""
+        linked = self._peer.quickest(self._readers)
         count = max(1, len(self._asked))
-        nodes: list[NodeId] = []
-        while self._readers and len(nodes) < count:
-            node = self._readers.pop(0)
-            if self._peer.is_linked(node):
-                nodes.append(node)
-        return nodes
+        self._readers = linked[count:]
+        return linked[:count]
 
     def _ask(self, node: NodeId) -> None:
         self._asked.add(node)
@@ -435,7 +436,10 @@ class _FetchJob:
             self._send(target, responsible=True)
 
     def _hedge(self) -> None:
-        if self._user.waiting(self._item.ref) and self._open and not self._nothing_there():
+        if not self._user.waiting(self._item.ref) or self._found_here():
+            # Nobody else was there to ask at first, and none has answered: of eight holders we are the one left.
+            return
+        if self._open and not self._nothing_there():
             before = self._open
             self._ask_next()
             if self._open > before:

@@ -138,6 +138,23 @@ def test_silent_peers_are_noticed_without_tcp(sixteen: World) -> None:
     assert all(members(n) == len(survivors) for n in survivors)
 
 
+def test_the_only_holder_left_reads_its_own_copy(sixteen: World) -> None:
+    """Who holds a record whose other holders are all silent finds it at once, though it is not responsible for it."""
+    owner = sixteen.nodes[4]
+    resource = resource_id(owner.peer.node_id)
+    last = next(n for n in holders(sixteen, owner) if not n.peer.topology.responsible(resource))
+    for victim in holders(sixteen, owner):
+        if victim is not last:
+            victim.frozen = []
+    for victim in sixteen.nodes:
+        if victim.frozen is not None:
+            last.put(peer_io.Ping(next(sixteen.refs), victim.peer.node_id))
+    sixteen.run(1.0)
+    assert not last.peer.topology.readers(resource) and not last.peer.topology.responsible(resource)
+    outcome = fetch_certificate(last, owner)
+    assert outcome.values and outcome.seconds <= 1.0
+
+
 def test_a_peer_that_was_only_stopped_comes_back(sixteen: World) -> None:
     """A stopped and continued process refutes its death and holds its records again."""
     sleeper = sixteen.nodes[5]
