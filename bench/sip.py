@@ -158,21 +158,17 @@ def open_calls(server: Server, load: Load, effort: Effort) -> Figures:
     held = (memory_kb(server.pid) - before) / count
     seen = caller.wait(ramp + settle + 60)
     callee.stop()
-    if int(seen["FailedCall(C)"]):
-        raise RuntimeError(f"calls failed while memory was measured: {caller.errors}")
-    return {"KB an open call": held}
+    return {"KB an open call": held if not int(seen["FailedCall(C)"]) else float("nan")}
 
 
 def many_calls(server: Server, load: Load, effort: Effort) -> Figures:
-    """Resident memory after a fifth of many calls and after all of them."""
-    count, parts = effort.many_calls, 5
+    """Resident memory after a fifth of many calls and after all of them, and how many of them failed."""
+    count, parts, failed = effort.many_calls, 5, 0
     sizes = []
     for _ in range(parts):
-        result = load.call("call", 250, count // parts)
-        if result.failed:
-            raise RuntimeError(f"{result.failed} of {count // parts} calls failed")
+        failed += load.call("call", 250, count // parts).failed
         sizes.append(memory_kb(server.pid) / 1024)
-    return {"MB after a fifth of the calls": sizes[0], "MB after all calls": sizes[-1]}
+    return {"MB after a fifth of the calls": sizes[0], "MB after all calls": sizes[-1], "failed of many calls": failed}
 
 
 def stored_registrations(directory: Path, effort: Effort) -> Figures:
@@ -232,7 +228,7 @@ def show(found: dict[str, Figures]) -> None:
         table.add_column(column, justify="right" if column else "left")
     for name, mine in found[Ours.name].items():
         other = found[Kamailio.name].get(name)
-        ratio = f"{mine / other:.2f}" if other else ""
+        ratio = f"{mine / other:.2f}" if other and other > 0 else ""
         target, way = TARGETS.get(name, (None, ""))
         wanted = ""
         if target is not None:
