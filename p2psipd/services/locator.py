@@ -9,6 +9,7 @@ gateways are further steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from urllib.parse import quote
 
@@ -129,8 +130,8 @@ class OverlayBindings:
     those of its instance (RFC 5627 section 6.1).
 
     Own bindings come from memory, unless the overlay says that their phones have moved on; they also stand in
-    when the overlay can't be asked. Bindings of other nodes become requests to that node with a GRUU that
-    names the instance.
+    when the overlay can't be asked. Before it says that nobody is there it asks afresh. Bindings of other nodes
+    become requests to that node with a GRUU that names the instance.
     """
 
     def __init__(self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
@@ -144,23 +145,34 @@ class OverlayBindings:
         uri = query.uri
         if query.origin is Origin.NODE or not isinstance(uri, SipUri) or uri.host not in self._domains or not uri.user:
             return None
-        aor, gruu = aor_of(uri.bare()), _gruu_of(uri)
+        gruu = _gruu_of(uri)
+        targets = self._targets(uri, gruu, await self._stored(query, uri, query.fresh), query.wall)
+        if not targets and not query.fresh:
+            # What was stored a moment ago is not yet at all who answer for it; the responsible peer has it.
+            with suppress(LocationUnavailable):
+                targets = self._targets(uri, gruu, await self._stored(query, uri, True), query.wall)
+        return targets
+
+    async def _stored(self, query: Query, uri: SipUri, fresh: bool) -> Sequence[Binding]:
+        aor = aor_of(uri.bare())
         try:
-            stored = await self._location.bindings(aor, query.fresh)
+            return await self._location.bindings(aor, fresh)
         except LocationUnavailable:
             if not any(own_target(own) for own in self._table.of(aor, query.wall)):
                 raise
-            stored = ()
+            return ()
+
+    def _targets(self, uri: SipUri, gruu: Destinations | None, stored: Sequence[Binding], wall: float) -> list[Target]:
         self._table.moved_on(stored, self._node_id)
-        owned = self._table.of(aor, query.wall)
+        owned = self._table.of(aor_of(uri.bare()), wall)
         if gruu is not None:
             owned = [own for own in owned if _is_instance(own.binding, gruu)]
             stored = [binding for binding in stored if _is_instance(binding, gruu)]
         targets = [target for own in owned if (target := own_target(own)) is not None]
         here = {own.binding.key for own in owned}
         for binding in sorted(stored, key=_latest_first):
-            if binding.expires_at > query.wall and binding.key not in here:
-                targets.append(self._target(uri, binding, query.wall))
+            if binding.expires_at > wall and binding.key not in here:
+                targets.append(self._target(uri, binding, wall))
         targets.sort(key=lambda target: -target.q)
         return targets
 

@@ -64,6 +64,13 @@ class Place:
         return found
 
 
+class Late(MemoryLocation):
+    """A store of which a replica answers that has not heard the last of it, unless it is asked afresh."""
+
+    async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
+        return await super().bindings(aor, fresh) if fresh else ()
+
+
 def result(work: Coroutine[Any, Any, Any]) -> Any:
     """What a coroutine that needs not wait returns or raises."""
     results: list[Any] = []
@@ -231,3 +238,13 @@ def test_a_public_gruu_of_nobody_registered() -> None:
     other = public_gruu("sip:carol@overlay.example", "urn:uuid:2").partition(";gr=")[2]
     for gr in (f"gr={other}", "gr=urn:uuid:2", "gr"):
         assert status(place, f"{AOR};{gr}") == 404
+
+
+def test_nobody_there_is_asked_twice() -> None:
+    """A call that comes a moment after the REGISTER finds the phone, though a replica knows nothing of it yet."""
+    place = Place()
+    place.store = Late(lambda: EPOCH)
+    place.locator = Locator((OverlayBindings(place.store, place.table, HERE, (DOMAIN,)),))
+    place.keep(binding(node=THERE))
+    (target,) = place.locate(AOR)
+    assert target.node_id == THERE
