@@ -349,9 +349,8 @@ class Ours:
         spec = directory / f"ours-{time.monotonic_ns()}.json"
         spec.write_text(json.dumps({"address": address, "domain": DOMAIN, "password": "secret", **options}))
         self._log = spec.with_suffix(".log").open("w+")
-        prefix = options.get("prefix", [])
         self._process = subprocess.Popen(
-            pinned(SERVER_CORE, *prefix, sys.executable, *options.get("python", []), "-m", "bench.sip_host", str(spec)),
+            pinned(SERVER_CORE, sys.executable, "-m", "bench.sip_host", str(spec)),
             cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None

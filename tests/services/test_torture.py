@@ -5,6 +5,7 @@ What the parser makes of each stands in tests/proto/sip/test_torture.py; this is
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ class Edge:
             connector=self.link,  # type: ignore[arg-type]
             table=BindingTable(),
             reactor=self.world.clock,
-            random=__import__("random").Random(1),
+            random=random.Random(1),
             wall=self.world.wall,
             transports=self.transports,
             resolver=self.world.resolve,
