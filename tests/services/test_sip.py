@@ -331,6 +331,21 @@ def test_forged_route_token_is_refused(alice: Phone, bob: Phone) -> None:
     assert bob.quiet()
 
 
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE", "ACK"])
+def test_made_up_dialog_relays_nowhere(node: Node, alice: Phone, bob: Phone, method: str) -> None:
+    """A To tag and a Route with our address do not make us carry a stranger's request to the Route after it."""
+    host, port = node.address
+    victim = f"{bob.address[0]}:{bob.address[1]}"
+    forged = alice.request(method, f"sip:x@{victim}")
+    forged.set("To", f"<sip:x@{victim}>;tag=made-up")
+    forged.set("Route", f"<sip:{host}:{port};lr>, <sip:{victim};lr>")
+    alice.send(forged)
+    if method != "ACK":
+        alice.take_response(403)
+    assert bob.quiet()
+    assert node.service.counters["ack_dropped" if method == "ACK" else "refused_token"] == 1
+
+
 def test_node_may_not_assert_foreign_users(world: World, node: Node, far_bob: Phone) -> None:
     """Profile section 7: over a peer's connection a From needs a registrar's certificate, or the user's
     own.

@@ -125,8 +125,13 @@ class Routing:
         """The next hop of a request inside a dialog: the rest of its Route set, else the flow that our Route
         names. `taken` are the Route values of ours; `outside`: it came from another domain, which may name
         nothing but what we wrote. Raises Refused (403), FlowGone.
+
+        Anybody can write a To tag and our address: who has none of our tokens is in no dialog that we have routed,
+        and is led nowhere.
         """
         if request.has("route"):
+            if taken and not outside and not any(uri.user and self._router.read(uri.user) for uri in taken):
+                raise Refused(403, "Not a Route of Ours", why="refused_token")
             return self.along_route(request, trusted=not outside)
         ours = next((uri for uri in reversed(taken) if not outside or not self.is_border(uri)), None)
         if ours is None or not ours.user:
