@@ -238,6 +238,8 @@ class NodeService(MultiService):
         if peering is not None:
             table["/peering/refusals"] = lambda _: peering.refusals()
             table["/peering/explain"] = lambda given: peering.explain(_given(given, "target"), _given(given, "from"))
+        else:
+            table |= dict.fromkeys(("/peering/refusals", "/peering/explain"), _no_edge)
         resources = {path: Resource("GET", _polite(answer)) for path, answer in table.items()}
         resources["/reload"] = Resource("POST", _polite(lambda _: self.reload()))
         resources["/drain"] = Resource("POST", _polite(lambda _: self._order_drain()))
@@ -313,6 +315,10 @@ def _polite(answer: Callable[[Parameters], Any]) -> Callable[[Parameters], Any]:
             raise BadRequest(str(error)) from None
 
     return ask
+
+
+def _no_edge(parameters: Parameters) -> Any:
+    raise BadRequest("this node is no edge: ask one with the role peering")
 
 
 def _given(parameters: Parameters, name: str) -> str:

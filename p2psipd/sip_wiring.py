@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from p2psipd.services.call_records import CallRecords
     from p2psipd.services.echo import EchoService
     from p2psipd.services.epoch_keys import EpochKeys
+    from p2psipd.services.numbers import OverlayNumbers
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.peering.service import PeeringService
     from p2psipd.services.service_directory import ServiceDirectory
@@ -143,7 +144,7 @@ def make_sip(
     peering: PeeringService | None = None
     if material.peering is not None:
         peering = _make_peering(
-            reactor, checked, material.peering, domains, dns, keys, users, directory, overlay.node_id
+            reactor, checked, material.peering, domains, dns, keys, users, numbers, directory, overlay.node_id
         )
         steps = [peering.emergency, *steps, peering.outbound]
         edge = peering.edge
@@ -208,6 +209,7 @@ def make_sip(
         secrets=keys,
         ask=dns.ask,
         edges=(edge,),
+        is_emergency=(peering or elsewhere).is_emergency,
     )
     if echo is not None:
         echo.attach = service.attach
@@ -222,11 +224,14 @@ def _make_peering(
     dns: DnsClient,
     keys: EpochKeys,
     users: LocateStep,
+    numbers: OverlayNumbers,
     directory: ServiceDirectory,
     node_id: bytes,
 ) -> PeeringService:
     """This node as an edge of its domains."""
     from p2psipd.net.sip_transports import Limits
+    from p2psipd.services.locator import Locator
+    from p2psipd.services.numbers import Numbers
     from p2psipd.services.peering.elsewhere import NAMESPACE
     from p2psipd.services.peering.service import PeeringService
 
@@ -243,7 +248,8 @@ def _make_peering(
         node_id=node_id,
         random=random.SystemRandom(),
         wall=time.time,
-        find_home=users,
+        find_home=Locator([Numbers(numbers, users), users]).locate,
+        owner=numbers.owner,
         announce=lambda: directory.offer(NAMESPACE),
     )
 

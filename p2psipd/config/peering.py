@@ -48,6 +48,7 @@ from p2psipd.proto.peering.peers import Federation, IdentityKind, PeeringPolicy,
 from p2psipd.proto.peering.routing_table import RoutingTable, RoutingTableError, parse_routing_table
 from p2psipd.proto.peering.targets import DomainPolicy, NumberSources
 from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.next_hops import is_numeric
 from p2psipd.proto.sip.uri import SipUri
 from p2psipd.toml_lines import KeyPath
 
@@ -80,9 +81,11 @@ def _to_identity_url(text: str) -> str:
 
 def _to_sip_target(text: str) -> str:
     try:
-        SipUri.parse(text)
+        host = SipUri.parse(text).host
     except SipError:
         raise PydanticCustomError("expected", 'expected a SIP URI such as "sip:112@psap.example"') from None
+    if is_numeric(host):
+        raise PydanticCustomError("expected", "expected a domain: no certificate proves an address")
     return text
 
 

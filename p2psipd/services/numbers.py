@@ -148,4 +148,8 @@ class Numbers:
             uri = SipUri(host, user=user)
         except SipError:
             raise NotLocated(404) from None
-        return await self._find(query._replace(uri=uri))
+        found = await self._find(query._replace(uri=uri))
+        if not found:
+            # The number is known, and its user not there: no other step may look for it elsewhere.
+            raise NotLocated(480)
+        return found

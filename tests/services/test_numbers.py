@@ -160,3 +160,17 @@ def test_a_call_to_a_number() -> None:
     assert located(overlay, "tel:+12125551212", Origin.NODE) is None
     with pytest.raises(NotLocated):
         located(overlay, "sip:+49891234@overlay.example", Origin.PEER)
+
+
+def test_a_number_whose_user_is_not_there() -> None:
+    """It is answered 480, for other domains, too: no other step, nor ENUM, is to say that there is no such number."""
+    overlay = Aliases().put(NUMBER, "alice@overlay.example")
+
+    async def find(query: Query) -> Sequence[Target] | None:
+        return ()
+
+    step = Numbers(OverlayNumbers(overlay, DOMAINS), find)
+    for origin in (Origin.PHONE, Origin.PEER):
+        with pytest.raises(NotLocated) as refused:
+            result(step(Query(parse_uri("tel:+12125551212"), origin, 0.0)))
+        assert refused.value.status == 480

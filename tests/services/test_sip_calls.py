@@ -6,6 +6,7 @@ import pytest
 
 from p2psipd.proto.sip.calls import Call
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.limits import LimitSettings
 from p2psipd.proto.sip.locating import DomainIdentity, Target, decode_gr
 from p2psipd.proto.sip.message import Request, Response, parse_message
 from p2psipd.proto.sip.proxy import Refused
@@ -296,6 +297,7 @@ class Border:
 
     def __init__(self, world: World) -> None:
         self.sent: list[Request | Response] = []
+        self.given_back: list[str] = []
         self.refuse = False
         self.flow = MemoryFlow("TLS", ("192.0.2.50", 5061), ("10.0.0.9", 5061), 7, self._take)
         self.flow.peer = DomainIdentity(("example.net",), self.name)  # type: ignore[assignment]
@@ -315,6 +317,9 @@ class Border:
         if self.refuse:
             raise Refused(403, "Not From There")
 
+    def released(self, request: Request) -> None:
+        self.given_back.append(request.call_id)
+
     def record_route(self, flow: Flow) -> str:
         return "<sip:x.TICKET@overlay.example;lr>"
 
@@ -329,6 +334,47 @@ class Border:
         assert callable(self.receive)
         self.receive(self.flow, request)
         self.world.settle()
+
+
+def test_calls_for_help_are_not_limited() -> None:
+    """No limit stops a call to the emergency services, of phones or of other nodes; who calls is asked all the same."""
+    world = World()
+    limits = CallLimits(per_user=1, per_peer=1, all=1)
+    settings = {"call_limits": limits, "abuse": LimitSettings(requests_per_user=0.01)}
+    node = Node(world, 1, "10.0.0.1", settings=settings, is_emergency=lambda uri: "bob" in str(uri))
+    alice, bob = phones(world, node)
+    for _ in range(3):
+        invite(alice, bob.aor)
+        bob.take_request("INVITE")
+    assert node.service.statistics()["calls_open"] == 3
+    invite(alice, "sip:carol@overlay.example")
+    assert alice.take_response(503).status == 503
+
+
+def test_another_domain_is_told_who_does_not_exist() -> None:
+    """A call of another domain to a user that we do not have is 404, to one that is not there 480."""
+    world = World()
+    border = Border(world)
+    node = Node(world, 1, "10.0.0.1", edges=(border,))
+    stranger = Phone(world, "carol", ("192.0.2.50", 5061), node, password="none")
+    for user, status in (("nobody", 404), ("bob", 480)):
+        border.deliver(stranger.request("INVITE", f"sip:{user}@{DOMAIN}", from_="<sip:carol@example.net>;tag=c"))
+        answer = border.sent[-1]
+        assert isinstance(answer, Response) and answer.status == status
+
+
+def test_what_we_answer_503_may_come_again() -> None:
+    """The edge hears of each admitted request that we answered 503 ourselves, and of no other."""
+    world = World()
+    border = Border(world)
+    node = Node(world, 1, "10.0.0.1", edges=(border,))
+    stranger = Phone(world, "carol", ("192.0.2.50", 5061), node, password="none")
+    for broken in (False, True):
+        world.location.broken = broken
+        border.deliver(stranger.request("INVITE", f"sip:bob@{DOMAIN}", from_="<sip:carol@example.net>;tag=c"))
+    answer = border.sent[-1]
+    assert isinstance(answer, Response) and answer.status == 503
+    assert border.given_back == [answer.call_id]
 
 
 @pytest.mark.parametrize("refused", [False, True])

@@ -156,10 +156,9 @@ class IdentityVerifier:
         if verification.replay is not None:
             self._replays.add(*verification.replay, wall)
 
-    def failed(self, verification: Verification) -> None:
-        """We answered 503 in the end: the sender may try again with the same signature."""
-        if verification.replay is not None:
-            self._replays.remove(verification.replay[0])
+    def forget(self, request: Request) -> None:
+        """We answered an accepted request 503 in the end: its sender may try again with the same signature."""
+        self._replays.remove(replay_key(request))
 
     def _candidates(self, request: Request, settings: PeerSettings) -> tuple[list[_Rfc4474 | _Rfc8224], list[_Refusal]]:
         """The Identity headers that can be verified, in their order, and why the others cannot."""

@@ -44,6 +44,10 @@ class Edge(Protocol):
         """
         ...
 
+    def released(self, request: Request) -> None:
+        """An admitted request was answered 503 here: its sender may try again with the same signature."""
+        ...
+
     @property
     def here(self) -> bool:
         """Whether the border is on this node. An edge on other nodes only knows how to get there."""

@@ -103,10 +103,14 @@ class PeeringEdge:
         if request.to_tag is None:
             request.set("P-Asserted-Identity", _asserted(request, admission))
 
+    def released(self, request: Request) -> None:
+        """What we answered 503 may come again, to us as to any other edge (RFC 3263 section 4.3)."""
+        self._verifier.forget(request)
+
     def _note(self, admission: Admission, request: Request, wall: float) -> None:
         self.counters[f"refused_{admission.step}" if admission.status else "admitted"] += 1
         if not admission.status:
-            self.log.debug("{method} {admission}", method=request.method, admission=str(admission))
+            self.log.debug("{method} {admission}", method=request.method, admission=admission)
             return
         self.log.warn("{method} {call}: {admission}", method=request.method, call=request.call_id, admission=admission)
         self.refusals.append(

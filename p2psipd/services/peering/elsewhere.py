@@ -16,7 +16,7 @@ from p2psipd.proto.reload.errors import ReloadError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import LocationUnavailable, NotLocated, Origin, Query, Target, is_dialled
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.uri import SipUri, TelUri
+from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 
 if TYPE_CHECKING:
     from p2psipd.proto.reload.ids import NodeId
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "peering"
 INSTANCE: Final = "peering"
 _MOST_EDGES: Final = 4
+#: Emergency numbers of every mobile phone, whatever the country (3GPP TS 22.101 section 10.1).
+_EVERYWHERE: Final = frozenset({"112", "911"})
 
 
 class Directory(Protocol):
@@ -63,6 +65,12 @@ class EdgesElsewhere:
             return None
         return await self.targets(str(query.uri)) or None
 
+    def is_emergency(self, uri: Uri) -> bool:
+        """Whether no limit of this node stops a request: the plan is known to the edges alone, and they judge again."""
+        if isinstance(uri, SipUri):
+            return uri.host in self._domains and uri.unescaped_user in _EVERYWHERE
+        return str(uri).lower().startswith(("urn:service:sos", *(f"tel:{number}" for number in _EVERYWHERE)))
+
     def _leaves(self, query: Query) -> bool:
         uri = query.uri
         if isinstance(uri, SipUri):
@@ -94,6 +102,9 @@ class EdgesElsewhere:
     async def admit(self, flow: Flow, request: Request, wall: float) -> None:
         """No request comes from another domain here."""
         raise Refused(*UNSUPPORTED_PEER)
+
+    def released(self, request: Request) -> None:
+        """Nothing was remembered."""
 
     def record_route(self, flow: Flow) -> str:
         """No flow of this node crosses the border."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from p2psipd.proto.dns import Answer
 from p2psipd.proto.peering.identity import check_from
 from p2psipd.proto.peering.targets import Candidate, Place, analyse, candidates
 from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.locating import LocationUnavailable
 from p2psipd.proto.sip.message import Request, parse_message
 from p2psipd.proto.sip.next_hops import NoRoute
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.uri import parse_uri
+from p2psipd.proto.sip.uri import TelUri, Uri, parse_uri
 from p2psipd.services.peering.outbound import Outbound
+
+#: Whose a number of ours is: the user's AOR, None for a number that stands for nobody here.
+Owner = Callable[[Uri], Awaitable[str | None]]
 
 _MOST_CANDIDATES: Final = 8
 _MOST_HOPS: Final = 8
@@ -42,23 +46,30 @@ class _Asking:
         return answer
 
 
-async def explain(outbound: Outbound, target: str, sender: str) -> list[dict[str, Any]]:
-    """The steps that a call of `sender` (an AOR or a SIP URI) to the URI `target` would take, in their order."""
+async def explain(outbound: Outbound, target: str, sender: str, owner: Owner) -> list[dict[str, Any]]:
+    """The steps that a call of `sender` (an AOR or a SIP URI) to `target` (a URI, or what is dialled) would take, in
+    their order. `owner` says whose a number is.
+    """
     steps: list[Step] = []
+    source = sender if ":" in sender.partition("@")[0] else f"sip:{sender}"
+    if ":" not in target:
+        # What is dialled is a user of the caller's own domain, as a phone writes it.
+        target = f"sip:{target}" if "@" in target else f"sip:{target}@{source.rpartition('@')[2]}"
     try:
-        uri, request = parse_uri(target), _request(target, sender)
+        uri, request = parse_uri(target), _request(target, source)
     except SipError as error:
         return [Step("target", f"not a URI: {error.reason}", "no")._asdict()]
     try:
-        await _explain(outbound, uri, request, steps)
+        await _explain(outbound, uri, request, steps, owner)
+    except LocationUnavailable as error:
+        steps.append(Step("answer", f"503 Service Unavailable: {error}", "no"))
     except (NoRoute, Refused) as error:
         detail = getattr(error, "detail", "") or error.reason
         steps.append(Step("answer", f"{error.status} {error.reason}: {detail}", "no"))
     return [step._asdict() for step in steps]
 
 
-def _request(target: str, sender: str) -> Request:
-    source = sender if ":" in sender.partition("@")[0] else f"sip:{sender}"
+def _request(target: str, source: str) -> Request:
     made = parse_message(
         f"INVITE {target} SIP/2.0\r\nVia: SIP/2.0/TLS localhost;branch=z9hG4bKexplain\r\nMax-Forwards: 70\r\n"
         f"From: <{source}>;tag=1\r\nTo: <{target}>\r\nCall-ID: explain\r\nCSeq: 1 INVITE\r\n"
@@ -68,7 +79,7 @@ def _request(target: str, sender: str) -> Request:
     return made
 
 
-async def _explain(outbound: Outbound, uri: Any, request: Request, steps: list[Step]) -> None:
+async def _explain(outbound: Outbound, uri: Any, request: Request, steps: list[Step], owner: Owner) -> None:
     peering = outbound.peering()
     analysis = analyse(uri, outbound.rules)
     number = f", number {analysis.number}" if analysis.number else ""
@@ -79,6 +90,10 @@ async def _explain(outbound: Outbound, uri: Any, request: Request, steps: list[S
         return
     if analysis.place is Place.HOME:
         steps.append(Step("answer", "handled in our own domain; nothing is sent to a peer"))
+        return
+    user = await owner(TelUri(f"tel:{analysis.number}") if analysis.number else uri)
+    if user is not None:
+        steps.append(Step("answer", f"the number stands for {user}; nothing is sent to a peer"))
         return
     outbound.check_target(analysis)
     if analysis.domain:

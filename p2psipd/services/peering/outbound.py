@@ -25,7 +25,7 @@ from p2psipd.proto.sip.locating import Attempt, NotLocated, Origin, Query, Route
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, is_numeric, living_first, message_hops, next_hops
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 
 #: Targets of this instance are alternatives: never rung in parallel.
 INSTANCE: Final = "peering"
@@ -55,7 +55,7 @@ class Way(NamedTuple):
 
 class Outbound:
     """The initiating side. `peering` is the policy in force, `domains` are our SIP domains; `now` is monotonic, `wall`
-    unix seconds; `counters` count refusals by reason.
+    unix seconds; `find_home` finds our users and numbers; `counters` count refusals by reason.
     """
 
     log = Logger()
@@ -98,23 +98,46 @@ class Outbound:
             raise self._refusal(error) from None
         if analysis.place not in (Place.DOMAIN, Place.MESSAGING, Place.NUMBER):
             return None
+        home = await self._at_home(analysis, query) if analysis.place is Place.NUMBER else None
+        return (self._target(analysis, query),) if home is None else home
+
+    async def _at_home(self, analysis: Analysis, query: Query) -> Sequence[Target] | None:
+        """Where a number leads that is one of ours after all: dialled as a number of this place, or said to be ours by
+        ENUM. None for other people's numbers. What ENUM says is kept, so that nobody is asked twice.
+
+        Raises NotLocated: 404 for a number that ENUM calls ours and nobody has, 480 where its user is not there.
+        """
+        uri = query.uri
+        query = query._replace(origin=Origin.PHONE)
+        dialled = uri.number if isinstance(uri, TelUri) else uri.unescaped_user if isinstance(uri, SipUri) else ""
+        if not dialled.startswith("+"):
+            try:
+                return await self._find_home(query._replace(uri=TelUri(f"tel:{analysis.number}")))
+            except NotLocated as error:
+                if error.status != 404:
+                    raise
+        try:
+            async for candidate in candidates(analysis, self.ask, self.peering().sources, self.rules):
+                if candidate.home:
+                    return await self._find_home(query._replace(uri=candidate.uri)) or ()
+                break
+        except NoRoute as error:
+            raise self._refusal(error) from None
+        return None
+
+    def _target(self, analysis: Analysis, query: Query, *, emergency: bool = False) -> Target:
+        """The target of a request, with its Route; an `emergency` goes whatever domains the policy excludes."""
         relays = query.origin is Origin.PEER
 
         def make(request: Request, target: Target) -> Route:
-            ways = self.ways(analysis, "" if relays else from_domain(request))
+            ways = self.ways(analysis, "" if relays else from_domain(request), judged=not emergency)
             return PeeringRoute(self, request, ways, relays=relays)
 
-        return (Target(str(query.uri), instance=INSTANCE, route_maker=make),)
+        return Target(str(analysis.uri), instance=INSTANCE, route_maker=make)
 
     async def emergency(self, query: Query) -> Sequence[Target] | None:
         """The step before all others: calls to the emergency services, whoever makes them (seed 4.1.1)."""
-        if query.origin is Origin.PEER:
-            return None
-        try:
-            place = analyse(query.uri, self.rules).place
-        except NoRoute:
-            return None
-        if place is not Place.EMERGENCY:
+        if query.origin is Origin.PEER or not self.is_emergency(query.uri):
             return None
         uri = self.peering().emergency
         self.counters["emergency"] += 1
@@ -122,8 +145,18 @@ class Outbound:
             self.log.error("an emergency call ({uri}) has nowhere to go: [emergency] target is not set", uri=query.uri)
             raise NotLocated(404, "No Emergency Service")
         if uri.host not in self.domains:
-            return await self(query._replace(uri=uri))
-        return await self._find_home(query._replace(uri=uri, origin=Origin.PHONE)) or ()
+            return (self._target(Analysis(Place.DOMAIN, uri, domain=uri.host), query, emergency=True),)
+        found = await self._find_home(query._replace(uri=uri, origin=Origin.PHONE))
+        if not found:
+            self.log.error("an emergency call ({uri}) reaches nobody: {target}", uri=query.uri, target=uri)
+        return found or ()
+
+    def is_emergency(self, uri: Uri) -> bool:
+        """Whether a target is the emergency services: urn:service:sos, or a number of theirs by our plan."""
+        try:
+            return analyse(uri, self.rules).place is Place.EMERGENCY
+        except NoRoute:
+            return False
 
     @property
     def rules(self) -> TargetRules:
@@ -142,10 +175,11 @@ class Outbound:
 
     # ---- the ways ----------------------------------------------------------------------------------------------
 
-    async def ways(self, analysis: Analysis, own_domain: str = "") -> AsyncIterator[Way]:
+    async def ways(self, analysis: Analysis, own_domain: str = "", *, judged: bool = True) -> AsyncIterator[Way]:
         """The servers to try for a target, in order. Raises NoRoute when there is none at all.
 
-        `own_domain` sends through others where a federation says so: then these are the servers of those.
+        `own_domain` sends through others where a federation says so: then these are the servers of those. `judged`:
+        domains that the policy excludes are passed over.
         """
         through = self.peering().policy.goes_through(own_domain) if own_domain else ()
         last: NoRoute | None = None
@@ -153,7 +187,7 @@ class Outbound:
         async for candidate in candidates(analysis, self.ask, self.peering().sources, self.rules):
             if candidate.home:
                 raise NoRoute(404, "Not Found", f"{candidate.uri}: a number of ours that nobody has")
-            if not self.peering().targets.permits(candidate.uri.host):
+            if judged and not self.peering().targets.permits(candidate.uri.host):
                 last = NoRoute(403, "Target Not Allowed", f"{candidate.uri.host}: the policy excludes it")
                 continue
             try:
@@ -254,6 +288,7 @@ class PeeringRoute:
         self._relays = relays
         self._other = other
         self._way: Way | None = None
+        self._sent = False
         self._signing: Signing | None = None
         self._refusals = 0
 
@@ -287,6 +322,10 @@ class PeeringRoute:
                 self._outbound.counters[f"route_{error.status}"] += 1
                 self.log.info("not sent: {detail}", detail=error.detail)
                 raise NotLocated(error.status, error.reason) from None
+        if not self._sent:
+            # Nobody was found who proved to be the domain and took our certificate.
+            self._outbound.counters["route_502"] += 1
+            raise NotLocated(502, "No Secure Connection")
         return None
 
     async def _try(self, way: Way, signing: Signing | None) -> Attempt:
@@ -302,6 +341,7 @@ class PeeringRoute:
         self._signing = signing or self._first_signing(request, way)
         peering = outbound.peering()
         sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
+        self._sent = True
         return Attempt(flow, request)
 
     def _own_domain(self) -> str:

@@ -21,9 +21,10 @@ from p2psipd.proto.peering.verification import IdentityVerifier
 from p2psipd.proto.sip.flow import Address
 from p2psipd.proto.sip.locating import Query, Target
 from p2psipd.proto.sip.shared_secret import SharedSecret
+from p2psipd.proto.sip.uri import Uri
 from p2psipd.services.peering.connections import PeerConnections
 from p2psipd.services.peering.edge import PeeringEdge
-from p2psipd.services.peering.explain import explain
+from p2psipd.services.peering.explain import Owner, explain
 from p2psipd.services.peering.outbound import Outbound
 
 Find = Callable[[Query], Awaitable[Sequence[Target] | None]]
@@ -32,8 +33,8 @@ Find = Callable[[Query], Awaitable[Sequence[Target] | None]]
 class PeeringService(Service):
     """One edge. `edge` goes to the SIP service; `emergency` and `outbound` are the locator's first and last step.
 
-    `peering` is the policy, `domains` our SIP domains, `find_home` the step that finds users, `announce` makes this
-    edge known in the overlay, `now` is monotonic and `wall` unix seconds.
+    `peering` is the policy, `domains` our SIP domains, `find_home` finds our users and numbers, `owner` says whose a
+    number is, `announce` makes this edge known in the overlay, `now` is monotonic and `wall` unix seconds.
     """
 
     log = Logger()
@@ -53,12 +54,14 @@ class PeeringService(Service):
         random: Any,
         wall: Callable[[], float],
         find_home: Find,
+        owner: Owner,
         announce: Callable[[], None],
     ) -> None:
         self.setName("peering")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
         self._peering = peering
         self._announce = announce
+        self._owner = owner
         ours = frozenset(domains)
         self._tls = PeerTls(
             peering.policy,
@@ -105,6 +108,11 @@ class PeeringService(Service):
         """The step before all others."""
         return self.outbound.emergency
 
+    @property
+    def is_emergency(self) -> Callable[[Uri], bool]:
+        """Which targets that step takes."""
+        return self.outbound.is_emergency
+
     def startService(self) -> None:
         """Serve our certificates, and be found by the other nodes. The SIP service has started the edge."""
         super().startService()  # type: ignore[no-untyped-call]
@@ -130,7 +138,7 @@ class PeeringService(Service):
 
     async def explain(self, target: str, sender: str) -> list[dict[str, Any]]:
         """The steps that a call would take."""
-        return await explain(self.outbound, target, sender)
+        return await explain(self.outbound, target, sender, self._owner)
 
     def refusals(self) -> dict[str, Any]:
         """What was refused: counts by reason, and the last ones."""

@@ -50,24 +50,25 @@ class CallBook:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def begin(self, request: Request, flow: Flow, user: str) -> Call | None:
+    def begin(self, request: Request, flow: Flow, user: str, *, limited: bool = True) -> Call | None:
         """A new INVITE whose sender is proved (`user`, "user@domain", for phones). Raises Refused: 403 or 503.
 
-        None for one of a call that is open: it has come round again (a spiral), or the other branch of a fork.
+        None for one of a call that is open: it has come round again (a spiral), or the other branch of a fork. A call
+        to the emergency services is counted, and not `limited`.
         """
         key = (request.call_id, request.from_tag or "")
         if key in self._calls:
             return None
         limits = self._limits
         peer = _peer_of(flow)
-        if limits.all and len(self._calls) >= limits.all:
+        if limited and limits.all and len(self._calls) >= limits.all:
             raise Refused(503, headers=self._retry, why="too_many_calls")
         if peer is not None:
-            if limits.per_peer and self._of_peer[peer] >= limits.per_peer:
+            if limited and limits.per_peer and self._of_peer[peer] >= limits.per_peer:
                 raise Refused(503, headers=self._retry, why="too_many_calls_of_peer")
             self._of_peer[peer] += 1
         elif user:
-            if limits.per_user and self._of_user[user] >= limits.per_user:
+            if limited and limits.per_user and self._of_user[user] >= limits.per_user:
                 raise Refused(403, "Too Many Calls", why="too_many_calls_of_user")
             self._of_user[user] += 1
         wall = self._wall()
@@ -106,9 +107,9 @@ class CallBook:
             self._refresh(call, response)
 
     def hung_up(self, request: Request) -> None:
-        """The BYE of a call has been answered."""
+        """The BYE of a call has been answered. It ends the dialog that both its tags name (RFC 3261 section 15.1.2)."""
         call = self._of(request)
-        if call is not None and not call.ended_at:
+        if call is not None and {request.from_tag or "", request.to_tag or ""} == {call.from_tag, call.to_tag}:
             call.ended_by = "caller" if request.from_tag == call.from_tag else "callee"
             self.end(call, "BYE")
 

@@ -38,6 +38,9 @@ from p2psipd.services.sip.routing import Routing, peer_of
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
+_NOT_HUNG_UP: Final = frozenset({401, 403, 407})
+"""Answers to a BYE after which its call goes on: somebody must first say, or may never say, who he is."""
+
 TARGET_REFRESH: Final = frozenset({"INVITE", "UPDATE"})
 
 _HEARD_AFTER: Final = 1.2
@@ -272,9 +275,11 @@ class Forwarder:
 
     def _respond(self, context: ForwardingContext, response: Response) -> None:
         request = context.request
+        if response.status == 503:
+            self._routing.released(context.flow, request)
         if context.call is not None:
             self._calls.responded(context.call, response, context.cancelled)
-        if request.method == "BYE":
+        if request.method == "BYE" and response.status not in _NOT_HUNG_UP:
             self._calls.hung_up(request)
         elif 200 <= response.status < 300 and request.method in TARGET_REFRESH:
             self._calls.refreshed(request, response)

@@ -98,6 +98,12 @@ class Routing:
             return (one,) if isinstance(peer_of(onward), DomainIdentity) else (other,)
         return one, other
 
+    def released(self, came_on: Flow, request: Request) -> None:
+        """We answered a request 503: what an edge remembers of it does not count."""
+        peer = peer_of(came_on)
+        if isinstance(peer, DomainIdentity):
+            self._edges[peer.edge].released(request)
+
     def crossing(
         self, request: Request, taken: Sequence[SipUri], came_on: Flow
     ) -> Coroutine[Any, Any, Sequence[Target]] | None:
@@ -135,7 +141,7 @@ class Routing:
             return self.along_route(request, trusted=not outside)
         ours = next((uri for uri in reversed(taken) if not outside or not self.is_border(uri)), None)
         if ours is None or not ours.user:
-            raise FlowGone("")
+            raise Refused(403, "Not a Route of Ours", why="refused_token")
         return self._along_token(request, ours.user)
 
     def _along_token(self, request: Request, text: str) -> Target:

@@ -43,7 +43,7 @@ from p2psipd.proto.sip.locating import (
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, loop_tag, take_routes, validate
 from p2psipd.proto.sip.record_route import RecordRouter
-from p2psipd.proto.sip.registrar import BindingTable, Registrar, RegistrationRefused
+from p2psipd.proto.sip.registrar import SUPPORTED, BindingTable, Registrar, RegistrationRefused
 from p2psipd.proto.sip.shared_secret import OwnSecret, SharedSecret
 from p2psipd.proto.sip.transaction import (
     MessageReceived,
@@ -128,17 +128,19 @@ class SipService(Service):
         observers: Sequence[CallObserver] = (),
         secrets: SharedSecret | None = None,
         owner: Owner | None = None,
+        is_emergency: Callable[[Uri], bool] = lambda uri: False,
     ) -> None:
         """`secrets` are shared with the other registrars (None: this node's own, from `settings.secret`); `owner` says
-        whose a number is; `ask` the DNS (None: addresses alone, by `resolver`); `edges` are the ways to other
-        domains; `observers` are told of calls. `transports` takes the place of real sockets in tests: a callable
-        like SipTransports.
+        whose a number is, `is_emergency` which calls no limit stops; `ask` the DNS (None: addresses alone, by
+        `resolver`); `edges` are the ways to other domains; `observers` are told of calls. `transports` takes the
+        place of real sockets in tests: a callable like SipTransports.
         """
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
         self._settings = settings
         self._recursed = frozenset(settings.domains) if settings.recurse else _NO_DOMAINS
         self._locate = locate
+        self._is_emergency = is_emergency
         self._connector = connector
         self._table = table
         self._reactor = reactor
@@ -237,6 +239,8 @@ class SipService(Service):
         addresses = {address for _, address in transports.listening}
         if settings.public_host:
             addresses |= {(settings.public_host, port) for _, port in addresses}
+        if self._connector is not None:
+            addresses.add(self._connector.address)
         addresses = addresses.union(*(edge.addresses for edge in self._edges.values()))
         home = self._gate.home._replace(addresses=frozenset(addresses), borders=self._routing.is_border)
         self._gate.home = self._forwarder.home = home
@@ -379,7 +383,7 @@ class SipService(Service):
         request = error.request
         if request is not None and request.method != "ACK":
             try:
-                response = make_response(request, error.status, error.reason)
+                response = make_response(request, error.status, error.reason, self._layer.new_tag())
             except SipError:
                 return
             self._driver.feed(SendStateless(flow, response))
@@ -410,6 +414,9 @@ class SipService(Service):
 
     def _response(self, event: ResponseReceived) -> None:
         self._note(event.flow, event.response)
+        if peer_of(event.flow) is None and event.response.has("p-asserted-identity"):
+            # RFC 3325 section 5: a phone is not believed, in answers as little as in requests.
+            event.response.remove("p-asserted-identity")
         self._forwarder.answered(event.transaction, event.response)
 
     def _request(self, event: RequestReceived) -> None:
@@ -571,20 +578,22 @@ class SipService(Service):
         redirected = self._redirected(uri, flow)
         if not outside:
             await self._judge(flow, request)
+        # Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
+        emergency = self._is_emergency(uri)
         if peer_of(flow) is None and (not redirected or self._settings.redirect_authenticates):
             await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)
             context.user = _sender(request)
-            if not self._door.may_send(context.user):
+            if not emergency and not self._door.may_send(context.user):
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
         if request.method == "INVITE" and not redirected:
-            context.call = self._calls.begin(request, flow, context.user)
+            context.call = self._calls.begin(request, flow, context.user, limited=not emergency)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
         origin = origin_of(flow)
         targets = await self._locate(Query(uri, origin, self._clocks.wall()))
-        if not targets and origin is Origin.PHONE:
+        if not targets and origin is not Origin.NODE:
             with suppress(LocationUnavailable):
                 await self._gate.must_exist(uri)
         if redirected and targets and isinstance(uri, SipUri):
@@ -617,8 +626,10 @@ class SipService(Service):
         outside = isinstance(peer_of(flow), DomainIdentity)
         if not outside:
             await self._judge(flow, request)
-        if peer_of(flow) is None and request.method in TARGET_REFRESH:
-            self._routing.follow(request, taken, flow)
+        if peer_of(flow) is None:
+            request.remove("p-asserted-identity")
+            if request.method in TARGET_REFRESH:
+                self._routing.follow(request, taken, flow)
         try:
             crossing = self._routing.crossing(request, taken, flow)
             if crossing is not None:
@@ -649,6 +660,9 @@ def _sender(request: Request) -> str:
 
 
 def _capabilities(request: Request) -> Response:
-    """The 200 to an OPTIONS for this node (RFC 3261 section 11.2)."""
-    headers = [("Allow", ALLOW), ("Accept", "*/*"), ("Supported", "path, outbound")]
+    """The 200 to an OPTIONS for this node (RFC 3261 section 11.2); 420 where it requires what nobody here knows."""
+    unsupported = [tag for tag in request.require if tag not in SUPPORTED]
+    if unsupported:
+        return make_response(request, 420, headers=[("Unsupported", ", ".join(unsupported))])
+    headers = [("Allow", ALLOW), ("Accept", "*/*"), ("Supported", ", ".join(SUPPORTED))]
     return make_response(request, 200, headers=headers)
