@@ -6,7 +6,7 @@ other side gets the alert that says which. Whom a certificate speaks for, by who
 step, domain and authority for the log (:func:`refusal_of`); who is there when it went well is :func:`peer_of`.
 
 Under TLS 1.3 the dialler's handshake is complete before the acceptor has judged its certificate: that refusal
-arrives as a lost connection.
+arrives as a lost connection, and its alert (:func:`alert_of`) says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from p2psipd.proto.identity.policy import CertificateRefused, Step, read_certifi
 from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import PeerIdentity, PeeringPolicy
 
-__all__ = ["NoOwnCertificate", "PeerTls", "own_of", "peer_of", "refusal_of"]
+__all__ = ["NoOwnCertificate", "PeerTls", "alert_of", "own_of", "peer_of", "refusal_of"]
 
 #: OpenSSL's X509_V_ERR numbers, with the step that they stand for and words for the log.
 _ERRORS = {
@@ -43,6 +43,20 @@ _NO_AUTHORITY = frozenset({18, 19, 20, 21})
 #: OpenSSL would take no server's certificate from a client.
 _LEFT_TO_POLICY = frozenset({3, 26})
 
+#: Alerts by which the other side refuses our certificate (RFC 8446 section 6.2).
+_ALERTS = {
+    40: "handshake_failure",
+    42: "bad_certificate",
+    43: "unsupported_certificate",
+    44: "certificate_revoked",
+    45: "certificate_expired",
+    46: "certificate_unknown",
+    48: "unknown_ca",
+    49: "access_denied",
+    116: "certificate_required",
+}
+_HANDSHAKE_FAILURE, _CERTIFICATE_REQUIRED = 40, 116
+
 #: Judges a chain (DER, leaf first) at the end of a handshake; raises CertificateRefused.
 _Judge = Callable[[list[bytes]], PeerIdentity]
 #: Told of the refusal of a client, and from which host it came.
@@ -56,7 +70,7 @@ class NoOwnCertificate(Exception):
 class _Handshake:
     """What is known about one connection; an attribute of its TLS protocol."""
 
-    __slots__ = ("chain", "judge", "own", "peer", "pinning", "refusal", "refused")
+    __slots__ = ("alert", "chain", "judge", "own", "peer", "pinning", "refusal", "refused")
 
     def __init__(self, judge: _Judge, own: OwnCertificate, pinning: bool, refused: _Refused | None) -> None:
         self.judge = judge
@@ -66,6 +80,7 @@ class _Handshake:
         self.chain: dict[int, bytes] = {}
         self.peer: PeerIdentity | None = None
         self.refusal: CertificateRefused | None = None
+        self.alert = ""
 
 
 def peer_of(transport: Any) -> PeerIdentity | None:
@@ -84,6 +99,12 @@ def refusal_of(transport: Any) -> CertificateRefused | None:
     """Why we refused the other side's certificate, if we did."""
     handshake = _handshake_of(transport)
     return handshake.refusal if handshake is not None else None
+
+
+def alert_of(transport: Any) -> str:
+    """The alert by which the other side refused our certificate, also after the handshake; "" for none."""
+    handshake = _handshake_of(transport)
+    return handshake.alert if handshake is not None else ""
 
 
 def _handshake_of(transport: Any) -> _Handshake | None:
@@ -151,6 +172,7 @@ class PeerTls:
             if lists:
                 store.set_flags(crypto.X509StoreFlags.CRL_CHECK | crypto.X509StoreFlags.CRL_CHECK_ALL)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _verify)
+        context.set_info_callback(_notice)
         return context
 
     def _choose(self, connection: SSL.Connection) -> None:
@@ -263,6 +285,22 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
             handshake.refused(refused, getattr(protocol.getPeer(), "host", ""))
         return False
     return True
+
+
+def _notice(connection: SSL.Connection, where: int, result: int) -> None:
+    """OpenSSL's callback for what happens to a connection: alerts tell who refuses whom where no certificate does."""
+    if not where & SSL.SSL_CB_ALERT:
+        return
+    handshake: _Handshake = connection.get_app_data().peer_handshake
+    alert = result & 0xFF
+    if where & SSL.SSL_CB_READ:
+        handshake.alert = _ALERTS.get(alert, handshake.alert)
+    elif handshake.refused is not None and handshake.peer is None and handshake.refusal is None:
+        if alert in (_CERTIFICATE_REQUIRED, _HANDSHAKE_FAILURE):
+            # TLS 1.2 has one alert for both.
+            words = "no certificate" + (" or no cipher in common" if alert == _HANDSHAKE_FAILURE else "")
+            handshake.refusal = CertificateRefused(Step.FORM, words)
+            handshake.refused(handshake.refusal, getattr(connection.get_app_data().getPeer(), "host", ""))
 
 
 def _openssl_refusal(der: bytes, error: int) -> CertificateRefused:

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, own_of, peer_of
+from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, alert_of, own_of, peer_of
 from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
 from p2psipd.proto.peering.connections import ConnectionTable
 from p2psipd.proto.peering.peers import PeerIdentity
@@ -42,10 +42,7 @@ class PeerConnections:
         self._lost: Callable[[Flow], None] | None = None
 
     def start(
-        self,
-        listen: Sequence[Address],
-        receive: Callable[[Flow, Message], None],
-        lost: Callable[[Flow], None],
+        self, listen: Sequence[Address], receive: Callable[[Flow, Message], None], lost: Callable[[Flow], None]
     ) -> list[Address]:
         """Listen; the addresses really bound. Raises twisted's CannotListenError."""
         self._lost = lost
@@ -85,9 +82,15 @@ class PeerConnections:
         self._peers[flow] = peer
 
     def _gone(self, flow: Flow) -> None:
-        self._peers.pop(flow, None)
+        peer = self._peers.pop(flow, None)
         if isinstance(flow, StreamFlow):
             self._table.remove(flow)
+            transport = flow.protocol.transport
+            alert, own = alert_of(transport), own_of(transport)
+            if alert and own is not None and peer is not None:
+                self.counters["refused_by_peer"] += 1
+                message = "{domain} at {host} refuses our certificate {name}: alert {alert}"
+                self.log.warn(message, domain=peer.name, host=flow.remote[0], name=own.name, alert=alert)
         if self._lost is not None:
             self._lost(flow)
 

@@ -200,9 +200,7 @@ class Outbound:
         if not given and last is not None:
             raise last
 
-    async def hops_of(
-        self, candidate: Candidate, through: Sequence[str], ask: Ask | None = None
-    ) -> AsyncIterator[Hop]:
+    async def hops_of(self, candidate: Candidate, through: Sequence[str], ask: Ask | None = None) -> AsyncIterator[Hop]:
         """The servers of one candidate, or of the domains that its call goes through; the living ones first."""
         ask = ask or self.ask
         for uri in [SipUri.parse(f"sip:{domain}") for domain in through] or [candidate.uri]:
@@ -274,13 +272,7 @@ class PeeringRoute:
     log = Logger()
 
     def __init__(
-        self,
-        outbound: Outbound,
-        request: Request,
-        ways: AsyncIterator[Way],
-        *,
-        relays: bool = False,
-        other: str = "",
+        self, outbound: Outbound, request: Request, ways: AsyncIterator[Way], *, relays: bool = False, other: str = ""
     ) -> None:
         self._outbound = outbound
         self._request = request
