@@ -1,0 +1,69 @@
+"""What strangers and parties of a call may not bring about by what they write into their messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2psipd.proto.sip.message import Response
+
+from .sip_world import DOMAIN, Node, Phone, World, in_dialog
+from .test_sip_calls import Diary, answered_call, phones
+
+PRESIDENT = ("P-Asserted-Identity", f"<sip:president@{DOMAIN}>")
+
+
+@pytest.fixture
+def diary() -> Diary:
+    return Diary()
+
+
+@pytest.fixture
+def pair(diary: Diary) -> tuple[Phone, Phone]:
+    world = World()
+    return phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
+
+
+@pytest.mark.parametrize(
+    ("route", "tag", "status"),
+    [
+        ("<sip:10.0.0.1:5060;lr>", "", 403),
+        ("<sip:made-up@10.0.0.1:5060;lr>", "", 403),
+        ("", "another", 481),
+    ],
+)
+def test_refused_bye_does_not_end_the_record(
+    pair: tuple[Phone, Phone], diary: Diary, route: str, tag: str, status: int
+) -> None:
+    """A BYE that we refuse, or of another dialog, ends no call: nobody talks on at no cost."""
+    alice, bob = pair
+    bye = in_dialog(alice, "BYE", answered_call(alice, bob))
+    if route:
+        bye.set("Route", route)
+    if tag:
+        bye.set("To", f"<{bob.aor}>;tag={tag}")
+    alice.send(bye)
+    if not route:
+        bob.respond(bob.take_request("BYE"), 481)
+    alice.take_response(status)
+    assert diary.lines == ["began", "answered"]
+
+
+def test_nobody_asserts_an_identity_within_a_dialog(pair: tuple[Phone, Phone]) -> None:
+    """RFC 3325 section 5: what a phone asserts of itself goes no further, in requests and in responses."""
+    alice, bob = pair
+    update = in_dialog(alice, "UPDATE", answered_call(alice, bob))
+    update.add(*PRESIDENT)
+    alice.send(update)
+    received = bob.take_request("UPDATE")
+    assert not received.has("p-asserted-identity")
+    bob.respond(received, 200, [PRESIDENT])
+    answered = alice.take_response(200)
+    assert isinstance(answered, Response) and not answered.has("p-asserted-identity")
+
+
+def test_options_for_the_node_with_an_unknown_requirement_is_420(pair: tuple[Phone, Phone]) -> None:
+    """RFC 3261 section 8.2.2.3: who requires what we do not know is told so by the user agent that this node is."""
+    alice, _ = pair
+    request = alice.request("OPTIONS", f"sip:{DOMAIN}", [("Require", "path, telepathy")])
+    alice.send(request)
+    assert alice.take_response(420).get("unsupported") == "telepathy"
