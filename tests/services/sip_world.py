@@ -171,6 +171,7 @@ class MemoryConnector:
 
     def __init__(self, world: World, identity: NodeIdentity) -> None:
         self.world, self.identity = world, identity
+        self.address = (f"10.9.0.{identity.node_id[0]}", 5062)
         self.pool: dict[bytes, MemoryFlow] = {}
         self.refuse: set[bytes] = set()
         self.attached: list[bytes] = []

@@ -74,6 +74,8 @@ class Wire(World):
 class Link:
     """A connector that has one connection, from a registrar of the overlay whose word counts."""
 
+    address = ("192.0.2.1", 5062)
+
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.flow = MemoryFlow(

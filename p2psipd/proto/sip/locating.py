@@ -17,7 +17,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote
 
-from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
 
@@ -349,6 +349,11 @@ class NodeConnector(Protocol):
 
     Its flows have `write(data)`, `alive` and `peer`, a NodeIdentity.
     """
+
+    @property
+    def address(self) -> Address:
+        """(host, port) where it listens once it is started, and which the Vias of its flows name."""
+        ...
 
     def start(self, receive: Callable[[Flow, Request | Response], None], lost: Callable[[Flow], None]) -> None:
         """Begin; messages of other nodes go to `receive`, ended connections to `lost`."""

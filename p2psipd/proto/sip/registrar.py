@@ -500,7 +500,9 @@ class Registrar:
         for put in made.puts:
             self._table.put(put, flow, until[put.key])
         self._remember(aor, made, read_at, wall)
-        return answer(request, made, wall, self._bounds)
+        here = {each.binding.key for each in self._table.of(aor, wall)}
+        shown = [each if each.key in here else _as_promised(each, wall) for each in made.current]
+        return answer(request, made._replace(current=tuple(shown)), wall, self._bounds)
 
     async def _existing(self, call: _Call, aor: str, wall: float) -> tuple[dict[bytes, Binding], float]:
         """The user's bindings, by key: our own from memory, those of other nodes as they were in the overlay at the
@@ -564,6 +566,14 @@ def _stored_until(put: Binding, own: OwnBinding | None, wall: float) -> float:
     if own is not None and put.expires_at <= own.stored_until <= longest and _unchanged(put, own.binding):
         return own.stored_until
     return longest
+
+
+def _as_promised(stored: Binding, wall: float) -> Binding:
+    """A binding of another node as its phone knows it: not for longer than its registrar can have promised."""
+    if stored.native:
+        return stored
+    promised = (stored.expires_at - stored.stored_at) / (1 + _STORED_LONGER)
+    return stored._replace(expires_at=min(stored.expires_at, wall + promised))
 
 
 def _unchanged(put: Binding, known: Binding) -> bool:
