@@ -41,9 +41,6 @@ _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 _NOT_HUNG_UP: Final = frozenset({401, 403, 407})
 """Answers to a BYE after which its call goes on: somebody must first say, or may never say, who he is."""
 
-_NOT_HUNG_UP: Final = frozenset({401, 403, 407})
-"""Answers to a BYE after which its call goes on: somebody must first say, or may never say, who he is."""
-
 TARGET_REFRESH: Final = frozenset({"INVITE", "UPDATE"})
 
 _HEARD_AFTER: Final = 1.2
