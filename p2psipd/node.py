@@ -80,6 +80,7 @@ class NodeService(MultiService):
         self._echo = sip.echo if sip is not None else None
         self._directory = sip.directory if sip is not None else None
         self._peering = sip.peering if sip is not None else None
+        self._dns = sip.dns if sip is not None else None
         self.log = log
         self._logger = Logger(namespace="p2psipd.node")
         self._reactor = reactor
@@ -266,6 +267,8 @@ class NodeService(MultiService):
 
     def _sip_events(self) -> dict[str, int]:
         events = self.sip.statistics() if self.sip is not None else {}
+        if self._dns is not None:
+            events |= {f"dns_{name}": count for name, count in self._dns.counters.items()}
         if self._peering is not None:
             events |= {f"peering_{name}": count for name, count in self._peering.statistics().items()}
         return events

@@ -76,12 +76,18 @@ class CertificateFetcher:
         private_networks: Sequence[Network] = (),
     ) -> None:
         self._clock: IReactorTime = reactor
-        trust = trustRootFromCertificates([_certificate(der) for der in roots])
-        endpoints = _GuardedEndpoints(reactor, addresses, tuple(private_networks), trust)
-        self._agent: Any = Agent.usingEndpointFactory(reactor, endpoints)
+        trust = _trust(roots)
+        self._endpoints = _GuardedEndpoints(reactor, addresses, tuple(private_networks), trust)
+        self._agent: Any = Agent.usingEndpointFactory(reactor, self._endpoints)
         self._kept: dict[str, _Kept] = {}
         self._waiting: dict[str, list[Deferred[_Kept]]] = {}
         self.counters: Counter[str] = Counter()
+
+    def update(self, roots: Iterable[bytes], private_networks: Sequence[Network]) -> None:
+        """Use these from the next fetch on; what failed before may be tried again at once."""
+        self._endpoints.trust = _trust(roots)
+        self._endpoints.private_networks = tuple(private_networks)
+        self._kept = {url: kept for url, kept in self._kept.items() if not kept.fault}
 
     async def fetch(self, url: str) -> Sequence[bytes]:
         """The chain at ``url`` (DER, leaf first). Raises CertificateUnavailable."""
@@ -176,6 +182,10 @@ def _checked_scheme(url: str) -> str:
 
 def _certificate(der: bytes) -> Certificate:
     return Certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
+
+
+def _trust(roots: Iterable[bytes]) -> Any:
+    return trustRootFromCertificates([_certificate(der) for der in roots])
 
 
 class _Discard(Protocol):

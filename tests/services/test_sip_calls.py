@@ -313,9 +313,10 @@ class Border:
     def stop(self) -> None:
         self.stopped = True
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
         if self.refuse:
             raise Refused(403, "Not From There")
+        return "TN-Validation-Passed rfc8224 A"
 
     def released(self, request: Request) -> None:
         self.given_back.append(request.call_id)
@@ -383,7 +384,8 @@ def test_call_from_another_domain(refused: bool) -> None:
     world = World()
     border = Border(world)
     border.refuse = refused
-    node = Node(world, 1, "10.0.0.1", edges=(border,))
+    diary = Diary()
+    node = Node(world, 1, "10.0.0.1", edges=(border,), observers=(diary,))
     _, bob = phones(world, node)
     stranger = Phone(world, "carol", ("192.0.2.50", 5061), node, password="none")
     asked = stranger.request("INVITE", bob.aor, from_="<sip:carol@example.net>;tag=c")
@@ -392,6 +394,7 @@ def test_call_from_another_domain(refused: bool) -> None:
         assert [each.status for each in border.sent if isinstance(each, Response)] == [403]
         return
     at_bob = bob.take_request("INVITE")
+    assert diary.calls[0].identity == "TN-Validation-Passed rfc8224 A"
     assert at_bob.record_routes[1].uri_text == border.record_route(border.flow).strip("<>")
     bob.respond(at_bob, 200)
     world.settle()

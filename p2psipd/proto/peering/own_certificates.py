@@ -114,11 +114,12 @@ def served_name(own: OwnCertificate, kind: IdentityKind) -> str:
 
 
 def warnings_of(certificates: Sequence[OwnCertificate], wall: float) -> list[str]:
-    """A sentence for each certificate that runs out within 14 days."""
+    """A sentence for each certificate that runs out within 14 days, or has."""
     return [
-        f"certificate {own.name} of {', '.join(own.domains)} expires on {_date(own.certificate)}"
+        f"certificate {own.name} of {', '.join(own.domains)} "
+        f"{'expires' if wall <= own.certificate.not_after else 'expired'} on {_date(own.certificate)}"
         for own in certificates
-        if wall <= own.certificate.not_after < wall + WARNING_DAYS * _DAY
+        if own.certificate.not_after < wall + WARNING_DAYS * _DAY
     ]
 
 

@@ -160,6 +160,13 @@ class PeeringPolicy:
         """Every set of authorities that some peer may come under, the default's first, each once."""
         return tuple(dict.fromkeys((self.default.anchors, *(peer.anchors for peer in self._peers.values()))))
 
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """Every authority (DER) that some peer may come under, each once: where certificates are fetched from is
+        believed on the word of any, as each certificate is judged by itself.
+        """
+        return tuple(dict.fromkeys(root for anchors in self.anchors for root in anchors.roots))
+
     # -- who is it -----------------------------------------------------------------------------------------
 
     def client(self, chain: Sequence[bytes], wall: float) -> PeerIdentity:

@@ -82,6 +82,11 @@ class Verification(NamedTuple):
     detail: str = ""
     replay: tuple[bytes, float] | None = None
 
+    @property
+    def summary(self) -> str:
+        """What was proved, for the record of a call: "TN-Validation-Passed rfc8224 A", "No-TN-Validation"."""
+        return " ".join(filter(None, (self.verstat, self.kind.value if self.kind else "", self.attest)))
+
 
 class _Refusal(Exception):
     """One header is not valid: the answer that it alone would get, the step and why."""

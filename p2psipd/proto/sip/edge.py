@@ -37,8 +37,9 @@ class Edge(Protocol):
         """Close everything; a Deferred or None."""
         ...
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
-        """Judge a request that came in on `flow`: who sends it, in whose name, may it (unix seconds `wall`).
+    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
+        """Judge a request that came in on `flow`: who sends it, in whose name, may it (unix seconds `wall`); what was
+        proved about the caller, in a few words for the call's record.
 
         It may edit the request (add P-Asserted-Identity, take off what is not trusted). Raises Refused.
         """

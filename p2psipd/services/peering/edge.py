@@ -75,7 +75,7 @@ class PeeringEdge:
 
     # ---- who comes in ------------------------------------------------------------------------------------------
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
         """The checks of the receiving side (proto.peering.admission). Raises Refused.
 
         What is admitted bears in P-Asserted-Identity who sent it, as far as that was verified (verstat).
@@ -102,6 +102,7 @@ class PeeringEdge:
         request.remove("p-preferred-identity")
         if request.to_tag is None:
             request.set("P-Asserted-Identity", _asserted(request, admission))
+        return admission.verification.summary
 
     def released(self, request: Request) -> None:
         """What we answered 503 may come again, to us as to any other edge (RFC 3263 section 4.3)."""

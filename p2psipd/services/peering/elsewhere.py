@@ -99,7 +99,7 @@ class EdgesElsewhere:
     def stop(self) -> None:
         """There is nothing to close."""
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> None:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
         """No request comes from another domain here."""
         raise Refused(*UNSUPPORTED_PEER)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.logger import Logger
@@ -16,6 +16,7 @@ from p2psipd.net.peer_tls import PeerTls
 from p2psipd.net.sip_transports import Limits
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.own_certificates import warnings_of
 from p2psipd.proto.peering.replay import ReplayCache
 from p2psipd.proto.peering.verification import IdentityVerifier
 from p2psipd.proto.sip.flow import Address
@@ -26,6 +27,8 @@ from p2psipd.services.peering.connections import PeerConnections
 from p2psipd.services.peering.edge import PeeringEdge
 from p2psipd.services.peering.explain import Owner, explain
 from p2psipd.services.peering.outbound import Outbound
+
+_DAY: Final = 86_400
 
 Find = Callable[[Query], Awaitable[Sequence[Target] | None]]
 
@@ -61,6 +64,10 @@ class PeeringService(Service):
         self.counters: Counter[str] = Counter()
         self._peering = peering
         self._announce = announce
+        self._reactor = reactor
+        self._wall = wall
+        self._daily: Any = None
+        self._replays = ReplayCache()
         self._owner = owner
         ours = frozenset(domains)
         self._tls = PeerTls(
@@ -73,7 +80,7 @@ class PeeringService(Service):
         self._fetcher = CertificateFetcher(
             reactor,
             addresses,
-            roots=peering.policy.default.anchors.roots,
+            roots=peering.policy.roots,
             private_networks=peering.file.identity.networks,
         )
         self._server = CertificateServer(reactor, peering.file.identity.url or "", peering.own, self._tls)
@@ -92,7 +99,7 @@ class PeeringService(Service):
             self.peering,
             self._connections,
             self.outbound,
-            IdentityVerifier(self._fetcher.fetch, ReplayCache()),
+            IdentityVerifier(self._fetcher.fetch, self._replays),
             Crossings(secrets, node_id),
             ours,
             listen,
@@ -119,11 +126,21 @@ class PeeringService(Service):
         self._server.listen(self._peering.file.identity.listen)
         for warning in self._peering.warnings:
             self.log.warn("{warning}", warning=warning)
+        self._daily = self._reactor.callLater(_DAY, self._look_at_certificates)
         self._announce()
+
+    def _look_at_certificates(self) -> None:
+        """Once a day: the log says which of ours run out."""
+        self._daily = self._reactor.callLater(_DAY, self._look_at_certificates)
+        for warning in warnings_of(self._peering.own.certificates, self._wall()):
+            self.log.warn("{warning}", warning=warning)
 
     def stopService(self) -> Any:
         """Stop serving."""
         super().stopService()  # type: ignore[no-untyped-call]
+        if self._daily is not None:
+            self._daily.cancel()
+            self._daily = None
         return self._server.stop()
 
     def reload(self, peering: Peering) -> None:
@@ -131,6 +148,7 @@ class PeeringService(Service):
         self._peering = peering
         self._tls.update(peering.policy, peering.own)
         self._server.update(peering.own)
+        self._fetcher.update(peering.policy.roots, peering.file.identity.networks)
         for warning in peering.warnings:
             self.log.warn("{warning}", warning=warning)
 
@@ -146,9 +164,12 @@ class PeeringService(Service):
         return {"admitted": self.counters["admitted"], "counts": counts, "last": list(self.edge.refusals)}
 
     def statistics(self) -> dict[str, int]:
-        """Counters, and how many connections are open."""
+        """Counters: decisions, connections, certificates fetched; and what is open and kept."""
         return {
             **self.counters,
             **{f"connections_{name}": count for name, count in self._connections.counters.items()},
+            **{f"certificates_{name}": count for name, count in self._fetcher.counters.items()},
             "connections_open": len(self._connections),
+            "replays_remembered": len(self._replays),
+            "replays_evicted": self._replays.evicted,
         }

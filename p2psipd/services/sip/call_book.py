@@ -50,11 +50,11 @@ class CallBook:
     def __len__(self) -> int:
         return len(self._calls)
 
-    def begin(self, request: Request, flow: Flow, user: str, *, limited: bool = True) -> Call | None:
+    def begin(self, request: Request, flow: Flow, user: str, *, limited: bool = True, proved: str = "") -> Call | None:
         """A new INVITE whose sender is proved (`user`, "user@domain", for phones). Raises Refused: 403 or 503.
 
         None for one of a call that is open: it has come round again (a spiral), or the other branch of a fork. A call
-        to the emergency services is counted, and not `limited`.
+        to the emergency services is counted, and not `limited`. `proved` is what an Edge found out about the caller.
         """
         key = (request.call_id, request.from_tag or "")
         if key in self._calls:
@@ -73,7 +73,7 @@ class CallBook:
             self._of_user[user] += 1
         wall = self._wall()
         call = Call(*key, _caller(request), request.uri_text, flow, user, wall)
-        call.identity = "digest" if peer is None else "node" if isinstance(peer, bytes) else "edge"
+        call.identity = "digest" if peer is None else "node" if isinstance(peer, bytes) else proved or "edge"
         self._calls[key] = call
         self._over_at[call] = wall + _LONGEST
         for observer in self._observers:

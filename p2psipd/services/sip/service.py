@@ -474,13 +474,16 @@ class SipService(Service):
         self.counters["fault"] += 1
         self.log.failure("a request could not be served", failure=failure)
 
-    async def _judge(self, flow: Flow, request: Request) -> None:
-        """What another node, or another domain, may say in whose name; phones pass here. Raises Refused."""
+    async def _judge(self, flow: Flow, request: Request) -> str:
+        """What another node, or another domain, may say in whose name; phones pass here. What an edge found out about
+        the caller. Raises Refused.
+        """
         peer = peer_of(flow)
         if isinstance(peer, DomainIdentity):
-            await self._edges[peer.edge].admit(flow, request, self._clocks.wall())
-        elif peer is not None:
+            return await self._edges[peer.edge].admit(flow, request, self._clocks.wall())
+        if peer is not None:
             self._gate.check_assertion(flow, request)
+        return ""
 
     async def _acknowledge_from_outside(self, flow: Flow, request: Request) -> None:
         """An ACK of another domain passes if its peer may send it; a refusal has no answer."""
@@ -564,9 +567,8 @@ class SipService(Service):
         forwarder, home = self._forwarder, self._gate.home
         validate(request, home.addresses)
         outside = isinstance(peer_of(flow), DomainIdentity)
-        if outside:
-            # Whether its Route is all ours is part of the judgement.
-            await self._judge(flow, request)
+        # Whether the Route of what comes from outside is all ours is part of the judgement.
+        proved = await self._judge(flow, request) if outside else ""
         context.tag = loop_tag(request) if request.to_tag is None else ""
         taken = take_routes(request, home)
         if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):
@@ -587,7 +589,7 @@ class SipService(Service):
             if not emergency and not self._door.may_send(context.user):
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
         if request.method == "INVITE" and not redirected:
-            context.call = self._calls.begin(request, flow, context.user, limited=not emergency)
+            context.call = self._calls.begin(request, flow, context.user, limited=not emergency, proved=proved)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
