@@ -193,18 +193,50 @@ class ServerTls:
         return connection
 
 
+#: Octets that wait for more: a few messages, so that nobody waits long for the first.
+_GATHERED_AT_MOST = 4096
+
+
 class _EagerTransport:
     """A TCP transport that writes at once what the socket takes.
 
     Twisted's own ``write`` waits for the reactor to say that the socket is writable, which costs three system
-    calls and a turn of the reactor for each message.  Whatever the socket does not take goes that way.
+    calls and a turn of the reactor for each message.  Whatever the socket does not take goes that way.  Between
+    ``gather`` and ``release`` small records wait for each other: many messages in one read are answered with few
+    system calls.
     """
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
+        self._gathering = False
+        self._gathered = b""
+
+    def gather(self) -> None:
+        """Hold back what is written until ``release``."""
+        self._gathering = True
+
+    def release(self) -> None:
+        """Write what was held back."""
+        self._gathering = False
+        if self._gathered:
+            data, self._gathered = self._gathered, b""
+            self._write(data)
 
     def write(self, data: bytes) -> None:
         """Write ``data``, in order with what was written before."""
+        if self._gathering:
+            self._gathered += data
+            if len(self._gathered) < _GATHERED_AT_MOST:
+                return
+            data, self._gathered = self._gathered, b""
+        self._write(data)
+
+    def loseConnection(self) -> None:
+        """Close when everything is written."""
+        self.release()
+        self._transport.loseConnection()
+
+    def _write(self, data: bytes) -> None:
         transport = self._transport
         if transport.connected and not transport.dataBuffer and not getattr(transport, "_tempDataBuffer", True):
             sent = transport.writeSomeData(data)
@@ -234,6 +266,18 @@ class TlsProtocol(TLSMemoryBIOProtocol):
         TLSMemoryBIOProtocol.makeConnection(self, transport)
         if hasattr(transport, "writeSomeData") and self.transport is transport:
             self.transport = cast(Any, _EagerTransport(transport))
+
+    def dataReceived(self, data: bytes) -> None:
+        """Octets of the connection; what is said about them goes out together."""
+        transport = self.transport
+        if not isinstance(transport, _EagerTransport):
+            TLSMemoryBIOProtocol.dataReceived(self, data)
+            return
+        transport.gather()
+        try:
+            TLSMemoryBIOProtocol.dataReceived(self, data)
+        finally:
+            transport.release()
 
 
 #: OpenSSL's X509_V_ERR_INVALID_PURPOSE.  Public authorities issue certificates for servers alone; that its holder is

@@ -292,7 +292,7 @@ def read_full_token(identity: IdentityHeader) -> FullToken:
 
 def _decode(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(_octets(text), object_pairs_hook=_without_duplicates)
+        found = _JSON.decode(_octets(text).decode("utf-8"))
     except (ValueError, RecursionError):
         raise IdentitySyntaxError("not JSON in base64url") from None
     if not isinstance(found, dict):
@@ -312,6 +312,9 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("a key given twice")
     return made
+
+
+_JSON: Final = json.JSONDecoder(object_pairs_hook=_without_duplicates)
 
 
 def _text(item: dict[str, Any], key: str) -> str:

@@ -134,6 +134,7 @@ class CertificateRefused(ValueError):
         self.authority = authority
 
 
+@lru_cache(maxsize=4096)
 def normal_domain(text: str) -> str:
     """``text`` as a DNS name in lower case without a final dot; "" if it is none (a wildcard, an address)."""
     name = text.lower().removesuffix(".")
