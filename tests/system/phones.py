@@ -156,8 +156,10 @@ class Sipp:
         rate: float = 10.0,
         hold_ms: int = 100,
         transport: str = "udp",
+        lost: int = 0,
         seconds: int = 30,
     ) -> None:
+        """`lost` percent of what it sends and gets are lost."""
         mode = {"udp": "u1", "tcp": "t1"}[transport]
         command = [
             "sipp",
@@ -189,6 +191,8 @@ class Sipp:
             command += ["-key", name, value]
         if user:
             command += ["-au", user, "-ap", password]
+        if lost:
+            command += ["-lost", str(lost)]
         if target:
             command.append(target)
         self._errors = directory / f"{scenario}-{port}.err"

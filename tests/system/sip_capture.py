@@ -41,9 +41,9 @@ class SipCapture:
         """The methods and statuses that it has seen."""
         return {line.strip() for line in self._read("sip", "sip.Method", "sip.Status-Code")}
 
-    def faults(self) -> list[str]:
-        """What is malformed, or worth a warning or an error."""
-        only = f"_ws.malformed || (sip && _ws.expert.severity >= {WARNING})"
+    def faults(self, among: str = "sip") -> list[str]:
+        """What is malformed, or worth a warning or an error, `among` the packets of a display filter."""
+        only = f"({among}) && (_ws.malformed || (sip && _ws.expert.severity >= {WARNING}))"
         return self._read(only, "frame.number", "ip.src", "sip.Request-Line", "sip.Status-Line", "_ws.expert.message")
 
 

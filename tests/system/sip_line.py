@@ -158,8 +158,27 @@ class Line:
             return True
         return False
 
-    def respond(self, request: Request, status: int, headers: Sequence[tuple[str, str]] = ()) -> None:
-        """Answer; what makes a dialog has a Contact, and a 200 to an INVITE an answer."""
+    def next_or_repeated(self, seconds: float = 5.0) -> Message:
+        """The next message, though it may have come before."""
+        self._seen.clear()
+        return self.next(seconds)
+
+    def receive_on(self, connection: socket.socket) -> Request:
+        """The next request on a TCP connection to this phone."""
+        connection.settimeout(5)
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += connection.recv(65535)
+        message = parse_message(data)
+        assert isinstance(message, Request), data
+        return message
+
+    def respond(
+        self, request: Request, status: int, headers: Sequence[tuple[str, str]] = (), on: socket.socket | None = None
+    ) -> None:
+        """Answer, to the proxy or `on` a connection; what makes a dialog has a Contact, and a 200 to an INVITE an
+        answer.
+        """
         lines, body = list(headers), b""
         if request.method == "INVITE" and 100 < status < 300:
             lines.append(("Contact", self.contact))
@@ -170,7 +189,10 @@ class Line:
         tag = "callee" if status > 100 and request.to_tag is None else None
         response = make_response(request, status, to_tag=tag, headers=lines)
         response.body = body
-        self.send(response)
+        if on is not None:
+            on.sendall(response.encode())
+        else:
+            self.send(response)
 
     def acknowledge(self, request: Request, response: Response) -> None:
         """The ACK of a refusal, in the transaction of its INVITE (RFC 3261 section 17.1.1.3)."""
@@ -187,8 +209,10 @@ class Line:
             if contact:
                 request.add("Contact", contact)
         self.send(request)
-        self.send(self.authorized(request, self.take(401)))
         message = self.next()
+        if isinstance(message, Response) and message.status == 401:
+            self.send(self.authorized(request, message))
+            message = self.next()
         assert isinstance(message, Response), message.encode()
         return message
 

@@ -572,7 +572,7 @@ def _as_promised(stored: Binding, wall: float) -> Binding:
     """A binding of another node as its phone knows it: not for longer than its registrar can have promised."""
     if stored.native:
         return stored
-    promised = (stored.expires_at - stored.stored_at) / (1 + _STORED_LONGER)
+    promised = (stored.expires_at - stored.stored_at) // (1 + _STORED_LONGER)
     return stored._replace(expires_at=min(stored.expires_at, wall + promised))
 
 
