@@ -197,6 +197,9 @@ class Forwarder:
     def cancel(self, event: RequestReceived) -> None:
         """A CANCEL is answered here, and the fork that it names is cancelled (section 16.10)."""
         context = self._contexts.get(event.invite) if event.invite is not None else None
+        if context is not None and context.flow.remote[0] != event.flow.remote[0]:
+            # RFC 3261 section 22.1: a CANCEL cannot be challenged, but it has to come from where its request came.
+            context = None
         status = 481 if context is None else 200
         self.reply(event.transaction, make_response(event.request, status))
         if context is not None:
@@ -316,9 +319,10 @@ class Forwarder:
         if branch.route is not None:
             try:
                 attempt = await branch.route.next(last)
-            except NotLocated as error:
+            except (NotLocated, Refused) as error:
+                # There is no way out, or not for this request: the caller is to hear why.
                 self._unreachable(branch, error)
-                last, status = None, error.status
+                last = make_response(branch.context.request, error.status, error.reason or None)
             except (Unreachable, SipError) as error:
                 self._unreachable(branch, error)
         if branch.response is not None:
