@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from p2psipd.lab import Lab, LabError, free_network
+from p2psipd.lab import Lab, LabError, free_network, is_free
 from p2psipd.proto.identity.certificate import generate_private_key
 from p2psipd.proto.peering.publishing import PublishedServer, domain_records, number_records, zone_text
 
@@ -116,18 +116,18 @@ class Authority:
             .not_valid_after(self._now + timedelta(days=90))
         )
 
-    def issue(self, domain: str, key: EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-        """A certificate of a domain (PEM), for servers, clients and signatures alike."""
+    def issue(self, domain: str, key: EllipticCurvePrivateKey | rsa.RSAPrivateKey, *more: str) -> bytes:
+        """A certificate of a domain (PEM), and of `more`, for servers, clients and signatures alike."""
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         built = (
             self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, domain)]), key.public_key())
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(domain)]), critical=False)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(name) for name in (domain, *more)]), critical=False
+            )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(certificates=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-            )
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         return built.sign(self._key, SHA256()).public_bytes(Encoding.PEM)
 
@@ -280,7 +280,7 @@ class PeeringLab:
     def _start_knot(self) -> None:
         run = self.directory / "knot"
         run.mkdir(exist_ok=True)
-        lines = [f"server:\n    listen: {self._dns_host}@{_DNS_PORT}\n    rundir: \"{run}\"\n    udp-workers: 1\n"]
+        lines = [f'server:\n    listen: {self._dns_host}@{_DNS_PORT}\n    rundir: "{run}"\n    udp-workers: 1\n']
         lines.append(f'    tcp-workers: 1\n    background-workers: 1\ndatabase:\n    storage: "{run}"\nzone:\n')
         for zone in sorted((self.directory / "zones").iterdir()):
             lines.append(f'  - domain: "{zone.stem}"\n    file: "{zone}"\n')
@@ -321,12 +321,10 @@ def _give(lab: Lab, number: str, user: str) -> None:
 
 
 def _networks() -> Iterable[str]:
-    """Networks for labs; the same one may come twice, until somebody listens there."""
-    first = free_network()
-    yield first
-    start = int(first.rpartition(".")[2])
-    for step in range(1, 240):
-        yield f"127.0.{2 + (start + step) % 248}"
+    """Networks where nobody listens yet."""
+    first = int(free_network().rpartition(".")[2])
+    networks = (f"127.0.{2 + (first - 2 + step) % 248}" for step in range(248))
+    return (network for network in networks if is_free(network))
 
 
 def _answers(host: str, port: int) -> bool:

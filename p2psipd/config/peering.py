@@ -89,8 +89,17 @@ def _to_sip_target(text: str) -> str:
     return text
 
 
+def _to_sip_servers(text: str) -> str:
+    try:
+        SipUri.parse(text)
+    except SipError:
+        raise PydanticCustomError("expected", 'expected a SIP URI such as "sip:inside.b.test:5061"') from None
+    return text
+
+
 Network = Annotated[str, AfterValidator(_to_network)]
 SipTarget = Annotated[str, AfterValidator(_to_sip_target)]
+SipServers = Annotated[str, AfterValidator(_to_sip_servers)]
 Words = Annotated[tuple[str, ...], Field(strict=False)]
 IdentityUrl = Annotated[str, AfterValidator(_to_identity_url)]
 Domains = Annotated[tuple[Domain, ...], Field(strict=False)]
@@ -167,6 +176,7 @@ class FederationEntry(Section):
 
     domain: Domain
     through: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+    servers: SipServers | None = None
 
 
 class SendSection(Section):
@@ -420,7 +430,10 @@ class _Reader:
             accept_domains=file.accept.domains,
             accept_authorities=[fingerprint(der) for der in accepted],
             deny=file.accept.deny,
-            federations=[Federation(entry.domain, entry.through) for entry in file.federation],
+            federations=[
+                Federation(entry.domain, entry.through, None if entry.servers is None else SipUri.parse(entry.servers))
+                for entry in file.federation
+            ],
         )
 
     def _peer(self, index: int, entry: PeerEntry, default: PeerSettings, revocations: list[bytes]) -> PeerSettings:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from p2psipd.proto.sip.calls import Call
@@ -326,6 +328,9 @@ class Border:
 
     def owns(self, uri: SipUri) -> bool:
         return uri.user == "x.TICKET"
+
+    def across(self, taken: Sequence[SipUri], flow: Flow) -> str:
+        return ""
 
     async def along(self, token: str, request: Request) -> list[Target]:
         assert token == "x.TICKET"

@@ -81,7 +81,7 @@ async def admit(
         return Admission(0, "", "", decision, domain)
     if misrouted := _misrouted(request, inside, serves, owns):
         return Admission(*misrouted, decision, domain)
-    if not inside and not policy.may_send_from(peer, domain):
+    if not inside and not policy.may_send_from(peer, domain, _domain_of(request.uri)):
         return Admission(*UNSUPPORTED_PEER, "from", decision, domain)
     if request.method in _UNSIGNED:
         return Admission(0, "", "", decision, domain)
@@ -110,6 +110,10 @@ def _misrouted(
     if len(routes) > ours:
         return (*UNEXPECTED_ROUTE, "route")
     return None if _is_for_us(request.uri, serves) else (*NOT_FOUND, "request-uri")
+
+
+def _domain_of(uri: Uri) -> str:
+    return normal_domain(uri.host) if isinstance(uri, SipUri) else ""
 
 
 def _is_for_us(uri: Uri, serves: Callable[[str], bool]) -> bool:

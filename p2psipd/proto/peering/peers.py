@@ -8,7 +8,7 @@ a reload makes a new one, which every connection sees with its next request.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -25,6 +25,7 @@ from p2psipd.proto.identity.policy import (
     normal_domain,
     read_certificate,
 )
+from p2psipd.proto.sip.uri import SipUri
 
 __all__ = [
     "Decision",
@@ -112,12 +113,15 @@ class Decision(NamedTuple):
 
 
 class Federation(NamedTuple):
-    """``domain`` sends and receives through ``through``: calls of that domain may come over connections of these
-    domains, and where it is our own, its calls go out through the first of them.
+    """``domain`` sends and receives through ``through``: its calls may come over connections of these domains, where it
+    is our own its calls go out and come in through them, and where one of them is our own, its calls go on through us.
+
+    ``servers`` (a SIP URI) is where it is reached itself, as the DNS names those through whom it receives.
     """
 
     domain: str
     through: tuple[str, ...]
+    servers: SipUri | None = None
 
 
 class PeeringPolicy:
@@ -148,7 +152,8 @@ class PeeringPolicy:
         self._accept_authorities = frozenset(accept_authorities)
         self._deny = frozenset(map(normal_domain, deny)) - {""}
         self._federations = {
-            normal_domain(entry.domain): tuple(map(normal_domain, entry.through)) for entry in federations
+            normal_domain(entry.domain): entry._replace(through=tuple(map(normal_domain, entry.through)))
+            for entry in federations
         }
 
     def settings(self, domain: str) -> PeerSettings:
@@ -261,19 +266,32 @@ class PeeringPolicy:
         """Whether the deny list names ``domain``: neither calls to it nor calls from it."""
         return normal_domain(domain) in self._deny
 
-    def may_send_from(self, peer: PeerIdentity, from_domain: str) -> bool:
-        """Whether requests From this domain may come over a connection of ``peer``: its own, or by federation.
+    def may_send_from(self, peer: PeerIdentity, from_domain: str, to_domain: str = "") -> bool:
+        """Whether requests From this domain to that one may come over a connection of ``peer``: its own, or by
+        federation of either.
 
         A domain on the deny list may not, whoever brings it.
         """
         wanted = normal_domain(from_domain)
         if not wanted or wanted in self._deny:
             return False
-        return wanted in peer.authorities or not peer.domains.isdisjoint(self._federations.get(wanted, ()))
+        brought = (*self.goes_through(wanted), *self.goes_through(to_domain))
+        return wanted in peer.authorities or not peer.domains.isdisjoint(brought)
 
     def goes_through(self, domain: str) -> tuple[str, ...]:
         """The domains through which requests of our own ``domain`` go out; () sends them out itself."""
-        return self._federations.get(normal_domain(domain), ())
+        found = self._federations.get(normal_domain(domain))
+        return () if found is None else found.through
+
+    def servers(self, domain: str) -> SipUri | None:
+        """Where a domain is reached that the DNS does not lead to; None for all others."""
+        found = self._federations.get(normal_domain(domain))
+        return None if found is None else found.servers
+
+    def relays(self, one: str, other: str, own: Container[str]) -> str:
+        """The one of our ``own`` domains in whose name requests between two others go on; "" where none does."""
+        brought = (*self.goes_through(one), *self.goes_through(other))
+        return next((domain for domain in brought if domain in own), "")
 
 
 def _check(

@@ -64,6 +64,12 @@ class Edge(Protocol):
         """Whether a Route value is one that an edge of our domains wrote, here or elsewhere."""
         ...
 
+    def across(self, taken: Sequence[SipUri], flow: Flow) -> str:
+        """The user part of the one of our Route values `taken` by which a request that came in on `flow` goes out
+        again, to yet another domain; "" where it goes inside.
+        """
+        ...
+
     async def along(self, token: str, request: Request) -> Sequence[Target]:
         """Where a request of a dialog goes on that crosses the border outwards; `token` is the user part of our Route.
 

@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
 from p2psipd.config.peering import Peering
-from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
+from p2psipd.proto.identity.policy import CertificateRefused
 from p2psipd.proto.peering.admission import Admission, admit
 from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.identity import from_domain
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, PeerIdentity
 from p2psipd.proto.peering.verification import IdentityVerifier
 from p2psipd.proto.sip.flow import Address, Flow
@@ -90,7 +91,7 @@ class PeeringEdge:
             self._peering().policy,
             self._verifier,
             wall,
-            serves=lambda domain: domain in self._domains or self._relays_for(request),
+            serves=lambda domain: domain in self._domains or self._relays(from_domain(request), domain),
             owns=self.owns,
         )
         if not admission.status and request.to_tag is not None and not self._is_party(request, peer):
@@ -148,12 +149,9 @@ class PeeringEdge:
             }
         )
 
-    def _relays_for(self, request: Request) -> bool:
-        """Whether a federation lets the sender's domain send on through us."""
-        uri = request.from_.uri
-        domain = normal_domain(uri.host) if isinstance(uri, SipUri) else ""
-        through = self._peering().policy.goes_through(domain) if domain else ()
-        return any(each in self._domains for each in through)
+    def _relays(self, one: str, other: str) -> bool:
+        """Whether a federation lets requests between these two domains go on through us."""
+        return bool(self._peering().policy.relays(one, other, self._domains))
 
     def _is_party(self, request: Request, peer: PeerIdentity) -> bool:
         """Whether the dialog that a request names was begun with this peer, or with one that it stands for."""
@@ -179,6 +177,14 @@ class PeeringEdge:
         if uri.user is None or not Crossings.looks_so(uri.user):
             return False
         return uri.host in self._domains and self._crossings.other(uri.user) is not None
+
+    def across(self, taken: Sequence[SipUri], flow: Flow) -> str:
+        """The token that leads to yet another domain, where a federation brought the call through us."""
+        peer: Any = getattr(flow, "peer", None)
+        users = [uri.user for uri in taken if uri.user and self.owns(uri)]
+        sides = {self._crossings.other(user) or "": user for user in users}
+        near = next((each for each in sides if isinstance(peer, DomainIdentity) and each in peer.domains), "")
+        return next((user for far, user in sides.items() if far != near and near and self._relays(near, far)), "")
 
     async def along(self, token: str, request: Request) -> Sequence[Target]:
         """The way on for a request of a dialog that goes out to the other domain. Raises Refused (403)."""

@@ -47,11 +47,7 @@ class EdgesElsewhere:
     name = "edges elsewhere"
 
     def __init__(
-        self,
-        directory: Directory,
-        own: bytes,
-        domains: Sequence[str],
-        is_doubtful: Callable[[bytes], bool],
+        self, directory: Directory, own: bytes, domains: Sequence[str], is_doubtful: Callable[[bytes], bool]
     ) -> None:
         """`is_doubtful` says which nodes could lately not be reached: they are tried last."""
         self._directory = directory
@@ -113,6 +109,10 @@ class EdgesElsewhere:
     def owns(self, uri: SipUri) -> bool:
         """Whether a Route value is one that an edge of our domains wrote; the edge itself makes sure."""
         return uri.host in self._domains and uri.user is not None and Crossings.looks_so(uri.user)
+
+    def across(self, taken: Sequence[SipUri], flow: Flow) -> str:
+        """No request comes from another domain here."""
+        return ""
 
     async def along(self, token: str, request: Request) -> Sequence[Target]:
         """A request of a dialog that crosses the border: the edge where it began, or any other. Raises NotLocated."""

@@ -206,10 +206,17 @@ class Outbound:
         for uri in [SipUri.parse(f"sip:{domain}") for domain in through] or [candidate.uri]:
             if candidate.messaging is not None and not through:
                 found = message_hops(candidate.messaging, ask, self.random, transports=_TLS, tls_only=True)
+            elif (servers := self.peering().policy.servers(uri.host)) is not None:
+                found = self._servers(servers, uri.host, ask)
             else:
                 found = next_hops(uri, ask, self.random, transports=_TLS, tls_only=True)
             async for hop in living_first(found, self.dead, self.now):
                 yield hop
+
+    async def _servers(self, servers: SipUri, domain: str, ask: Ask) -> AsyncIterator[Hop]:
+        """The servers of a domain that receives through us, where the policy says; they prove to be that domain."""
+        async for hop in next_hops(servers.replace(scheme="sips"), ask, self.random, transports=_TLS):
+            yield hop._replace(domain=domain)
 
     async def dialog_ways(self, request: Request, other: str) -> AsyncIterator[Way]:
         """The servers for a request inside a dialog with the domain `other`: by its next Route, else its
@@ -218,6 +225,11 @@ class Outbound:
         uri = request.routes[0].uri if request.has("route") else request.uri
         if not isinstance(uri, SipUri):
             raise NoRoute(416, "Unsupported URI Scheme", f"{uri}: no way to get there")
+        servers = self.peering().policy.servers(other)
+        if servers is not None:
+            async for hop in self._servers(servers, other, self.ask):
+                yield Way(None, hop)
+            return
         given = 0
         try:
             async for hop in next_hops(uri.replace(scheme="sips"), self.ask, self.random, transports=_TLS):
@@ -341,11 +353,11 @@ class PeeringRoute:
         request, peering = self._request, self._outbound.peering()
         domain = from_domain(request)
         if self._relays:
-            through = peering.policy.goes_through(domain)
-            ours = [each for each in through if each in peering.own.domains]
+            uri = request.uri
+            ours = peering.policy.relays(domain, uri.host if isinstance(uri, SipUri) else "", peering.own.domains)
             if not ours:
                 raise Refused(404, why="relay")
-            return ours[0]
+            return ours
         if request.to_tag is not None:
             # In the backwards direction From is the peer's: then the To names who of us speaks (seed 4.1.7).
             to = request.to.uri

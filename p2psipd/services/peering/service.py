@@ -78,10 +78,7 @@ class PeeringService(Service):
         )
         self._connections = PeerConnections(reactor, self._tls, limits)
         self._fetcher = CertificateFetcher(
-            reactor,
-            addresses,
-            roots=peering.policy.roots,
-            private_networks=peering.file.identity.networks,
+            reactor, addresses, roots=peering.policy.roots, private_networks=peering.file.identity.networks
         )
         self._server = CertificateServer(reactor, peering.file.identity.url or "", peering.own, self._tls)
         self.outbound = Outbound(

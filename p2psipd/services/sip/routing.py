@@ -109,10 +109,14 @@ class Routing:
     ) -> Coroutine[Any, Any, Sequence[Target]] | None:
         """The way on for a request of a dialog whose next hop is across the border; None for all others.
 
-        `taken` are the Route values of ours. What came from outside goes inside, where the rest of its Route says.
+        `taken` are the Route values of ours. What came from outside goes inside, where the rest of its Route says,
+        unless an edge brought the call through us from one domain to another.
         """
-        if isinstance(peer_of(came_on), DomainIdentity):
-            return None
+        peer = peer_of(came_on)
+        if isinstance(peer, DomainIdentity):
+            edge = self._edges[peer.edge]
+            onward = edge.across(taken, came_on)
+            return edge.along(onward, request) if onward else None
         for edge in self._edges.values():
             for uri in taken if edge.here else ():
                 if uri.user and edge.owns(uri):

@@ -327,3 +327,17 @@ def test_an_admission_says_what_was_decided() -> None:
     text = str(world.admit(world.sign(request())))
     assert "a.test" in text and "CN=Test CA" in text and "TN-Validation-Passed (rfc4474)" in text
     assert ANCHORS.roots == (CA.der,)
+
+
+def test_peering_095_who_relays_for_whom() -> None:
+    """A federation lets requests of its domain, and to it, go on through us and come over its others; no one else's."""
+    world = World()
+    federations = [Federation("Inner.test", ("a.test", "a2.test"))]
+    policy = PeeringPolicy(world.settings, accept_domains=["a.test"], federations=federations)
+    assert policy.relays("inner.test", "b.test", {"a2.test"}) == "a2.test"
+    assert policy.relays("b.test", "inner.test", {"a.test", "a2.test"}) == "a.test"
+    assert policy.relays("b.test", "c.test", {"a.test"}) == policy.relays("inner.test", "b.test", {"b.test"}) == ""
+    peer = policy.client([TLS_A], world.wall)
+    assert policy.may_send_from(peer, "x.test", "inner.test") and policy.may_send_from(peer, "inner.test", "b.test")
+    assert not policy.may_send_from(peer, "x.test", "b.test") and not policy.may_send_from(peer, "", "inner.test")
+    assert policy.servers("inner.test") is policy.servers("b.test") is None
