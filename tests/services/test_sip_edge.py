@@ -7,7 +7,7 @@ import pytest
 from p2psipd.proto.sip.message import Response
 
 from .sip_world import DOMAIN, Node, Phone, World, in_dialog
-from .test_sip_calls import Diary, answered_call, phones
+from .test_sip_calls import Diary, answered_call, invite, phones
 
 PRESIDENT = ("P-Asserted-Identity", f"<sip:president@{DOMAIN}>")
 
@@ -67,3 +67,55 @@ def test_options_for_the_node_with_an_unknown_requirement_is_420(pair: tuple[Pho
     request = alice.request("OPTIONS", f"sip:{DOMAIN}", [("Require", "path, telepathy")])
     alice.send(request)
     assert alice.take_response(420).get("unsupported") == "telepathy"
+
+
+def test_calls_of_one_call_id_are_limited_like_others(pair: tuple[Phone, Phone]) -> None:
+    """A second INVITE outside a dialog under the names of an open call is 403: else no limit of calls would hold."""
+    alice, bob = pair
+    first = invite(alice, bob.aor)
+    bob.take_request("INVITE")
+    request = alice.request("INVITE", bob.aor, call_id=first.call_id)
+    alice.send(request)
+    alice.send(alice.answer_challenge(request, alice.take_response(407)))
+    alice.take_response(403)
+    assert bob.quiet()
+
+
+def test_cancel_from_another_host_cancels_nothing(pair: tuple[Phone, Phone]) -> None:
+    """RFC 3261 section 22.1: nobody is asked who sends a CANCEL, so it has to come from where its INVITE came."""
+    alice, bob = pair
+    asked = invite(alice, bob.aor)
+    ringing = bob.take_request("INVITE")
+    bob.respond(ringing, 180)
+    alice.take_response(180)
+    mallory = Phone(alice.world, "mallory", ("10.1.0.66", 5070), alice.node, "no matter")
+    cancel = mallory.request("CANCEL", bob.aor, call_id=asked.call_id, cseq=asked.cseq.number)
+    for name in ("Via", "From", "To"):
+        cancel.set(name, asked.get(name) or "")
+    mallory.send(cancel)
+    alice.world.settle()
+    assert bob.quiet()
+    bob.respond(ringing, 200)
+    alice.take_response(200)
+
+
+@pytest.mark.parametrize("transport", ["UDP", "TCP", "TLS", "WSS"])
+def test_sips_reaches_phones_over_tls_alone(pair: tuple[Phone, Phone], transport: str) -> None:
+    """RFC 5630 section 5.3: a request for a sips: URI whose user has no TLS connection is 480 with Warning 380."""
+    alice, bob = pair
+    if transport != "UDP":
+        bob.connect()
+        assert bob.flow is not None
+        bob.flow.transport = transport
+        bob.register()
+    request = alice.request("MESSAGE", bob.aor.replace("sip:", "sips:"))
+    if transport in ("TLS", "WSS"):
+        alice.send(request)
+        alice.send(alice.answer_challenge(request, alice.take_response(407)))
+        bob.respond(bob.take_request("MESSAGE"), 200)
+        alice.take_response(200)
+    else:
+        answered = alice.ask(request)
+        assert isinstance(answered, Response) and answered.status == 480
+        assert answered.get("warning") == f'380 {DOMAIN} "SIPS Not Allowed"'
+        assert bob.quiet()

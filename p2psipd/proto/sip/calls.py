@@ -14,7 +14,7 @@ class Call:
     """One call that passes this node, as far as a proxy can know it. Observers may read it and keep it.
 
     `caller` and `callee` are URIs as text: who called (the asserted identity, else From) and the Request-URI that
-    was asked for; `user` is who proved to call, "user@domain", "" where another node or domain vouches. `came_on`
+    was asked for; `cseq` is the INVITE's; `user` is who proved to call, "user@domain", "" where another node or domain vouches. `came_on`
     is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their `peer` says who is
     there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that
     branch. `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote. Times
@@ -29,6 +29,7 @@ class Call:
         "caller",
         "came_on",
         "cause",
+        "cseq",
         "ended_at",
         "ended_by",
         "from_tag",
@@ -46,6 +47,7 @@ class Call:
         self.call_id = call_id
         self.from_tag = from_tag
         self.to_tag = ""
+        self.cseq = 0
         self.caller = caller
         self.callee = callee
         self.came_on: Any = came_on

@@ -58,6 +58,9 @@ class CallBook:
         """
         key = (request.call_id, request.from_tag or "")
         if key in self._calls:
+            if self._calls[key].cseq != request.cseq.number:
+                # Else any number of calls would be one, and no limit would ever be reached.
+                raise Refused(403, "Call Is Open", why="call_is_open")
             return None
         limits = self._limits
         peer = _peer_of(flow)
@@ -73,6 +76,7 @@ class CallBook:
             self._of_user[user] += 1
         wall = self._wall()
         call = Call(*key, _caller(request), request.uri_text, flow, user, wall)
+        call.cseq = request.cseq.number
         call.identity = "digest" if peer is None else "node" if isinstance(peer, bytes) else proved or "edge"
         self._calls[key] = call
         self._over_at[call] = wall + _LONGEST

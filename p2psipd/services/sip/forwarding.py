@@ -34,7 +34,7 @@ from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, 
 from p2psipd.proto.sip.uri import SipUri
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
-from p2psipd.services.sip.routing import Routing, peer_of
+from p2psipd.services.sip.routing import Routing, over_tls, peer_of
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
@@ -121,7 +121,16 @@ class Forwarder:
         self._contexts[context.transaction] = context
 
     def forward(self, context: ForwardingContext, targets: Sequence[Target]) -> None:
-        """The request may go to these places (none: 480)."""
+        """The request may go to these places (none: 480), for a sips: URI to those that are reached over TLS (RFC 5630
+        section 5.3).
+        """
+        request = context.request
+        if targets and isinstance(request.uri, SipUri) and request.uri.is_secure:
+            targets = [target for target in targets if over_tls(target)]
+            if not targets:
+                warning = ("Warning", f'380 {request.uri.host} "SIPS Not Allowed"')
+                self.refuse(context, make_response(request, 480, headers=[warning]))
+                return
         self._perform(context, context.receive(Located(targets), self._clocks.now()))
 
     def refuse(self, context: ForwardingContext, response: Response) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from p2psipd.proto.dns import A, Aaaa, Answer, Ask, Status
 from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.headers import NameAddr
 from p2psipd.proto.sip.locating import (
     Attempt,
     DomainIdentity,
@@ -23,7 +24,7 @@ from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, living_first, next_hops
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.record_route import RecordRouter, Token, UdpToken
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.uri import SipUri, parse_uri
 
 _TRANSPORTS: Final = frozenset({"UDP", "TCP", "TLS"})
 _MAX_MOVED: Final = 10_000
@@ -319,6 +320,16 @@ class _NextHops:
         except NoRoute as error:
             raise NotLocated(error.status, error.reason) from None
         return None
+
+
+def over_tls(target: Target) -> bool:
+    """Whether a target is reached over TLS, like every node and every edge, or is a service in this process."""
+    if target.node_id is not None or target.route_maker is not None:
+        return True
+    if target.flow is not None:
+        return target.flow.transport in ("TLS", "WSS") or target.flow.remote[1] == 0
+    hop = NameAddr.parse(target.route[0]).uri if target.route else parse_uri(target.uri)
+    return isinstance(hop, SipUri) and target.address is None and (hop.is_secure or hop.transport == "tls")
 
 
 def peer_of(flow: Any) -> NodeIdentity | DomainIdentity | None:
