@@ -25,11 +25,7 @@ def pair(diary: Diary) -> tuple[Phone, Phone]:
 
 @pytest.mark.parametrize(
     ("route", "tag", "status"),
-    [
-        ("<sip:10.0.0.1:5060;lr>", "", 403),
-        ("<sip:made-up@10.0.0.1:5060;lr>", "", 403),
-        ("", "another", 481),
-    ],
+    [("<sip:10.0.0.1:5060;lr>", "", 403), ("<sip:made-up@10.0.0.1:5060;lr>", "", 403), ("", "another", 481)],
 )
 def test_refused_bye_does_not_end_the_record(
     pair: tuple[Phone, Phone], diary: Diary, route: str, tag: str, status: int
