@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any, Self, TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
 from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
 from p2psipd.proto.sip.names import CANONICAL, LIST_HEADERS, canonical, written
-from p2psipd.proto.sip.parameters import check_text
+from p2psipd.proto.sip.parameters import Remembered, check_text
 
 __all__ = ["Message"]
 
@@ -51,9 +50,10 @@ class Message:
         self._has_length = False
         self.body = body
         for name, value in headers:
-            self._names.append(canonical(name))
-            self._lines.append(_line(name, value))
-        self.remove("content-length")
+            lower = CANONICAL.get(name) or canonical(name)
+            if lower != "content-length":
+                self._names.append(lower)
+                self._lines.append(_line(name, value))
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -74,7 +74,7 @@ class Message:
         lower = CANONICAL.get(name) or canonical(name)
         if lower not in self._names:
             return None
-        return _value(self._lines[self._names.index(lower)])
+        return _value[self._lines[self._names.index(lower)]]
 
     def get_all(self, name: str) -> list[str]:
         """All values of this name; those of list headers are split at commas (RFC 3261 section 7.3.1)."""
@@ -83,10 +83,10 @@ class Message:
         if not count:
             return []
         if count == 1:
-            values = [_value(self._lines[self._names.index(lower)])]
+            values = [_value[self._lines[self._names.index(lower)]]]
         else:
             values = [
-                _value(line) for key, line in zip(self._names, self._lines, strict=True) if key == lower
+                _value[line] for key, line in zip(self._names, self._lines, strict=True) if key == lower
             ]
         if lower not in LIST_HEADERS:
             return values
@@ -110,7 +110,7 @@ class Message:
         """The first Via value."""
         found: Via | None = self._cache.get("top_via")
         if found is None:
-            found = self._cache["top_via"] = _read_vias(self._need("via"))[0]
+            found = self._cache["top_via"] = _read_vias[self._need("via")][0]
         return found
 
     @property
@@ -126,7 +126,7 @@ class Message:
         """The CSeq."""
         found: CSeq | None = self._cache.get("cseq")
         if found is None:
-            found = self._cache["cseq"] = _read_cseq(self._need("cseq"))
+            found = self._cache["cseq"] = _read_cseq[self._need("cseq")]
         return found
 
     @property
@@ -134,7 +134,7 @@ class Message:
         """The Call-ID."""
         found: str | None = self._cache.get("call-id")
         if found is None:
-            found = self._cache["call-id"] = _read_call_id(self._need("call-id"))
+            found = self._cache["call-id"] = _read_call_id[self._need("call-id")]
         return found
 
     @property
@@ -142,7 +142,7 @@ class Message:
         """The From address."""
         found: NameAddr | None = self._cache.get("from")
         if found is None:
-            found = self._cache["from"] = _read_address(self._need("from"))
+            found = self._cache["from"] = _read_address[self._need("from")]
         return found
 
     @property
@@ -150,7 +150,7 @@ class Message:
         """The To address."""
         found: NameAddr | None = self._cache.get("to")
         if found is None:
-            found = self._cache["to"] = _read_address(self._need("to"))
+            found = self._cache["to"] = _read_address[self._need("to")]
         return found
 
     @property
@@ -163,15 +163,15 @@ class Message:
         """The To tag; None outside a dialog."""
         return self.to.tag
 
-    def _members(self, name: str, read: Callable[[bytes], tuple[T, ...]]) -> tuple[T, ...]:
+    def _members(self, name: str, read: Remembered[bytes, tuple[T, ...]]) -> tuple[T, ...]:
         """The values of all lines of this name."""
         names = self._names
         if names.count(name) == 1:
-            return read(self._lines[names.index(name)])
+            return read[self._lines[names.index(name)]]
         found: list[T] = []
         for key, line in zip(names, self._lines, strict=True):
             if key == name:
-                found += read(line)
+                found += read[line]
                 if len(found) > MAX_MEMBERS:
                     raise MessageTooLarge(f"too many values of {name}")
         return tuple(found)
@@ -189,7 +189,7 @@ class Message:
         if names.count("contact") != 1:
             return False
         line = self._lines[names.index("contact")]
-        return b"*" in line and _value(line) == "*"
+        return b"*" in line and _value[line] == "*"
 
     @property
     def size(self) -> int:
@@ -226,7 +226,7 @@ class Message:
             return None
         hops: int | None = self._cache.get("max-forwards")
         if hops is None:
-            hops = self._cache["max-forwards"] = _read_hops(self._need("max-forwards"))
+            hops = self._cache["max-forwards"] = _read_hops[self._need("max-forwards")]
         return hops
 
     @property
@@ -251,7 +251,7 @@ class Message:
         """Members of a plain token list; stray commas, which phones do send, are passed over."""
         if name not in self._names:
             return ()
-        values = [_value(line) for key, line in zip(self._names, self._lines, strict=True) if key == name]
+        values = [_value[line] for key, line in zip(self._names, self._lines, strict=True) if key == name]
         return tuple([member.strip() for member in ",".join(values).split(",") if member.strip()])
 
     @property
@@ -306,7 +306,7 @@ class Message:
         stamped = via.stamped(host, port)
         if stamped is not via:
             at = self._names.index("via")
-            value = _value(self._lines[at])
+            value = _value[self._lines[at]]
             rest = split_list(value)[1:] if "," in value else []
             self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]))
             self._changed("via")
@@ -392,8 +392,8 @@ class Message:
             else:
                 del self._names[at], self._lines[at]
             self._changed(lower)
-            return _value(first)
-        value = _value(self._lines[at])
+            return _value[first]
+        value = _value[self._lines[at]]
         members = split_list(value) if lower in LIST_HEADERS and "," in value else [value]
         if len(members) > 1:
             self._lines[at] = _line(name, ", ".join(members[1:]))
@@ -426,21 +426,23 @@ class Message:
         """
         names, lines, cache = self._names, self._lines, self._cache
         count = len(names)
-        first = dict(zip(names[::-1], range(count - 1, -1, -1), strict=True))
+        first = dict(zip(reversed(names), range(count - 1, -1, -1), strict=True))
         if not first.keys() >= _REQUIRED_SET:
             raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in first))}")
         if len(first) != count:
             for name in _SINGLE:
                 if names.count(name) > 1:
                     raise MalformedMessage(f"more than one {written(name)}")
-        cache["top_via"] = self.vias[0]
-        cache["call-id"] = _read_call_id(lines[first["call-id"]])
-        cache["cseq"] = _read_cseq(lines[first["cseq"]])
-        cache["from"] = sender = _read_address(lines[first["from"]])
-        cache["to"] = recipient = _read_address(lines[first["to"]])
+        if names.count("via") == 1:
+            cache["via"] = _read_vias[lines[first["via"]]]
+        cache["top_via"] = (cache.get("via") or self.vias)[0]
+        cache["call-id"] = _read_call_id[lines[first["call-id"]]]
+        cache["cseq"] = _read_cseq[lines[first["cseq"]]]
+        cache["from"] = sender = _read_address[lines[first["from"]]]
+        cache["to"] = recipient = _read_address[lines[first["to"]]]
         _ = (sender.uri, recipient.uri)
         if "max-forwards" in first:
-            cache["max-forwards"] = _read_hops(lines[first["max-forwards"]])
+            cache["max-forwards"] = _read_hops[lines[first["max-forwards"]]]
         if "contact" in first:
             for address in self.contacts:
                 _ = (address.uri, address.q)
@@ -468,7 +470,7 @@ class Message:
 
 
 def _line(name: str, value: str) -> bytes:
-    return f"{written(name)}: {check_text(value)}".encode("utf-8", "replace")
+    return f"{_written[name]}: {check_text(value)}".encode("utf-8", "replace")
 
 
 def _plain_value(line: bytes) -> str:
@@ -499,8 +501,17 @@ def _hops(line: bytes) -> int:
     return int(value)
 
 
+def _cseq(line: bytes) -> CSeq:
+    return CSeq.parse(_filled(line))
+
+
+def _address(line: bytes) -> NameAddr:
+    return NameAddr.parse(_filled(line))
+
+
 def _vias(line: bytes) -> tuple[Via, ...]:
-    return tuple([Via.parse(value) for value in split_list(_filled(line))])
+    value = _filled(line)
+    return (Via.parse(value),) if "," not in value else tuple([Via.parse(each) for each in split_list(value)])
 
 
 def _addresses(line: bytes) -> tuple[NameAddr, ...]:
@@ -509,20 +520,11 @@ def _addresses(line: bytes) -> tuple[NameAddr, ...]:
     return tuple([NameAddr.parse(each) for each in split_list(value)]) if value else ()
 
 
-def _remembered(read: Callable[[bytes], T], lines: int) -> Callable[[bytes], T]:
-    """`read`, remembering what the last so many short lines meant.
-
-    The same lines come back in each message of a call; what they mean is immutable, and can be shared.
-    """
-    short = lru_cache(maxsize=lines)(read)
-    return lambda line: short(line) if len(line) < _CACHED_LENGTH else read(line)
-
-
-_CACHED_LENGTH = 256
-_value = _remembered(_plain_value, 4096)
-_read_call_id = _remembered(_call_id, 4096)
-_read_hops = _remembered(_hops, 256)
-_read_cseq = _remembered(lambda line: CSeq._parse(_filled(line)), 1024)
-_read_address = _remembered(lambda line: NameAddr._parse(_filled(line)), 4096)
-_read_addresses = _remembered(_addresses, 4096)
-_read_vias = _remembered(_vias, 4096)
+_written = Remembered(written, 256)
+_value = Remembered(_plain_value, 4096)
+_read_call_id = Remembered(_call_id, 4096)
+_read_hops = Remembered(_hops, 256)
+_read_cseq = Remembered(_cseq, 1024)
+_read_address = Remembered(_address, 4096)
+_read_addresses = Remembered(_addresses, 4096)
+_read_vias = Remembered(_vias, 4096)

@@ -6,11 +6,10 @@ Values are immutable, and ``str()`` of a parsed one is verbatim its text without
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
-from p2psipd.proto.sip.parameters import NO_PARAMETERS, TOKEN, Parameters, check_text
+from p2psipd.proto.sip.parameters import NO_PARAMETERS, TOKEN, Parameters, Remembered, check_text
 from p2psipd.proto.sip.uri import Uri, canonical_host, parse_uri
 
 __all__ = ["CSeq", "NameAddr", "Parameters", "Via", "quote", "split_list", "unquote"]
@@ -82,16 +81,17 @@ def unquote(text: str) -> str:
 class NameAddr:
     """An address with parameters: From, To, Contact, Route, Record-Route, Path ... (RFC 3261 section 20).
 
-    `display` is unquoted, `params` are the header's parameters (those after the ">").  The URI is parsed
-    when first read.
+    `display` is unquoted, `params` are the header's parameters (those after the ">"), `tag` the one of that name (None
+    when absent or empty).  The URI is parsed when first read.
     """
 
-    __slots__ = ("_text", "_uri", "display", "params", "uri_text")
+    __slots__ = ("_text", "_uri", "display", "params", "tag", "uri_text")
 
     _text: str
     _uri: Uri | None
     display: str
     params: Parameters
+    tag: str | None
     uri_text: str
 
     def __init__(self, uri: Uri | str, display: str = "", params: Parameters = NO_PARAMETERS) -> None:
@@ -100,16 +100,13 @@ class NameAddr:
         self.uri_text = str(self._uri)
         self.display = display
         self.params = params
+        self.tag = params.get("tag") or None
         shown = quote(display) + " " if display else ""
         self._text = f"{shown}<{self.uri_text}>{params}"
 
     @classmethod
     def parse(cls, text: str) -> NameAddr:
         """One address.  Raises MalformedMessage; the URI itself is judged when `uri` is read."""
-        return _short_address(text) if len(text) < _CACHED_LENGTH else cls._parse(text)
-
-    @classmethod
-    def _parse(cls, text: str) -> NameAddr:
         match = _NAME_ADDR.fullmatch(text)
         made = cls.__new__(cls)
         if match:
@@ -121,7 +118,10 @@ class NameAddr:
                 raise MalformedMessage("bad address")
             made.uri_text, params = match.groups()
             made.display = ""
-        made.params = Parameters.parse(params) if params else NO_PARAMETERS
+        made.params, made.tag = NO_PARAMETERS, None
+        if params:
+            made.params = Parameters.parse(params)
+            made.tag = made.params.get("tag") or None
         made._uri = None
         made._text = text.strip()
         return made
@@ -139,17 +139,12 @@ class NameAddr:
         return self._uri
 
     @property
-    def tag(self) -> str | None:
-        """The tag parameter; None when absent or empty."""
-        return self.params.get("tag") or None
-
-    @property
     def q(self) -> float | None:
         """The preference, 0 to 1; None when absent.
 
         Raises MalformedMessage when out of range (RFC 3261 section 25.1).
         """
-        text = self.params.get("q")
+        text = self.params.get("q") if self.params is not NO_PARAMETERS else None
         if text is None:
             return None
         if not _Q.fullmatch(text):
@@ -239,15 +234,9 @@ class Via:
     @classmethod
     def parse(cls, text: str) -> Via:
         """One value.  Raises MalformedMessage."""
-        return _short_via(text) if len(text) < _CACHED_LENGTH else cls._parse(text)
-
-    @classmethod
-    def _parse(cls, text: str) -> Via:
         sender, semicolon, params = text.partition(";")
         made = cls.__new__(cls)
-        made.protocol, made.transport, made.host, made.port = (
-            _short_sender(sender) if len(sender) < _CACHED_LENGTH else _sender(sender)
-        )
+        made.protocol, made.transport, made.host, made.port = _senders[sender]
         made.params = Parameters.parse(f";{params}") if semicolon else NO_PARAMETERS
         made.branch = made.params.get("branch") or None
         made._text = text.strip()
@@ -350,11 +339,7 @@ def _sender(text: str) -> tuple[str, str, str, int | None]:
     )
 
 
-# Addresses and Vias come back in every message of a call or transaction; being immutable, they can be shared.
-_CACHED_LENGTH = 256
-_short_address = lru_cache(maxsize=4096)(NameAddr._parse)
-_short_via = lru_cache(maxsize=4096)(Via._parse)
-_short_sender = lru_cache(maxsize=2048)(_sender)
+_senders = Remembered(_sender, 2048)
 
 
 class CSeq(NamedTuple):
@@ -366,10 +351,6 @@ class CSeq(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> CSeq:
         """Raises MalformedMessage; a number must be below 2^31 (RFC 3261 section 8.1.1.5)."""
-        return _short_cseq(text) if len(text) < 64 else cls._parse(text)
-
-    @classmethod
-    def _parse(cls, text: str) -> CSeq:
         match = _CSEQ.fullmatch(text.strip())
         if not match:
             raise MalformedMessage("bad CSeq")
@@ -380,6 +361,3 @@ class CSeq(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.number} {self.method}"
-
-
-_short_cseq = lru_cache(maxsize=1024)(CSeq._parse)

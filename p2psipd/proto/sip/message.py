@@ -34,6 +34,8 @@ _STATUS_LINE = re.compile(rb"([Ss][Ii][Pp]/[0-9]++\.[0-9]++) ([0-9]{3})(?: (.*+)
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]++")
 _URI_TEXT = re.compile(r"[!#-;=?-~]++")
 _COPIED = frozenset({"via", "from", "to", "call-id", "cseq"})
+_COPIED_IN_DIALOG = _COPIED | {"record-route"}
+_COPIED_TO_100 = _COPIED | {"timestamp"}
 _DIALOG_METHODS = frozenset({"INVITE", "SUBSCRIBE", "NOTIFY", "REFER", "UPDATE"})
 
 T = TypeVar("T")
@@ -91,7 +93,7 @@ class Request(Message):
             raise
 
     def _check_start(self) -> None:
-        if self.cseq.method != self.method:
+        if self._cache["cseq"].method != self.method:
             # RFC 4475 section 3.1.2.18: of a method that nobody knows it may be the CSeq that is right.
             status = 400 if self.method in METHODS else 501
             raise MalformedMessage("CSeq does not fit the method", status=status)
@@ -335,12 +337,9 @@ def make_response(
     names: list[str] = []
     lines: list[bytes] = []
     with_route = 101 <= status <= 299 and request.method in _DIALOG_METHODS
+    copied = _COPIED_IN_DIALOG if with_route else _COPIED_TO_100 if status == 100 else _COPIED
     for name, line in zip(request._names, request._lines, strict=True):
-        if (
-            name in _COPIED
-            or (name == "record-route" and with_route)
-            or (name == "timestamp" and status == 100)
-        ):
+        if name in copied:
             if name == "to" and to_tag is not None and status > 100 and not _has_tag(request):
                 line = b"%s;tag=%s" % (line.rstrip(), check_text(to_tag).encode("utf-8", "replace"))
             names.append(name)

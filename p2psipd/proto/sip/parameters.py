@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage
 
-__all__ = ["TOKEN", "Parameters", "check_text"]
+__all__ = ["TOKEN", "Parameters", "Remembered", "check_text"]
 
 MAX_COUNT = 256
+_REMEMBERED_LENGTH = 256
+K = TypeVar("K", str, bytes)
+V = TypeVar("V")
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]"
 _QUOTED = r'"(?:[^"\\]|\\.)*+"'
 # Header parameters.  Wider than the grammar where nothing can be confused: IPv6 with or without brackets
@@ -29,6 +33,29 @@ def check_text(text: str) -> str:
     if "\n" in text or "\r" in text:
         raise MalformedMessage("line end in a header value")
     return text
+
+
+class Remembered(dict[K, V]):
+    """`read` of a key, remembered: the same lines and values come back in each message of a call or a phone.
+
+    Bounded: a long key is read each time, and when there are `limit` they are all forgotten. What `read` gives must be
+    immutable, because it is shared.
+    """
+
+    __slots__ = ("_limit", "_read")
+
+    def __init__(self, read: Callable[[K], V], limit: int) -> None:
+        super().__init__()
+        self._read: Callable[[K], V] = read
+        self._limit = limit
+
+    def __missing__(self, key: K) -> V:
+        value = self._read(key)
+        if len(key) < _REMEMBERED_LENGTH:
+            if len(self) >= self._limit:
+                self.clear()
+            self[key] = value
+        return value
 
 
 class Parameters:
@@ -74,7 +101,9 @@ class Parameters:
         if len(text) > MAX_COUNT and text.count(";") > MAX_COUNT:
             raise MalformedMessage("too many parameters")
         if _PLAIN.fullmatch(text):
-            return cls.trusted(_split(text), text)
+            made = cls.__new__(cls)
+            made._items, made._text = _split(text), text
+            return made
         if not _ITEMS.fullmatch(text):
             raise MalformedMessage("bad parameters")
         pairs: list[tuple[str, str | None]] = [(match[1], match[2]) for match in _EACH.finditer(text)]
@@ -93,6 +122,8 @@ class Parameters:
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """The value, "" for a parameter without one, or `default` when absent."""
+        if not self._items:
+            return default
         for key, value in self._items:
             if key == name:
                 return value if value is not None else ""

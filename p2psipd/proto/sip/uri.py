@@ -7,13 +7,12 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import TypedDict, Unpack
 from urllib.parse import unquote_to_bytes
 
 from p2psipd.proto.sip.errors import MalformedMessage, MalformedUri, UnsupportedScheme
-from p2psipd.proto.sip.parameters import NO_PARAMETERS, Parameters
+from p2psipd.proto.sip.parameters import NO_PARAMETERS, Parameters, Remembered
 
 __all__ = ["OpaqueUri", "SipUri", "TelUri", "Uri", "canonical_host", "parse_uri", "unescape"]
 
@@ -36,7 +35,6 @@ _RESERVED = frozenset(";/?:@&=+$,")
 _USER_SAFE = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.!~*'()&=+$,;?/")
 # RFC 3261 section 19.1.4: these never match when only one URI has them.
 _STRICT_PARAMS = ("user", "ttl", "method", "maddr", "transport")
-_CACHED_LENGTH = 256
 
 
 def unescape(text: str) -> str:
@@ -388,10 +386,9 @@ def _parse(text: str) -> Uri:
     return TelUri(text) if scheme == "tel" else OpaqueUri(text)
 
 
-# URIs repeat from message to message of a call.  Only short ones are kept: the cache is bounded in bytes too.
-_parse_short = lru_cache(maxsize=2048)(_parse)
+_uris = Remembered(_parse, 2048)
 
 
 def parse_uri(text: str) -> Uri:
     """Any URI.  Raises MalformedUri (400)."""
-    return _parse_short(text) if len(text) < _CACHED_LENGTH else _parse(text)
+    return _uris[text]
