@@ -46,6 +46,8 @@ KEPT_FOR: Final = 3600.0
 FAILURE_KEPT_FOR: Final = 30.0
 MAXIMUM_KEPT: Final = 1000
 MAXIMUM_PENDING: Final = 64
+#: Of one host, so that one whose certificates never arrive does not stand in the way of the others'.
+MAXIMUM_PENDING_OF_HOST: Final = 8
 _NAT64: Final = IPv6Network("64:ff9b::/96")
 _MAXIMUM_URL: Final = 2048
 _MOST_ADDRESSES: Final = 4
@@ -81,6 +83,7 @@ class CertificateFetcher:
         self._agent: Any = Agent.usingEndpointFactory(reactor, self._endpoints)
         self._kept: dict[str, _Kept] = {}
         self._waiting: dict[str, list[Deferred[_Kept]]] = {}
+        self._pending: Counter[str] = Counter()
         self.counters: Counter[str] = Counter()
 
     def update(self, roots: Iterable[bytes], private_networks: Sequence[Network]) -> None:
@@ -107,17 +110,22 @@ class CertificateFetcher:
 
     async def _first(self, url: str) -> _Kept:
         """Fetch, keep, and tell all who asked meanwhile."""
-        if len(self._waiting) >= MAXIMUM_PENDING:
+        host = _host_of(url)
+        if len(self._waiting) >= MAXIMUM_PENDING or self._pending[host] >= MAXIMUM_PENDING_OF_HOST:
             # Not kept: it says nothing about this URL.
             self.counters["refused"] += 1
             return _Kept((), "too many certificates are being fetched", 0.0)
         self.counters["fetched"] += 1
         waiting = self._waiting[url] = []
+        self._pending[host] += 1
         result = _Kept((), "the fetch was given up", 0.0)
         try:
             result = await self._within_limits(url)
         finally:
             del self._waiting[url]
+            self._pending[host] -= 1
+            if not self._pending[host]:
+                del self._pending[host]
             self._keep(url, result)
             for deferred in waiting:
                 deferred.callback(result)
@@ -182,6 +190,13 @@ def _checked_scheme(url: str) -> str:
 
 def _certificate(der: bytes) -> Certificate:
     return Certificate(crypto.load_certificate(crypto.FILETYPE_ASN1, der))
+
+
+def _host_of(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
 
 
 def _trust(roots: Iterable[bytes]) -> Any:

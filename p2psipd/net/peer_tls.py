@@ -139,6 +139,10 @@ class PeerTls:
         """Use these from the next connection on."""
         self._install(policy, own)
 
+    def again(self, peer: PeerIdentity) -> PeerIdentity:
+        """Whom the certificate of an open connection speaks for by now. Raises CertificateRefused."""
+        return self._policy.again(peer, self._wall())
+
     def _install(self, policy: PeeringPolicy, own: OwnCertificates) -> None:
         contexts = {domain: certificate for domain in own.domains if (certificate := own.for_tls(domain)) is not None}
         if not contexts:
@@ -289,9 +293,10 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
 
 def _notice(connection: SSL.Connection, where: int, result: int) -> None:
     """OpenSSL's callback for what happens to a connection: alerts tell who refuses whom where no certificate does."""
-    if not where & SSL.SSL_CB_ALERT:
+    handshake = _handshake_of(connection.get_app_data()) if where & SSL.SSL_CB_ALERT else None
+    if handshake is None:
+        # Nothing to tell, or somebody fetches our certificates and shows none.
         return
-    handshake: _Handshake = connection.get_app_data().peer_handshake
     alert = result & 0xFF
     if where & SSL.SSL_CB_READ:
         handshake.alert = _ALERTS.get(alert, handshake.alert)

@@ -176,6 +176,23 @@ class FetchTests(TestCase):
         self.failureResultOf(first, CertificateUnavailable)
         assert list(await fetcher.fetch(f"{self.base}/der")) == [LEAF]
 
+    async def test_one_host_does_not_stand_in_the_way(self) -> None:
+        """Of a host whose certificates never arrive a few are waited for; those of others come meanwhile."""
+        never: Deferred[Sequence[str]] = Deferred()
+
+        async def addresses(host: str) -> Sequence[str]:
+            return await never if host == "slow.test" else [HOST]
+
+        fetcher = CertificateFetcher(reactor, addresses, private_networks=[LOOPBACK])
+        most = certificate_fetch.MAXIMUM_PENDING_OF_HOST
+        waiting = [ensureDeferred(fetcher.fetch(f"http://slow.test/{number}")) for number in range(most)]
+        assert "too many" in await self.fault("http://SLOW.test/more", fetcher)
+        assert list(await fetcher.fetch(f"{self.base}/der")) == [LEAF]
+        never.callback([])
+        for each in waiting:
+            self.failureResultOf(each, CertificateUnavailable)
+        assert "too many" not in await self.fault("http://slow.test/more", fetcher)
+
 
 @pytest.mark.foreign("openssl")
 class HttpsTests(TestCase):

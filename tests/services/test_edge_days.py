@@ -10,12 +10,20 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import globalLogPublisher
 
+from p2psipd.net.peer_tls import PeerTls
 from p2psipd.net.sip_transports import Limits
 from p2psipd.proto.dns import NO_RECORD, Answer
+from p2psipd.proto.identity.policy import TrustAnchors
+from p2psipd.proto.peering.peers import PeeringPolicy, PeerSettings
+from p2psipd.proto.sip.locating import Unreachable
+from p2psipd.proto.sip.next_hops import Hop
 from p2psipd.proto.sip.shared_secret import OwnSecret
 from p2psipd.proto.sip.uri import Uri
+from p2psipd.services.peering.connections import PeerConnections
 from p2psipd.services.peering.service import PeeringService
-from tests.proto.identity.domain_certificates import DAY, WALL
+from tests.proto.identity.domain_certificates import DAY, WALL, dns
+from tests.proto.peering.peering_world import run
+from tests.services.sip_world import MemoryFlow
 from tests.test_config_peering import CA, FILE, OTHER_CA, read
 
 
@@ -98,6 +106,34 @@ def test_a_reload_reaches_the_fetcher(days: Days, tmp_path: Path) -> None:
     days.service.reload(read(tmp_path, text))
     assert fetcher._endpoints.permits("10.0.0.1") and fetcher._endpoints.trust is not trust
     assert set(days.service.peering().policy.roots) == {CA.der, OTHER_CA.der}
+
+
+def test_peering_072_connections_that_we_opened(tmp_path: Path) -> None:
+    """An open connection carries nothing more once its certificate is revoked, expired or no longer believed."""
+    policy = read(tmp_path)
+    wall = [WALL]
+    connections = PeerConnections(
+        MemoryReactorClock(), tls := PeerTls(policy.policy, policy.own, lambda: wall[0]), Limits()
+    )
+    hop = Hop("TLS", "192.0.2.1", 5061, "c.test")
+    peer = policy.policy.server("c.test", [CA.issue(dns("c.test"))], WALL)
+    flow: Any = MemoryFlow("TLS", ("192.0.2.1", 5061), ("10.0.0.9", 1), 1, lambda flow, data: None)
+
+    def reused() -> bool:
+        connections._peers[flow] = peer
+        connections._table.add(flow, flow.remote, policy.own.certificates[0], peer)
+        try:
+            return run(connections.reach(hop, "a.test")) is flow
+        except Unreachable:
+            return False
+
+    assert reused()
+    tls.update(PeeringPolicy(PeerSettings(anchors=TrustAnchors([OTHER_CA.der]))), policy.own)
+    assert not reused()
+    tls.update(policy.policy, policy.own)
+    assert reused()
+    wall[0] += 31 * DAY
+    assert not reused()
 
 
 def test_what_an_edge_counts(days: Days) -> None:

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, alert_of, own_of, peer_of
 from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
+from p2psipd.proto.identity.policy import CertificateRefused
 from p2psipd.proto.peering.connections import ConnectionTable
 from p2psipd.proto.peering.peers import PeerIdentity
 from p2psipd.proto.sip.errors import SipError
@@ -102,7 +103,10 @@ class PeerConnections:
         """
         found = self._table.find((hop.host, hop.port), hop.domain, own_domain)
         if found is not None and found.alive:
-            return found
+            if self._still_proves(found, hop.domain):
+                return found
+            # Expired, revoked, or no longer believed since a reload: whoever waits on it may finish, nobody begins.
+            self._table.remove(found)
         key = (hop.host, hop.domain, hop.port, own_domain, certificate)
         waiting: Deferred[Flow] = Deferred()
         waiters = self._opening.setdefault(key, [])
@@ -110,6 +114,14 @@ class PeerConnections:
         if len(waiters) == 1:
             Deferred.fromCoroutine(self._dial(key)).addErrback(self._broken, key)
         return await waiting
+
+    def _still_proves(self, flow: Flow, domain: str) -> bool:
+        """Whether the certificate at the other end is, by the policy in force, still one of `domain`."""
+        peer = self._peers.get(flow)
+        try:
+            return peer is not None and domain in self._tls.again(peer).domains
+        except CertificateRefused:
+            return False
 
     async def _dial(self, key: _Key) -> None:
         host, domain, port, own_domain, certificate = key
