@@ -1,7 +1,8 @@
 """Direct peering in figures (`make bench-peering`, `make bench-peering QUICK=1`).
 
 Inbound: requests a second that another domain sends over one TLS connection, each with an Identity of its own that is
-verified before it is answered; a real node with the role peering and Kamailio take turns on the same core. Outbound:
+verified before it is answered; a real node with the role peering and Kamailio take turns on the same core. Kamailio
+keeps certificates of RFC 4474 by itself, those of RFC 8224 only if it is told to: both ways are shown. Outbound:
 from a phone's INVITE to a telephone number until its 200, with everything to be found out (ENUM, NAPTR, SRV, A, TLS in
 both directions, Identity) and with everything known. Look-ups: bench.dns. The best of several turns counts: on a
 machine that does other work CPU a request is the firmer figure. Prints a table and writes `bench-peering.json`.
@@ -30,6 +31,7 @@ from bench.sip_load import LOAD_CORE
 from p2psipd.proto.peering.peers import IdentityKind
 
 Figures = dict[str, float]
+OURS, THEIRS, THEIRS_KEEPING = "p2psipd", "Kamailio", "Kamailio, keeping certificates"
 
 #: What is asked of ours: at least so many times Kamailio's figure, at most so many ms, at least so many a second.
 TIMES_KAMAILIO = 3.0
@@ -59,9 +61,9 @@ def node(directory: Path, called: int) -> Iterator[Node]:
 
 
 @contextmanager
-def kamailio(directory: Path, identities: Identities) -> Iterator[Kamailio]:
+def kamailio(directory: Path, identities: Identities, *, keeps: bool = False) -> Iterator[Kamailio]:
     """Kamailio, ended afterwards."""
-    made = Kamailio(directory, identities)
+    made = Kamailio(directory, identities, keeps=keeps)
     try:
         yield made
     finally:
@@ -120,9 +122,9 @@ def look_ups(directory: Path, count: int) -> Figures:
 
 def measure(directory: Path, effort: Effort, only: set[str]) -> dict[str, Figures]:
     """The figures by server."""
-    found: dict[str, Figures] = {Node.name: {}, Kamailio.name: {}}
+    found: dict[str, Figures] = {OURS: {}, THEIRS: {}, THEIRS_KEEPING: {}}
     if not only or "lookups" in only:
-        found[Node.name] |= look_ups(directory, effort.look_ups)
+        found[OURS] |= look_ups(directory, effort.look_ups)
     if only and not only & {"inbound", "outbound"}:
         return found
     os.sched_setaffinity(0, {LOAD_CORE % (os.cpu_count() or 1)})
@@ -130,12 +132,12 @@ def measure(directory: Path, effort: Effort, only: set[str]) -> dict[str, Figure
         identities = Identities(directory, ours.lab.authority)
         try:
             if not only or "outbound" in only:
-                found[Node.name] |= outbound(identities, ours, effort.calls)
+                found[OURS] |= outbound(identities, ours, effort.calls)
             if not only or "inbound" in only:
-                with kamailio(directory, identities) as theirs:
+                with kamailio(directory, identities) as theirs, kamailio(directory, identities, keeps=True) as keeping:
                     for _ in range(effort.turns):
                         for kind in IdentityKind:
-                            for server in (theirs, ours):
+                            for server in (theirs, keeping, ours):
                                 turn = inbound(identities, server, kind, effort.requests)
                                 found[server.name] |= better(turn, found[server.name])
         finally:
@@ -157,12 +159,13 @@ def verdict(name: str, mine: float, other: float | None) -> str:
 def show(found: dict[str, Figures]) -> None:
     """Ours, theirs, the ratio, and what is asked of ours."""
     table = Table(title="Direct peering, one core each")
-    for column in ("", Node.name, Kamailio.name, "ratio", "target"):
+    for column in ("", OURS, THEIRS, "ratio", THEIRS_KEEPING, "ratio", "target"):
         table.add_column(column, justify="right" if column else "left")
-    for name, mine in found[Node.name].items():
-        other = found[Kamailio.name].get(name)
-        ratio = f"{mine / other:.2f}" if other else ""
-        table.add_row(name, f"{mine:,.1f}", f"{other:,.1f}" if other else "", ratio, verdict(name, mine, other))
+    for name, mine in found[OURS].items():
+        beside = []
+        for other in (found[THEIRS].get(name), found[THEIRS_KEEPING].get(name)):
+            beside += [f"{other:,.1f}", f"{mine / other:.2f}"] if other else ["", ""]
+        table.add_row(name, f"{mine:,.1f}", *beside, verdict(name, mine, found[THEIRS].get(name)))
     Console(width=110).print(table)
 
 

@@ -179,21 +179,25 @@ class Node:
 
 
 class Kamailio:
-    """b.test as Kamailio on the server core: auth_identity and secsipid, one worker for each transport."""
+    """b.test as Kamailio on the server core: auth_identity and secsipid, one worker for each transport.
 
-    name = "Kamailio"
+    secsipid fetches the certificate for every request, which is its default, or keeps it in a file (`keeps`).
+    """
+
     url_host = WEB_HOST
 
-    def __init__(self, directory: Path, identities: Identities) -> None:
-        self.address = (KAMAILIO_HOST, PEERING_PORT)
-        run = directory / "kamailio"
+    def __init__(self, directory: Path, identities: Identities, *, keeps: bool = False) -> None:
+        self.name = "Kamailio, keeping certificates" if keeps else "Kamailio"
+        self.address = (KAMAILIO_HOST, PEERING_PORT + keeps)
+        run = directory / f"kamailio-{keeps}"
         (run / "cache").mkdir(parents=True)
         (run / "ca.pem").write_bytes(identities.authority.pem)
         certificate, key = identities.server_files(THEM)
         rsa_certificate, rsa_key = identities.rsa_files(THEM)
         places = {
-            "ADDRESS": KAMAILIO_HOST, "PORT": str(PEERING_PORT), "RUN": str(run), "TLS_CERTIFICATE": str(certificate),
-            "TLS_KEY": str(key), "RSA_CERTIFICATE": str(rsa_certificate), "RSA_KEY": str(rsa_key),
+            "ADDRESS": KAMAILIO_HOST, "PORT": str(self.address[1]), "RUN": str(run),
+            "TLS_CERTIFICATE": str(certificate), "TLS_KEY": str(key),
+            "RSA_CERTIFICATE": str(rsa_certificate), "RSA_KEY": str(rsa_key),
         }  # fmt: skip
         for name in ("peering.cfg", "tls.cfg"):
             text = (Path(__file__).parent / "kamailio" / name).read_text()
@@ -204,6 +208,7 @@ class Kamailio:
         command = pinned(
             SERVER_CORE, shutil.which("kamailio") or "kamailio", "-DD", "-E", "-f", str(run / "peering.cfg"),
             "-Y", str(run), "-w", str(run), "-P", str(run / "pid"), "-m", "256", "-M", "64",
+            *(("-A", "WITH_KEPT_CERTIFICATES") if keeps else ()),
         )  # fmt: skip
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
