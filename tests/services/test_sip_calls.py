@@ -369,6 +369,23 @@ def test_another_domain_is_told_who_does_not_exist() -> None:
         assert isinstance(answer, Response) and answer.status == status
 
 
+def test_other_domains_register_nobody() -> None:
+    """A REGISTER over a connection with another domain is 403, and not even challenged: it was judged by no policy."""
+    world = World()
+    border = Border(world)
+    node = Node(world, 1, "10.0.0.1", edges=(border,))
+    stranger = Phone(world, "alice", ("192.0.2.50", 5061), node)
+    plain = stranger.request("REGISTER", f"sip:{DOMAIN}", to=f"<{stranger.aor}>")
+    proved = stranger.request(
+        "REGISTER", f"sip:{DOMAIN}", [("Authorization", 'Digest username="alice"')], to=plain.to.uri_text
+    )
+    for asked in (plain, proved):
+        border.deliver(asked)
+        answer = border.sent[-1]
+        assert isinstance(answer, Response) and answer.status == 403 and not answer.has("www-authenticate")
+    assert not world.credentials.asked
+
+
 def test_what_we_answer_503_may_come_again() -> None:
     """The edge hears of each admitted request that we answered 503 ourselves, and of no other."""
     world = World()

@@ -500,6 +500,8 @@ class SipService(Service):
         """
         method = request.method
         registers = method == "REGISTER"
+        if registers and isinstance(peer_of(flow), DomainIdentity):
+            return None
         if request.has("authorization" if registers else "proxy-authorization"):
             return None
         if not registers and (request.to_tag is not None or method == "OPTIONS" or peer_of(flow) is not None):
@@ -527,6 +529,9 @@ class SipService(Service):
         """A REGISTER is answered here, and never forked (RFC 3261 section 10.3)."""
         request, flow = event.request, event.flow
         try:
+            if isinstance(peer_of(flow), DomainIdentity):
+                # Phones register at our listeners for phones; no policy of peering lets another domain do so.
+                raise Refused(403, "Not For Other Domains", why="register_from_outside")
             validate(request, self._gate.home.addresses)
             take_routes(request, self._gate.home)
             response = await self._registering.register(request, flow)
