@@ -1,5 +1,5 @@
-"""Two call flows of RFC 3665 on a virtual clock: 3.6, where a redirector stands before the proxy, and 3.10, where
-somebody waits for half a minute. The others are in tests/system/test_rfc3665.py."""
+"""Call flows of RFC 3665 on a virtual clock: 3.6, where a redirector stands before the proxy, 3.7 behind a NAT, and
+3.10, where somebody waits for half a minute. The others are in tests/system/test_rfc3665.py."""
 
 from __future__ import annotations
 
@@ -56,6 +56,36 @@ def test_rfc3665_3_6_redirect_and_proxy_with_sdp_in_ack() -> None:
     bob.send(in_dialog_of_callee(bob, "BYE", came))
     alice.respond(alice.take_request("BYE"), 200)
     bob.take_response(200)
+
+
+def test_rfc3665_3_7_address_change_behind_a_nat() -> None:
+    """What comes for bob in this dialog goes where his re-INVITE came from; in his other one, where it always went."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = Phone(world, "alice", ("10.1.0.1", 5070), node), Phone(world, "bob", ("10.1.0.2", 5070), node)
+    bob.contact = "sip:bob@192.168.7.7:5070"
+    assert bob.register().status == 200
+    calls = []
+    for _ in range(2):
+        alice.send(first := alice.request("INVITE", bob.aor))
+        alice.send(ack_for(first, challenged := alice.take_response(407)))
+        alice.send(alice.answer_challenge(first, challenged))
+        came = bob.take_request("INVITE")
+        bob.respond(came, 200)
+        accepted = alice.take_response(200)
+        alice.send(in_dialog(alice, "ACK", accepted, alice.cseq))
+        bob.take_request("ACK")
+        calls.append((came, accepted))
+    moved = Phone(world, "bob", ("10.1.0.9", 6000), node)
+    moved.contact = bob.contact
+    moved.send(in_dialog_of_callee(moved, "INVITE", calls[0][0], 7))
+    alice.respond(alice.take_request("INVITE"), 200)
+    moved.take_response(200)
+    for (_, accepted), phone in zip(calls, (moved, bob), strict=True):
+        alice.send(in_dialog(alice, "BYE", accepted))
+        phone.respond(phone.take_request("BYE"), 200)
+        alice.take_response(200)
+    assert bob.quiet() and moved.quiet()
 
 
 def test_rfc3665_3_10_no_response_from_user_agent() -> None:

@@ -76,6 +76,8 @@ def world(shared_lab: Lab, capture: SipCapture, tmp_path_factory: pytest.TempPat
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+            with line(lab, "carol", PHONES, lab.host(TWO)) as phone:
+                phone.register("*", {"Expires": "0"})
 
 
 def line(lab: Lab, user: str, host: str, server: str, port: int = 5060) -> Line:
