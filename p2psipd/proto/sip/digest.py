@@ -43,6 +43,7 @@ _PARAM = re.compile(rf'[\s,]*+({TOKEN}++)\s*+=\s*+("(?:[^"\\]|\\.)*+"|[^\s,"]*+)
 _HEX8 = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_LENGTH = 8192
 _SOURCES = 10_000
+_NEEDED = frozenset({"realm", "nonce", "uri", "response"})
 
 
 class _Random(Protocol):
@@ -65,6 +66,9 @@ def _sha512_256(data: bytes) -> str:
 
 class Algorithm(Enum):
     """The hash algorithms of RFC 8760 section 2.1; the value is the token."""
+
+    # Enum's own is a Python function.
+    __hash__ = object.__hash__
 
     MD5 = "MD5"
     SHA_256 = "SHA-256"
@@ -110,10 +114,11 @@ def _parse_parameters(text: str) -> dict[str, str]:
         match = _PARAM.match(rest, position)
         if match is None:
             raise MalformedMessage("bad digest parameters")
-        name = match[1].lower()
+        name, value = match.groups()
+        name = name.lower()
         if name in found:
             raise MalformedMessage("repeated digest parameter")
-        found[name] = unquote(match[2])
+        found[name] = unquote(value) if value[:1] == '"' else value
         position = match.end()
     return found
 
@@ -205,7 +210,7 @@ class Credentials(NamedTuple):
         found = _parse_parameters(text)
         algorithm, session = _algorithm(found.get("algorithm", "MD5"))
         username = _username(found)
-        if any(name not in found for name in ("realm", "nonce", "uri", "response")):
+        if not found.keys() >= _NEEDED:
             raise MalformedMessage("incomplete credentials")
         qop = found["qop"].lower() if "qop" in found else None
         count, cnonce = found.get("nc", ""), found.get("cnonce", "")

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.parameters import Remembered
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
 
 NODE_ID_OCTETS: Final = 16
@@ -93,6 +94,10 @@ def flow_text(flow: Flow) -> str:
 
 def parse_flow_text(text: str) -> tuple[str, tuple[str, int], tuple[str, int]] | None:
     """(transport, local, remote) of a :func:`flow_text`, or None if it is no such text."""
+    return _flow_texts[text]
+
+
+def _parse_flow_text(text: str) -> tuple[str, tuple[str, int], tuple[str, int]] | None:
     parts = text.split(" ")
     if len(parts) != 3:
         return None
@@ -103,6 +108,9 @@ def parse_flow_text(text: str) -> tuple[str, tuple[str, int], tuple[str, int]] |
             return None
         addresses.append((host.strip("[]"), int(port)))
     return parts[0], addresses[0], addresses[1]
+
+
+_flow_texts = Remembered(_parse_flow_text, 2048)
 
 
 def _hostport(address: tuple[str, int]) -> str:

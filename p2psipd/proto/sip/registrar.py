@@ -474,11 +474,10 @@ class Registrar:
         nothing that is known.
         """
         call = self._call_of(request, aor, wall)
-        existing, read_at = await self._existing(call, aor, wall)
+        existing, own, read_at = await self._existing(call, aor, wall)
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
         if made.puts and self._table.full:
             raise LocationUnavailable("the table of registrations is full")
-        own = {each.binding.key: each for each in self._table.of(aor, wall)}
         known = own if call is _Call.REFRESH else {}
         until = {put.key: _stored_until(put, known.get(put.key), wall) for put in made.puts}
         writes = [
@@ -504,9 +503,11 @@ class Registrar:
         shown = [each if each.key in here else _as_promised(each, wall) for each in made.current]
         return answer(request, made._replace(current=tuple(shown)), wall, self._bounds)
 
-    async def _existing(self, call: _Call, aor: str, wall: float) -> tuple[dict[bytes, Binding], float]:
-        """The user's bindings, by key: our own from memory, those of other nodes as they were in the overlay at the
-        time that is returned as well.
+    async def _existing(
+        self, call: _Call, aor: str, wall: float
+    ) -> tuple[dict[bytes, Binding], dict[bytes, OwnBinding], float]:
+        """The user's bindings, by key: our own from memory (and these alone), those of other nodes as they were
+        in the overlay at the time that is returned as well.
 
         What was read a little while ago serves a phone that registers here again: whatever another registrar may have
         stored of it meanwhile is overwritten, where it can have been there. Else a mere refresh looks at the nearest
@@ -521,8 +522,10 @@ class Registrar:
             self._table.moved_on(stored, self._node_id)
             self._table.check_stored(aor, stored, self._node_id)
         existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
-        existing.update((own.binding.key, own.binding) for own in self._table.of(aor, wall))
-        return existing, read_at
+        own = {each.binding.key: each for each in self._table.of(aor, wall)}
+        for key, each in own.items():
+            existing[key] = each.binding
+        return existing, own, read_at
 
     def _call_of(self, request: Request, aor: str, wall: float) -> _Call:
         """What `request` wants, as far as that can be told before anything is looked up."""

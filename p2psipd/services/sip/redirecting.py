@@ -16,15 +16,12 @@ def redirection(request: Request, uri: SipUri, targets: Sequence[Target]) -> Res
     a flow, through a Path) is given as a GRUU: a request to it comes back to us and is forwarded.
     """
     values = []
-    for target in sorted(targets, key=lambda each: -each.q):
+    for target in sorted(targets, key=lambda each: -each.q) if len(targets) > 1 else targets:
         if target.binding is None:
             return None
         contact = _contact(uri, target.binding)
         values.append(f"<{contact}>;q={target.q:.3g}" if len(targets) > 1 or target.q < 1 else f"<{contact}>")
-    response = make_response(request, 302)
-    for value in dict.fromkeys(values):
-        response.add("Contact", value)
-    return response
+    return make_response(request, 302, headers=[("Contact", value) for value in dict.fromkeys(values)])
 
 
 def _contact(uri: SipUri, binding: Binding) -> str:
