@@ -136,6 +136,8 @@ class PeerConnections:
         peer, own = peer_of(transport), own_of(transport)
         if peer is None or own is None:
             raise Unreachable(f"{domain}: no certificate was shown")
+        # Whoever waits may ask for it again before the transports have said that it is usable.
+        self._peers[flow] = peer
         self._table.add(flow, (host, port), own, peer)
         for waiter in self._opening.pop(key, []):
             waiter.callback(flow)
