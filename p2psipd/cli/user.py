@@ -48,7 +48,7 @@ def add(place: Place, names: tuple[str, ...], source: Any, password: str | None,
 @place_options
 @json_option
 def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None:
-    """Change a user's password."""
+    """Change a user's password. Registrars that know the old one may take it for another minute."""
     _put(place, _with_passwords((name,), None, password), as_json, may_exist=True, must_exist=True)
 
 
@@ -57,7 +57,7 @@ def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None
 @place_options
 @json_option
 def remove(place: Place, name: str, as_json: bool) -> None:
-    """Remove a user: their phones are refused from then on (what they registered runs out)."""
+    """Remove a user: their phones are refused within a minute (what they registered runs out)."""
     with opened(place) as (files, configuration, _):
         aor = check_aor(name, configuration)
         _must_be_known(files, aor)

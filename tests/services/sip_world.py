@@ -287,7 +287,6 @@ class Node:
             random=random.Random(index),
             wall=world.wall,
             transports=self.transports,
-            resolver=world.resolve,
             **arguments,
         )
         self.service.startService()
@@ -316,9 +315,6 @@ class World:
 
     def wall(self) -> float:
         return self.epoch + self.clock.seconds()
-
-    async def resolve(self, host: str) -> Sequence[str]:
-        raise OSError(f"unknown host {host}")
 
     def send(self, transport: str, source: Address, destination: Address, data: bytes) -> None:
         self.trace.append(

@@ -116,7 +116,6 @@ class Edge:
             random=random.Random(1),
             wall=self.world.wall,
             transports=self.transports,
-            resolver=self.world.resolve,
         )
         self.service.startService()
 

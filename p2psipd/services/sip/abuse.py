@@ -81,7 +81,11 @@ class Door:
 
     def _blame(self, flow: Any, offence: Blame) -> None:
         if flow.peer is None and self._sources.blame(flow.remote[0], offence, self._now()):
-            self.log.warn("{host} is shut out for a while: it does nothing but harm", host=flow.remote[0])
+            self.log.warn(
+                "{host} is shut out for scanning, malformed messages, wrong passwords or unanswered challenges"
+                " ([limits] points and shut_seconds say when and for how long)",
+                host=flow.remote[0],
+            )
 
     def statistics(self) -> dict[str, int]:
         """Counters, and how many sources are shut out now."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
-from p2psipd.proto.dns import A, Aaaa, Answer, Ask, Status
+from p2psipd.proto.dns import NOT_KNOWN, Answer, Ask
 from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.headers import NameAddr
@@ -256,22 +256,9 @@ class Routing:
         self._dead.mark(hop, self._now(), retry_after)
 
 
-def addresses_only(resolver: Callable[[str], Awaitable[Sequence[str]]]) -> Ask:
-    """A name server that knows addresses and nothing else: what `resolver` finds."""
-
-    async def answer(name: str, kind: str) -> Answer:
-        if kind not in ("A", "AAAA"):
-            return Answer(Status.NONE)
-        try:
-            found = await resolver(name)
-        except Exception as error:
-            return Answer(Status.FAILED, reason=str(error))
-        records = tuple(
-            Aaaa(host) if kind == "AAAA" else A(host) for host in found if (":" in host) == (kind == "AAAA")
-        )
-        return Answer(Status.FOUND if records else Status.NONE, records)
-
-    return answer
+async def nothing_known(name: str, kind: str) -> Answer:
+    """The DNS of a node that has none: numeric addresses alone are reached."""
+    return NOT_KNOWN
 
 
 class _OneTry:

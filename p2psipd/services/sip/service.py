@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from p2psipd.net.coroutines import run
 from p2psipd.net.driver import Driver
 from p2psipd.net.in_process import InProcess
-from p2psipd.net.resolving import resolve
 from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner
@@ -67,7 +66,7 @@ from p2psipd.services.sip.load import Load
 from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
 from p2psipd.services.sip.relocating import Relocating, origin_of
-from p2psipd.services.sip.routing import FlowGone, Routing, addresses_only, peer_of
+from p2psipd.services.sip.routing import FlowGone, Routing, nothing_known, peer_of
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
 
 _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})
@@ -122,8 +121,7 @@ class SipService(Service):
         random: Any,
         wall: Callable[[], float],
         transports: Any = None,
-        resolver: Callable[[str], Awaitable[Sequence[str]]] | None = None,
-        ask: Ask | None = None,
+        ask: Ask = nothing_known,
         edges: Sequence[Edge] = (),
         observers: Sequence[CallObserver] = (),
         secrets: SharedSecret | None = None,
@@ -131,9 +129,9 @@ class SipService(Service):
         is_emergency: Callable[[Uri], bool] = lambda uri: False,
     ) -> None:
         """`secrets` are shared with the other registrars (None: this node's own, from `settings.secret`); `owner` says
-        whose a number is, `is_emergency` which calls no limit stops; `ask` the DNS (None: addresses alone, by
-        `resolver`); `edges` are the ways to other domains; `observers` are told of calls. `transports` takes the
-        place of real sockets in tests: a callable like SipTransports.
+        whose a number is, `is_emergency` which calls no limit stops; `ask` the DNS; `edges` are the ways to other
+        domains; `observers` are told of calls. `transports` takes the place of real sockets in tests: a callable like
+        SipTransports.
         """
         self.setName("sip")  # type: ignore[no-untyped-call]
         self.counters: Counter[str] = Counter()
@@ -172,7 +170,7 @@ class SipService(Service):
             RecordRouter(secrets, random.getrandbits(32), settings.overlay, settings.node_id),
             self._transports,
             connector,
-            ask or addresses_only(resolver or (lambda host: resolve(reactor, host))),
+            ask,
             random,
             self._clocks.now,
             self._edges,
