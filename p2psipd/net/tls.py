@@ -197,7 +197,7 @@ class ServerTls:
 _GATHERED_AT_MOST = 4096
 
 
-class _EagerTransport:
+class EagerTransport:
     """A TCP transport that writes at once what the socket takes.
 
     Twisted's own ``write`` waits for the reactor to say that the socket is writable, which costs three system
@@ -265,12 +265,12 @@ class TlsProtocol(TLSMemoryBIOProtocol):
         """Begin the handshake."""
         TLSMemoryBIOProtocol.makeConnection(self, transport)
         if hasattr(transport, "writeSomeData") and self.transport is transport:
-            self.transport = cast(Any, _EagerTransport(transport))
+            self.transport = cast(Any, EagerTransport(transport))
 
     def dataReceived(self, data: bytes) -> None:
         """Octets of the connection; what is said about them goes out together."""
         transport = self.transport
-        if not isinstance(transport, _EagerTransport):
+        if not isinstance(transport, EagerTransport):
             TLSMemoryBIOProtocol.dataReceived(self, data)
             return
         transport.gather()

@@ -13,7 +13,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.links import LinkLimits, Links
-from p2psipd.net.tls import CertificateFileError, ServerTls, read_pem_chain, tls_factory
+from p2psipd.net.tls import CertificateFileError, EagerTransport, ServerTls, read_pem_chain, tls_factory
 from p2psipd.proto.identity.certificate import parse_certificate
 from tests.net.identities import Identity, node
 
@@ -48,9 +48,7 @@ class OpensslClientTests(TestCase):
 
     def setUp(self) -> None:
         self.user = Count()
-        links = Links(
-            reactor, BOB.tls(), self.user, LIMITS, node_ids=lambda der: parse_certificate(der).node_ids
-        )
+        links = Links(reactor, BOB.tls(), self.user, LIMITS, node_ids=lambda der: parse_certificate(der).node_ids)
         self.addCleanup(lambda: Deferred.fromCoroutine(links.stop()))
         self.address = links.listen(("127.0.0.1", 0))
         self.counts = links.counts
@@ -120,15 +118,11 @@ class ServerTlsTests(TestCase):
     async def test_phone_without_certificate(self) -> None:
         """A phone needs no certificate, and is shown ours."""
         certificate, key = BOB.write(self.directory)
-        factory = tls_factory(
-            ServerTls(str(certificate), str(key)), False, Factory.forProtocol(Protocol), reactor
-        )
+        factory = tls_factory(ServerTls(str(certificate), str(key)), False, Factory.forProtocol(Protocol), reactor)
         port = reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         command = ["openssl", "s_client", "-connect", f"127.0.0.1:{port.getHost().port}", "-alpn", "sip"]
-        process = await deferToThread(
-            subprocess.run, command, input=b"", capture_output=True, timeout=10, check=False
-        )
+        process = await deferToThread(subprocess.run, command, input=b"", capture_output=True, timeout=10, check=False)
         self.assertIn(certificate.read_text().splitlines()[1].encode(), process.stdout)
 
     def test_files_do_not_fit(self) -> None:
@@ -146,3 +140,37 @@ class ServerTlsTests(TestCase):
         with self.assertRaises(CertificateFileError) as raised:
             read_pem_chain(path)
         self.assertIn("empty.pem", str(raised.exception))
+
+
+class FakeTcp:
+    """A TCP transport whose socket takes everything; what each system call was given, and how it ended."""
+
+    def __init__(self) -> None:
+        self.connected, self.dataBuffer, self._tempDataBuffer = True, b"", []
+        self.calls: list[bytes] = []
+
+    def writeSomeData(self, data: bytes) -> int:
+        self.calls.append(data)
+        return len(data)
+
+    def loseConnection(self) -> None:
+        self.calls.append(b"closed")
+
+
+def test_small_records_of_one_read_go_out_together() -> None:
+    """In their order, before a close, and not held back once there are many octets."""
+    tcp = FakeTcp()
+    transport = EagerTransport(tcp)
+    transport.write(b"1")
+    transport.gather()
+    transport.write(b"2")
+    transport.write(b"3")
+    assert tcp.calls == [b"1"]
+    transport.release()
+    transport.gather()
+    transport.write(b"4")
+    transport.loseConnection()
+    assert tcp.calls == [b"1", b"23", b"4", b"closed"]
+    transport.gather()
+    transport.write(bytes(5000))
+    assert tcp.calls[-1] == bytes(5000)
