@@ -189,6 +189,20 @@ def test_peering_060_option_tags_pass() -> None:
     assert not border.first.take().has("require")
 
 
+def test_peering_061_a_compact_token_is_repeated_in_full_once() -> None:
+    """After 438 the same server gets the full form in a new branch, after another 438 the caller gets it."""
+    border = Border()
+    border.call(BOB, "MESSAGE")
+    compact = border.first.take()
+    assert (compact.get("identity") or "").startswith("..")
+    answer(border.first, compact, 438)
+    full = border.first.take()
+    assert (full.get("identity") or "").startswith("ey") and branch(full) != branch(compact)
+    answer(border.first, full, 438)
+    border.alice.take_response(438)
+    assert border.first.quiet() and border.second.quiet()
+
+
 def test_peering_062_rfc_4320() -> None:
     """A request of a peer that is no INVITE gets no 1xx but 100, that after 3.5 s at most, and never a 408."""
     border = Border()
@@ -254,6 +268,27 @@ def within(border: Border, method: str, invite: Request, response: Response, num
     return Request(method, response.contacts[0].uri_text, lines)
 
 
+def test_peering_086_inside_a_dialog_our_route_decides() -> None:
+    """Without our Route, with one that was made up, or with a foreign one on top: 403, and nothing moves."""
+    border = Border()
+    invite, response = established(border)
+    border.first.send(within(border, "ACK", invite, response, 1))
+    border.alice.take_request("ACK")
+    for routes in (
+        [],
+        [f"<sip:x.AAAAAAAAAAAAAAAA@{DOMAIN};lr>"],
+        ["<sip:c.test;lr>", *response.get_all("record-route")],
+    ):
+        bye = within(border, "BYE", invite, response, 2)
+        bye.remove("route")
+        for value in routes:
+            bye.add("Route", value)
+        border.first.send(bye)
+        refused = border.first.take()
+        assert (refused.status, refused.reason) == (403, "Unexpected Route"), routes
+    assert border.alice.quiet()
+
+
 def test_peering_087_a_dialog_belongs_to_its_peer() -> None:
     """Another domain that copies the dialog's requests gets 403; the peer itself ends the call."""
     border = Border(accept_domains=["b.test", "c.test"])
@@ -294,6 +329,24 @@ def test_peering_092_both_directions_of_a_dialog_come_through_us() -> None:
     border.alice.send(in_dialog(border.alice, "BYE", response))
     bye = border.first.take()
     assert bye.method == "BYE" and not bye.has("route") and bye.has("identity")
+
+
+def test_peering_094_our_domain_sends_through_another() -> None:
+    """By a federation's entry a call to b.test goes to the servers of c.test, signed by us, its target unchanged."""
+    border = Border(federations=[Federation(DOMAIN, ("c.test",))])
+    border.call(BOB, "MESSAGE")
+    sent = border.other.take()
+    assert sent.uri_text == BOB and sent.has("identity") and border.first.quiet()
+    assert [hop.domain for hop, _, _ in border.connections.dialled] == ["c.test"]
+
+
+def test_peering_094_nobody_else_is_relayed() -> None:
+    """What another domain sends us for a third one is 404, whoever it is from."""
+    border = Border()
+    request = border.foreign()
+    request.set_uri("sip:carol@c.test")
+    border.first.send(request)
+    assert border.first.take().status == 404 and border.other.quiet()
 
 
 def test_peering_095_another_domain_receives_for_us() -> None:
