@@ -4,6 +4,9 @@ The value is ``<sip:TOKEN@a.test;lr>`` with an identity of our certificate as it
 the same towards both sides. So a request of the dialog reaches the domain by RFC 3263, at any edge, and a request
 from inside may take any edge: calls and their BYE go on when the edge that began them has died. The token names
 the other domain and the edge, under a key that all registrars share.
+
+It cannot be left out: the phones of an overlay are no TLS servers of their domain, so that a BYE straight to one would
+find no way in.
 """
 
 from __future__ import annotations
