@@ -3,8 +3,8 @@
 What Kamailio is known to do otherwise is not asked of it: it takes a Date in the future, and a token's orig, dest and
 iat unread; it compares a certificate from its cache with no From, and sees the first name of one only; it keeps
 leading zeros of CSeq, reads no compact token, and the RFC 4474 header only where it is the first; a request of its
-own users that bears a Date it signs without the Contact; it follows no ENUM rule that leads on; a signature that it finds
-bad costs it the TLS connection that it reads next (OpenSSL's queue of errors is one for both).
+own users that bears a Date it signs without the Contact; it follows no ENUM rule that leads on; a signature that it
+finds bad costs it the TLS connection that it reads next (OpenSSL's queue of errors is one for both).
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def test_peering_080_dates_of_a_peer(world: KamailioWorld, carol: Phone, kind: I
 
 @pytest.mark.parametrize("kind", [OLD, NEW])
 def test_peering_077_urls_of_a_peer(world: KamailioWorld, carol: Phone, kind: IdentityKind) -> None:
-    """Nobody there, no such page, a private address, and a server that does not come to an end: 436, in bounded time."""
+    """Nobody there, no such page, a private address, and a server that never ends: 436, in bounded time."""
     wire = world.to_us()
     urls = ["http://k.test:8067/k.cer", "http://k.test:8066/none", "http://private.k.test/k.cer"]
     if kind is OLD:
