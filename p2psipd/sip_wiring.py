@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from p2psipd.services.overlay_location import OverlayCredentials, OverlayLocation
     from p2psipd.services.peering.service import PeeringService
     from p2psipd.services.service_directory import ServiceDirectory
-    from p2psipd.services.sip import SipService
+    from p2psipd.services.sip import SipService, SipSettings
 
 #: RELOAD's Application-ID of SIP over TLS (RFC 7904 section 10.2).
 SIPS_APPLICATION = 5061
@@ -99,10 +99,7 @@ def make_sip(
     """The SIP side over the overlay.  Its libraries are imported only for nodes that have it."""
     from p2psipd.net.dns import client_for
     from p2psipd.net.interconnect import Interconnect
-    from p2psipd.net.sip_transports import Limits
-    from p2psipd.proto.sip.digest import Algorithm
-    from p2psipd.proto.sip.limits import LimitSettings
-    from p2psipd.proto.sip.registrar import BindingTable, Bounds
+    from p2psipd.proto.sip.registrar import BindingTable
     from p2psipd.proto.sip.shared_secret import OwnSecret
     from p2psipd.services.epoch_keys import EpochKeys
     from p2psipd.services.locator import Locator, OverlayBindings, OwnBindings
@@ -110,10 +107,9 @@ def make_sip(
     from p2psipd.services.overlay_location import FirstKnown, OverlayCredentials, OverlayLocation
     from p2psipd.services.peering.elsewhere import EdgesElsewhere
     from p2psipd.services.service_directory import ServiceDirectory
-    from p2psipd.services.sip import SipService, SipSettings
-    from p2psipd.services.sip.call_book import CallLimits
+    from p2psipd.services.sip import SipService
 
-    section, limits = checked.sip, checked.limits
+    section = checked.sip
     assert section is not None, "the role sip has its table"
     overlay, configuration = node.service, material.configuration
     domains = section.domains or configuration.domains
@@ -151,10 +147,53 @@ def make_sip(
     else:
         steps.append(elsewhere)
     locator = Locator(steps)
-    settings = SipSettings(
-        domains=domains,
+    credentials = OverlayCredentials(overlay, keys)
+    sources: tuple[CredentialSource, ...] = (files.users, credentials)
+    wiring.interconnect, wiring.keys, wiring.credentials = interconnect, keys, credentials
+    records = _make_records(reactor, section, overlay.node_id)
+    service = SipService(
+        _settings(checked, section, configuration, overlay.node_id, files, secret),
+        location=location,
+        credentials=FirstKnown(sources if section.users_first == "file" else sources[::-1]),
+        locate=locator.locate,
+        connector=interconnect,
+        table=table,
+        reactor=reactor,
+        random=random.SystemRandom(),
+        wall=time.time,
+        owner=numbers.owner,
+        observers=(records,),
+        secrets=keys,
+        ask=dns.ask,
+        edges=(edge,),
+        is_emergency=(peering or elsewhere).is_emergency,
+    )
+    if echo is not None:
+        echo.attach = service.attach
+    return SipSide(records, dns, keys, service, echo, directory, peering)
+
+
+def _settings(
+    checked: config.NodeConfig,
+    section: config.SipSection,
+    configuration: OverlayConfiguration,
+    node_id: bytes,
+    files: SipFiles,
+    secret: bytes,
+) -> SipSettings:
+    """What the configuration says of SIP."""
+    from p2psipd.net.sip_transports import Limits
+    from p2psipd.proto.sip.digest import Algorithm
+    from p2psipd.proto.sip.limits import LimitSettings
+    from p2psipd.proto.sip.registrar import Bounds
+    from p2psipd.services.sip import SipSettings
+    from p2psipd.services.sip.call_book import CallLimits
+
+    limits = checked.limits
+    return SipSettings(
+        domains=section.domains or configuration.domains,
         overlay=configuration.overlay_name,
-        node_id=overlay.node_id,
+        node_id=node_id,
         udp=section.udp,
         tcp=section.tcp,
         tls_addresses=section.tls,
@@ -180,7 +219,7 @@ def make_sip(
         recurse=section.follow_redirects,
         redirect_domains=frozenset(section.redirect_domains),
         redirect_authenticates=section.redirect_authenticates,
-        call_limits=CallLimits(checked.limits.calls_per_user, checked.limits.calls_per_peer, checked.limits.calls),
+        call_limits=CallLimits(limits.calls_per_user, limits.calls_per_peer, limits.calls),
         abuse=LimitSettings(
             limits.points,
             limits.points_forgiven,
@@ -190,30 +229,6 @@ def make_sip(
         ),
         scanners=tuple(name.lower() for name in limits.scanners),
     )
-    credentials = OverlayCredentials(overlay, keys)
-    sources: tuple[CredentialSource, ...] = (files.users, credentials)
-    wiring.interconnect, wiring.keys, wiring.credentials = interconnect, keys, credentials
-    records = _make_records(reactor, section, overlay.node_id)
-    service = SipService(
-        settings,
-        location=location,
-        credentials=FirstKnown(sources if section.users_first == "file" else sources[::-1]),
-        locate=locator.locate,
-        connector=interconnect,
-        table=table,
-        reactor=reactor,
-        random=random.SystemRandom(),
-        wall=time.time,
-        owner=numbers.owner,
-        observers=(records,),
-        secrets=keys,
-        ask=dns.ask,
-        edges=(edge,),
-        is_emergency=(peering or elsewhere).is_emergency,
-    )
-    if echo is not None:
-        echo.attach = service.attach
-    return SipSide(records, dns, keys, service, echo, directory, peering)
 
 
 def _make_peering(
@@ -275,11 +290,7 @@ def _make_records(reactor: object, section: config.SipSection, node_id: bytes) -
 
 
 def _make_echo(
-    reactor: object,
-    checked: config.NodeConfig,
-    domains: tuple[str, ...],
-    location: OverlayLocation,
-    node_id: bytes,
+    reactor: object, checked: config.NodeConfig, domains: tuple[str, ...], location: OverlayLocation, node_id: bytes
 ) -> EchoService:
     """The user that gives back what it hears."""
     from p2psipd.services.echo import EchoService, EchoSettings
@@ -295,13 +306,7 @@ def _make_echo(
         section.max_calls,
         section.max_seconds,
     )
-    return EchoService(
-        settings,
-        location=location,
-        reactor=reactor,
-        random=random.SystemRandom(),
-        wall=time.time,
-    )
+    return EchoService(settings, location=location, reactor=reactor, random=random.SystemRandom(), wall=time.time)
 
 
 class SipWiring(OverlayObserver):
