@@ -13,6 +13,7 @@ import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -271,7 +272,7 @@ def read_full_token(identity: IdentityHeader) -> FullToken:
 
     Read liberally: numbers with "+", "iat" as a string of digits, and any order of keys are known in the wild.
     """
-    header, payload = _decode(identity.header), _decode(identity.payload)
+    header, payload = _decode_header(identity.header), _decode(identity.payload)
     if header.get("typ") != "passport":
         raise IdentitySyntaxError("typ is not passport")
     iat = payload.get("iat")
@@ -298,6 +299,10 @@ def _decode(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise IdentitySyntaxError("not a JSON object")
     return found
+
+
+#: All tokens that one certificate signs have the same header; nobody changes what is given out here.
+_decode_header = lru_cache(maxsize=256)(_decode)
 
 
 def _octets(text: str) -> bytes:

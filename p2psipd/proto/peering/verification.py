@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from p2psipd.proto.identity import passport, rfc4474
-from p2psipd.proto.identity.passport import SHAKEN, Claims, IdentityHeader
+from p2psipd.proto.identity.passport import SHAKEN, Claims, Identifier, IdentityHeader
 from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
 from p2psipd.proto.identity.rfc4474 import IdentityInfo, IdentitySyntaxError
 from p2psipd.proto.identity.sip_date import SipDate
@@ -29,7 +29,7 @@ from p2psipd.proto.peering.identity import (
 from p2psipd.proto.peering.peers import IdentityKind, PeeringPolicy, PeerSettings
 from p2psipd.proto.peering.replay import ReplayCache, replay_key
 from p2psipd.proto.sip.message import Request
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.uri import SipUri, Uri
 
 __all__ = ["CertificateUnavailable", "FetchChain", "IdentityVerifier", "Verification"]
 
@@ -258,6 +258,14 @@ def _passed(request: Request) -> str:
     return PASSED
 
 
+def _is_same(uri: Uri, ours: Identifier, claimed: Sequence[Identifier]) -> bool:
+    """Whether one of the claimed identifiers is that of ``uri``, ``ours``."""
+    if ours in claimed:
+        return True
+    _, user = identifier_of(uri)
+    return any(passport.same_identifier(ours, user, one) for one in claimed)
+
+
 class _Rfc4474:
     """One Identity and Identity-Info pair."""
 
@@ -359,11 +367,9 @@ class _Rfc8224:
             raise _Refusal(INVALID, "token", "the token's header differs from the parameters", url=url)
         claims = token.claims
         _check_fresh(self.kind, claims.iat, wall, url)
-        _, from_user = identifier_of(request.from_.uri)
-        _, to_user = identifier_of(request.to.uri)
-        if not passport.same_identifier(ours.orig, from_user, claims.orig):
+        if not _is_same(request.from_.uri, ours.orig, (claims.orig,)):
             raise _Refusal(INVALID, "token", "orig is not the From of this request", url=url)
-        if not any(passport.same_identifier(ours.dest[0], to_user, one) for one in claims.dest):
+        if not _is_same(request.to.uri, ours.dest[0], claims.dest):
             raise _Refusal(INVALID, "token", "dest is not the To of this request", url=url)
         # "shaken" tokens leave the media keys out, and other signers are not known to.
         if claims.mky != ours.mky and (claims.mky or token.ppt != SHAKEN):
