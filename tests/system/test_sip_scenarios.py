@@ -342,6 +342,20 @@ def test_rfc3261_16_3_refused_request(world: Lab, old: bytes, new: bytes, status
         assert answer.to_tag and says in answer.encode()
 
 
+def test_rfc3261_8_2_7_stateless_challenge(world: Lab) -> None:
+    """An INVITE that proves nothing is answered each time it comes, with the same To tag, and by nothing else."""
+    with line(world, "alice", ALICE, ONE) as alice:
+        invite = alice.invite(world.aor("bob"))
+        alice.send(invite)
+        first = alice.take(407)
+        # No repetition of the 407 by itself (timer G would be due after half a second).
+        assert alice.quiet(0.7) and alice.repeated == 0
+        alice.send(invite)
+        assert alice.take(407).to_tag == first.to_tag
+        alice.acknowledge(invite, first)
+        assert alice.quiet(0.1)
+
+
 def test_rfc5393_loop_and_spiral(world: Lab) -> None:
     """Bob's phone sends an INVITE back to alice's proxy: as it came it is a loop, 482; for another user it is a spiral,
     which is no fault: the proxy asks for a password.
