@@ -161,7 +161,8 @@ class Message:
     @property
     def to_tag(self) -> str | None:
         """The To tag; None outside a dialog."""
-        return self.to.tag
+        found: NameAddr = self._cache.get("to") or self.to
+        return found.tag
 
     def _members(self, name: str, read: Remembered[bytes, tuple[T, ...]]) -> tuple[T, ...]:
         """The values of all lines of this name."""

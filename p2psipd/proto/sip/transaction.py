@@ -1,7 +1,7 @@
 """The transaction layer (RFC 3261 section 17, with RFC 6026 and RFC 4320).
 
 One object holds all transactions, their index and their timers.  It is a Machine on monotonic time
-(``now``, seconds); it dates nothing, so there is no ``wall``.  A transaction is a small record with two
+(``now``, seconds); it dates nothing, and has no use for ``wall``.  A transaction is a small record with two
 timers: *repeat* (timers A, E, G, and the moment for an automatic 100) and *expire* (B, D, F, H, I, J, K, L,
 M).
 """
@@ -188,7 +188,7 @@ class TransactionLayer:
 
     # -- the machine's face --------------------------------------------------------------------------------
 
-    def receive(self, item: Input, now: float) -> list[Output]:
+    def receive(self, item: Input, now: float, wall: float = 0.0) -> list[Output]:
         """Take one input; what to do because of it."""
         self._handlers[type(item)](item, now)
         return self._taken()
@@ -203,7 +203,7 @@ class TransactionLayer:
             heappop(heap)
         return None
 
-    def handle_timer(self, now: float) -> list[Output]:
+    def handle_timer(self, now: float, wall: float = 0.0) -> list[Output]:
         """Do what is due at `now`."""
         heap = self._heap
         while heap and heap[0][0] <= now:

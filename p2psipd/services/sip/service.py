@@ -78,27 +78,6 @@ _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
 
-def _undated() -> float:
-    """In place of the wall clock, which the transaction layer has no use for."""
-    return 0.0
-
-
-class _Undated:
-    """The transaction layer in the shape that the driver knows: it has no use for the wall clock."""
-
-    def __init__(self, layer: TransactionLayer) -> None:
-        self._layer = layer
-        self.next_timer = layer.next_timer
-
-    def receive(self, item: Any, now: float, wall: float) -> list[Any]:
-        """One input."""
-        return self._layer.receive(item, now)
-
-    def handle_timer(self, now: float, wall: float) -> list[Any]:
-        """What is due."""
-        return self._layer.handle_timer(now)
-
-
 class SipService(Service):
     """The SIP side of a node; see the package's docstring for how it is made.
 
@@ -197,7 +176,7 @@ class SipService(Service):
 
     def _new_driver(self) -> Driver:
         return Driver(
-            _Undated(self._layer),
+            self._layer,
             {
                 SendMessage: self._send,
                 RequestReceived: self._request,
@@ -209,7 +188,8 @@ class SipService(Service):
             },
             self._reactor,
             name="sip",
-            wall=_undated,
+            # 0.0: the transaction layer has no use for the wall clock.
+            wall=float,
         )
 
     # ---- life ----------------------------------------------------------------------------------------------
@@ -569,7 +549,8 @@ class SipService(Service):
         request, flow = context.request, context.flow
         forwarder, home = self._forwarder, self._gate.home
         validate(request, home.addresses)
-        outside = isinstance(peer_of(flow), DomainIdentity)
+        peer = peer_of(flow)
+        outside = isinstance(peer, DomainIdentity)
         # Whether the Route of what comes from outside is all ours is part of the judgement.
         proved = await self._judge(flow, request) if outside else ""
         context.tag = loop_tag(request) if request.to_tag is None else ""
@@ -581,11 +562,11 @@ class SipService(Service):
             forwarder.answer(context, _capabilities(request))
             return
         redirected = self._redirected(uri, flow)
-        if not outside:
+        if peer is not None and not outside:
             await self._judge(flow, request)
         # Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
         emergency = self._is_emergency(uri)
-        if peer_of(flow) is None and (not redirected or self._settings.redirect_authenticates):
+        if peer is None and (not redirected or self._settings.redirect_authenticates):
             await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)
             context.user = _sender(request)
