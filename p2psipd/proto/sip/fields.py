@@ -441,15 +441,16 @@ class Message:
         cache["cseq"] = _read_cseq[lines[first["cseq"]]]
         cache["from"] = sender = _read_address[lines[first["from"]]]
         cache["to"] = recipient = _read_address[lines[first["to"]]]
-        _ = (sender.uri, recipient.uri)
+        # What is remembered has mostly been judged already.
+        _ = (sender._uri or sender.uri, recipient._uri or recipient.uri)
         if "max-forwards" in first:
             cache["max-forwards"] = _read_hops[lines[first["max-forwards"]]]
         if "contact" in first:
             for address in self.contacts:
-                _ = (address.uri, address.q)
+                _ = (address._uri or address.uri, address.q)
         for name in _ROUTE_HEADERS & first.keys():
             for address in self._addresses(name):
-                _ = address.uri
+                _ = address._uri or address.uri
 
     def _encoded(self, start: str) -> bytes:
         """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
