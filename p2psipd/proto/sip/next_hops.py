@@ -36,10 +36,12 @@ __all__ = [
     "next_hops",
 ]
 
-#: Hops of one URI, servers of one SRV answer, addresses of one server: what a hostile zone can make us try.
+#: Hops of one URI, its servers, the addresses of one server, and look-ups that failed (each may take as long as a name
+#: server is waited for): what a hostile zone can make us try.
 MAX_HOPS: Final = 32
 MAX_SERVERS: Final = 32
 MAX_ADDRESSES: Final = 8
+MAX_FAILURES: Final = 4
 ALL_FAMILIES: Final = frozenset({4, 6})
 DEAD_SECONDS: Final = 30.0
 _MAX_DEAD_SECONDS: Final = 300.0
@@ -186,6 +188,8 @@ class _Search:
         self._secure = secure
         self._failure = ""
         self._refusal = ""
+        self._servers_left = MAX_SERVERS
+        self._failures_left = MAX_FAILURES
 
     def verdict(self) -> NoRoute:
         """Why there is no hop."""
@@ -279,9 +283,13 @@ class _Search:
             if self._failure and chosen not in _SECURE:
                 # What could not be looked up may have been the more secure way (RFC 3263 section 7).
                 return
+            if self._failures_left <= 0:
+                return
             servers = await self._servers(name)
             exists = exists or servers is not None
             for server in servers or ():
+                if not self._goes_on():
+                    return
                 async for hop in self._at_addresses(chosen, server.target, server.port):
                     yield hop
         if not exists and not self._failure:
@@ -293,6 +301,7 @@ class _Search:
         answer = await self._ask(name, "SRV")
         if answer.status is Status.FAILED:
             self._failure = f"SRV {name}: {answer.reason}"
+            self._failures_left -= 1
         if answer.status is not Status.FOUND:
             return None
         records = [record for record in answer.records if isinstance(record, Srv)]
@@ -315,10 +324,16 @@ class _Search:
         ]
         for address in _in_policy_order(found):
             yield Hop(transport, address, port, self._domain)
-        if not found:
+        if not found and any(answer.status is Status.FAILED for answer in answers):
+            self._failures_left -= 1
             for kind, answer in zip(kinds, answers, strict=True):
                 if answer.status is Status.FAILED:
                     self._failure = f"{kind} {name}: {answer.reason}"
+
+    def _goes_on(self) -> bool:
+        """Whether one more server is tried."""
+        self._servers_left -= 1
+        return self._servers_left >= 0 and self._failures_left > 0
 
     # ---- RFC 3861 ------------------------------------------------------------------------------------------
 
@@ -330,6 +345,8 @@ class _Search:
             return
         servers = await self._servers(f"{service}._sip.{domain}")
         for server in servers or ():
+            if not self._goes_on():
+                return
             async for hop in self._at_addresses(transport, server.target, server.port):
                 yield hop
         if servers is not None or self._failure:

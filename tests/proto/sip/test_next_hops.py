@@ -198,6 +198,27 @@ def test_absurd_zones_are_bounded() -> None:
     assert len(zone.asked) < 80
 
 
+def test_many_names_of_servers_are_no_way_round_the_bound() -> None:
+    """Servers count for the whole search, however many SRV names a zone has; and a few look-ups that fail are enough,
+    as each may take as long as a name server is waited for.
+    """
+    names = [f"s{n}.b.test" for n in range(200)]
+    zone = Zone({"b.test NAPTR": [f'{n} 0 "s" "SIPS+D2T" "" {name}' for n, name in enumerate(names)]})
+    for name in names:
+        zone.records[f"{name} SRV"] = [f"{n} 0 5061 n{n}.{name}" for n in range(200)]
+    assert refusal("sips:b.test", zone).status == 404
+    assert len(zone.asked) < 120
+    for name in names:
+        zone.records |= {f"n{n}.{name} {kind}": ["SERVFAIL"] for n in range(200) for kind in ("A", "AAAA")}
+    zone.asked.clear()
+    assert refusal("sips:b.test", zone).status == 503
+    assert len(zone.asked) < 12
+    zone.records |= {f"{name} SRV": ["SERVFAIL"] for name in names}
+    zone.asked.clear()
+    assert refusal("sips:b.test", zone).status == 503
+    assert len(zone.asked) < 7
+
+
 def test_addresses_in_the_order_of_the_policy_table() -> None:
     """IPv6 before IPv4, and what rarely works last, within each server and never across servers (RFC 7984, 6724)."""
     zone = Zone(
