@@ -115,3 +115,28 @@ def test_sips_reaches_phones_over_tls_alone(pair: tuple[Phone, Phone], transport
         assert isinstance(answered, Response) and answered.status == 480
         assert answered.get("warning") == f'380 {DOMAIN} "SIPS Not Allowed"'
         assert bob.quiet()
+
+
+CLAIMS = ("P-Asserted-Identity", "P-Preferred-Identity", "Remote-Party-ID")
+
+
+def test_nobody_claims_another_identity_at_the_beginning(pair: tuple[Phone, Phone]) -> None:
+    """RFC 3325 section 5: beside the From that it has proved, nothing that a phone says of itself goes further."""
+    alice, bob = pair
+    request = alice.request("MESSAGE", bob.aor, [(name, PRESIDENT[1]) for name in CLAIMS])
+    alice.send(request)
+    alice.send(alice.answer_challenge(request, alice.take_response(407)))
+    received = bob.take_request("MESSAGE")
+    assert not any(received.has(name.lower()) for name in CLAIMS)
+
+
+@pytest.mark.parametrize(("privacy", "told"), [("none", True), ("header; id", False)])
+def test_privacy_keeps_the_identity_from_phones(pair: tuple[Phone, Phone], privacy: str, told: bool) -> None:
+    """RFC 3325 section 9.3: with Privacy: id the identity that we assert goes to no phone."""
+    alice, bob = pair
+    request = alice.request(
+        "MESSAGE", bob.aor, [("Privacy", privacy)], from_=f"<sip:alice@{alice.node.address[0]}>;tag=1"
+    )
+    alice.send(request)
+    alice.send(alice.answer_challenge(request, alice.take_response(407)))
+    assert bob.take_request("MESSAGE").has("p-asserted-identity") is told

@@ -24,7 +24,7 @@ from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.guessing import Guesses
 from p2psipd.proto.sip.headers import NameAddr
 from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
-from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.proxy import Home, Refused
 from p2psipd.proto.sip.shared_secret import SharedSecret
 from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
@@ -41,6 +41,7 @@ _KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.|JsSIP |SIP\.js/", re.IGNO
 _NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32),
                   Algorithm.SHA_512_256.value: bytes(32)}  # fmt: skip
 _MAX_CREDENTIALS: Final = 8
+_CLAIMS: Final = ("p-asserted-identity", "p-preferred-identity", "remote-party-id")
 _TEMPLATES: Final = 100
 
 #: Every refusal of a password takes so many seconds: longer than a look-up, so that nobody can tell by the time
@@ -163,6 +164,13 @@ def _consume(request: Request, realm: str) -> None:
             request.add("Proxy-Authorization", value)
 
 
+def disown(message: Request | Response) -> None:
+    """Take out what a phone says of who it is besides From: nobody believes that (RFC 3325 section 5)."""
+    for name in _CLAIMS:
+        if message.has(name):
+            message.remove(name)
+
+
 def names_user(credentials: Credentials, uri: SipUri, domain: str) -> bool:
     """Whether the authenticated user name is the user of `uri`: "alice" or "alice@domain"."""
     user = uri.unescaped_user.encode("utf-8", "surrogateescape")
@@ -256,9 +264,9 @@ class Gatekeeper:
         peer = flow.peer
         if peer is None or (peer.registrar and request.to_tag is not None):
             return
-        asserted = request.get("p-asserted-identity")
-        uri = NameAddr.parse(asserted).uri if asserted else request.from_.uri
-        if not may_assert(peer, uri):
+        asserted = request.get_all("p-asserted-identity")
+        uris = [NameAddr.parse(value).uri for value in asserted] or [request.from_.uri]
+        if not all(may_assert(peer, uri) for uri in uris):
             raise Refused(403, "Not Yours to Assert", why="refused_assertion")
 
     async def prove(self, flow: Any, request: Request, wall: float) -> None:
@@ -271,7 +279,7 @@ class Gatekeeper:
         user = self._identity(sender)
         await self._demand(flow, request, user, wall, proxy=True)
         _consume(request, user.host)
-        request.remove("p-asserted-identity")
+        disown(request)
         if user is not sender:
             request.set("P-Asserted-Identity", f"<{user.bare()}>")
 

@@ -54,6 +54,12 @@ _OUR_VIA: Final = 120
 Work = Coroutine[Any, Any, None]
 
 
+def _is_private(message: Request | Response) -> bool:
+    """Whether phones may not be told whose message this is (RFC 3325 sections 5 and 9.3)."""
+    privacy = message.get("privacy")
+    return privacy is not None and "id" in (value.strip() for value in privacy.lower().split(";"))
+
+
 class _Try:
     """The key of a branch's second and further client transactions (compared by identity)."""
 
@@ -287,6 +293,8 @@ class Forwarder:
 
     def _respond(self, context: ForwardingContext, response: Response) -> None:
         request = context.request
+        if peer_of(context.flow) is None and _is_private(response):
+            response.remove("p-asserted-identity")
         if response.status == 503:
             self._routing.released(context.flow, request)
         if context.call is not None:
@@ -375,6 +383,8 @@ class Forwarder:
             self._send_on(branch, made, onward)
 
     def _send_on(self, branch: Branch, made: Request, flow: Flow) -> None:
+        if peer_of(flow) is None and _is_private(made):
+            made.remove("p-asserted-identity")
         if branch.flow is not None:
             branch.key = _Try(branch)
         branch.flow = flow

@@ -19,7 +19,7 @@ from p2psipd.net.driver import Driver
 from p2psipd.net.in_process import InProcess
 from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
-from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner
+from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner, disown
 from p2psipd.proto.sip.calls import CallObserver
 from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.errors import SipError
@@ -392,9 +392,8 @@ class SipService(Service):
 
     def _response(self, event: ResponseReceived) -> None:
         self._note(event.flow, event.response)
-        if peer_of(event.flow) is None and event.response.has("p-asserted-identity"):
-            # RFC 3325 section 5: a phone is not believed, in answers as little as in requests.
-            event.response.remove("p-asserted-identity")
+        if peer_of(event.flow) is None:
+            disown(event.response)
         self._forwarder.answered(event.transaction, event.response)
 
     def _request(self, event: RequestReceived) -> None:
@@ -613,7 +612,7 @@ class SipService(Service):
         if not outside:
             await self._judge(flow, request)
         if peer_of(flow) is None:
-            request.remove("p-asserted-identity")
+            disown(request)
             if request.method in TARGET_REFRESH:
                 self._routing.follow(request, taken, flow)
         try:
