@@ -26,6 +26,16 @@ UNEXPECTED_ROUTE: Final = (403, "Unexpected Route")
 _UNSIGNED: Final = frozenset({"ACK", "CANCEL"})
 
 
+#: What refused a request of an authorised peer.
+_WORDS: Final = {
+    "request-uri": "for no domain of ours, nor of a federation through us",
+    "route": "a Route that no edge of ours wrote, or none inside a dialog",
+    "from": "neither the connection's certificate nor a federation names the domain of From",
+    "dialog": "the dialog was begun with another peer",
+    "identity": "no Identity header that is accepted from this domain",
+}
+
+
 class Admission(NamedTuple):
     """What was decided about one request.
 
@@ -48,8 +58,13 @@ class Admission(NamedTuple):
             return f"admitted from {self.from_domain or '?'}: {self.decision}; {self.verification.verstat} ({kind})"
         where = f"domain {self.from_domain or self.decision.domain or '?'}"
         authority = self.verification.authority or self.decision.authority or "?"
-        why = self.verification.detail or str(self.decision)
-        return f"{self.status} {self.reason}: step {self.step}, {where}, authority {authority}: {why}"
+        return f"{self.status} {self.reason}: step {self.step}, {where}, authority {authority}: {self.why}"
+
+    @property
+    def why(self) -> str:
+        """Why it was refused, in words."""
+        words = _WORDS.get(self.step, "") if self.decision.allowed else ""
+        return self.verification.detail or words or str(self.decision)
 
 
 async def admit(

@@ -126,7 +126,7 @@ class PeeringEdge:
                 "step": admission.step,
                 "domain": admission.from_domain or admission.decision.domain,
                 "authority": admission.verification.authority or admission.decision.authority,
-                "why": admission.verification.detail or str(admission.decision),
+                "why": admission.why,
             }
         )
 

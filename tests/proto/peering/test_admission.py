@@ -291,7 +291,8 @@ def test_peering_094_a_federated_domain_comes_through_another() -> None:
     """A1's calls come over A2's connection only where an entry allows that hop; the Identity stays A1's."""
     world = World(*KINDS, accept_domains=["a2.test"])
     middle = world.policy.client([CA.issue(dns("a2.test"))], WALL)
-    assert world.admit(world.sign(request()), middle).step == "from"
+    refused = world.admit(world.sign(request()), middle)
+    assert refused.step == "from" and "nor a federation names the domain of From" in str(refused)
     world.policy = PeeringPolicy(
         world.settings, accept_domains=["a2.test"], federations=[Federation("A.test", ("a2.test",))]
     )
