@@ -153,5 +153,5 @@ class EpochKeys(Service):
             self._said = True
             self.log.warn(
                 "this registrar was given the key of no epoch: no password of the overlay can be checked, and nonces"
-                " hold here alone"
+                " hold here alone; `p2psip user rekey` gives a key to every registrar of the authority"
             )

@@ -239,11 +239,6 @@ class Message:
         return min(int(value), 2**32 - 1) if len(value) < 20 else 2**32 - 1
 
     @property
-    def content_length(self) -> int:
-        """The length of the body in octets."""
-        return len(self.body)
-
-    @property
     def content_type(self) -> str | None:
         """The Content-Type with its parameters, or None."""
         return self.get("content-type")

@@ -167,10 +167,6 @@ class NameAddr:
         """The same address without these header parameters."""
         return NameAddr(self.uri, self.display, self.params.without(*names))
 
-    def with_uri(self, uri: Uri | str) -> NameAddr:
-        """The same address with another URI."""
-        return NameAddr(uri, self.display, self.params)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NameAddr) and self._text == other._text
 

@@ -139,11 +139,6 @@ class Response(Message):
         self.status = status
         self.reason = check_text(REASONS.get(status, "") if reason is None else reason)
 
-    @property
-    def is_final(self) -> bool:
-        """Whether the status is 200 or above."""
-        return self.status >= 200
-
     def encode(self) -> bytes:
         """The response as octets, always with a Content-Length."""
         return self._encoded(f"SIP/2.0 {self.status} {self.reason}")
