@@ -17,7 +17,7 @@ class Call:
     was asked for; `cseq` is the INVITE's; `user` is who proved to call, "user@domain", "" where another node or domain
     vouches. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their
     `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that branch.
-    `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge wrote. Times are unix
+    `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge said. Times are unix
     seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
     """
 
