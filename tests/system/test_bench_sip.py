@@ -27,7 +27,7 @@ def own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def good(result: Result, calls: int) -> bool:
     """Every call succeeded."""
-    return result.calls == calls and not result.failed and result.cpu_us > 0
+    return result.calls == calls and not result.failed
 
 
 @pytest.mark.foreign("sipp")
@@ -36,7 +36,10 @@ def test_registrations_calls_and_redirects(tmp_path: Path) -> None:
     with ours(tmp_path, node=CALLER) as server:
         load = Load(tmp_path, server.address, server.pid)
         load.register_callee()
-        assert good(load.call("call", 50, 40), 40)
+        result = load.call("call", 50, 40)
+        assert good(result, 40)
+        # Kamailio's sixty registrations below take less than the kernel's tick.
+        assert result.cpu_us > 0
     with ours(tmp_path, settings={"redirect_domains": [DOMAIN], "redirect_authenticates": False}) as server:
         load = Load(tmp_path, server.address, server.pid)
         load.register_callee()
