@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -331,12 +333,23 @@ def write(directory: Path, name: str, one: OwnCertificate) -> list[str]:
     return ["-cert", f"{path}.pem", "-key", f"{path}.key"]
 
 
+@contextmanager
+def running(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that ends with the test, also where that fails while both wait for each other."""
+    with subprocess.Popen(command, **streams) as program:
+        try:
+            yield program
+        finally:
+            if program.poll() is None:
+                program.kill()
+
+
 def s_client(directory: Path, server: PeerTls, *arguments: str) -> tuple[End, str]:
     """Our end, and what ``openssl s_client`` prints."""
     with socket.create_server(("127.0.80.1", 0)) as listener:
         host, port = listener.getsockname()
         command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-ign_eof", *arguments]
-        with subprocess.Popen(
+        with running(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         ) as program:
             accepted, _ = listener.accept()
@@ -396,7 +409,7 @@ def test_everybody_may_fetch_our_certificates(tmp_path: Path) -> None:
         (tmp_path / "ca.pem").write_bytes(x509.load_der_x509_certificate(CA.der).public_bytes(Encoding.PEM))
         command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-servername", "c.test", "-CAfile"]
         command += [str(tmp_path / "ca.pem"), "-verify_hostname", "c.test", "-verify_return_error"]
-        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as program:
+        with running(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as program:
             accepted, _ = listener.accept()
             end = End(server.public.serverConnectionForTLS(FakeProtocol()), False)  # type: ignore[arg-type]
             pump(end, accepted)
@@ -435,7 +448,7 @@ def test_peering_047_openssl_s_server_takes_our_certificate(tmp_path: Path) -> N
         port = free.getsockname()[1]
     command = ["openssl", "s_server", "-accept", f"127.0.80.1:{port}", "-Verify", "3", "-verify_return_error"]
     command += ["-CAfile", str(tmp_path / "ca.pem"), "-naccept", "1", *write(tmp_path, "b", certificate("b.test"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
+    with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         assert program.stdout is not None
         for line in program.stdout:
             if line.startswith(b"ACCEPT"):
