@@ -92,8 +92,8 @@ async def _call(lab: PeeringLab, alice: Any, bob: Any, target: str) -> dict[str,
     from twisted.internet.task import deferLater
 
     started = len(alice.ladder), len(bob.ladder)
-    # The phones' clock is the monotonic one, the edges' the wall clock.
-    ahead = time.time() - time.monotonic()
+    # The phones' clock is the reactor's, the edges' the wall clock.
+    ahead = time.time() - reactor.seconds()
     call = await alice.call(target, tone=ALICE_TONE, timeout=10)
     await deferLater(reactor, _TALK_SECONDS)
     answered = next(iter(bob.calls.values()))
