@@ -71,5 +71,5 @@ bench-peering: $(VENV)/.test
 	@$(BIN)/python -m bench.peering $(if $(QUICK),--quick)
 
 clean:
-	rm -rf build dist *.egg-info tests.* .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

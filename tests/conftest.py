@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
+from twisted.trial.unittest import SynchronousTestCase
 
 _left_out: dict[str, str] = {}
 _ALL_WANTED = bool(os.environ.get("P2PSIPD_TEST_ALL"))
@@ -50,6 +52,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_sep("-", verdict, yellow=not _ALL_WANTED, red=_ALL_WANTED)
     for nodeid, reason in sorted(_left_out.items()):
         terminalreporter.write_line(f"{nodeid}: {reason}")
+
+
+@pytest.fixture(autouse=True)
+def temporary_paths(request: pytest.FixtureRequest) -> None:
+    """What a trial test asks `mktemp` for lies with the other temporary files, not in the checkout."""
+    if isinstance(request.instance, SynchronousTestCase):
+        directory, numbers = request.getfixturevalue("tmp_path"), count()
+        request.instance.mktemp = lambda: str(directory / str(next(numbers)))
 
 
 @pytest.fixture(scope="session")

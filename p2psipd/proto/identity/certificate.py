@@ -174,7 +174,8 @@ class TrustPolicy(Protocol):
 _HOST: Final = r"[A-Za-z0-9][A-Za-z0-9-]{0,62}(?:\.[A-Za-z0-9][A-Za-z0-9-]{0,62})*"
 _USER_NAME: Final = re.compile(rf"[!-?A-~]+@{_HOST}")
 _URI: Final = re.compile(rf"reload://([0-9A-Fa-f]+)@({_HOST})/", re.IGNORECASE)
-_PARSE_FAULTS: Final = (
+# What the reading of a hostile certificate raises.
+PARSE_FAULTS: Final = (
     ValueError,
     TypeError,
     OverflowError,
@@ -229,7 +230,7 @@ def _parse(der: bytes) -> NodeCertificate:
         not_after = certificate.not_valid_after_utc.timestamp()
     except CertificateError:
         raise
-    except _PARSE_FAULTS as fault:
+    except PARSE_FAULTS as fault:
         raise CertificateError("form", f"not a readable certificate: {fault}") from None
     parsed = NodeCertificate(der, node_ids, user, overlay, public_key, not_before, not_after)
     if parsed.role is not Role.USER and user.lower() != role_name(parsed.role, node_ids[0], overlay):
@@ -391,7 +392,7 @@ class Trust:
             chain = verifier.verify(leaf, between).chain
         except VerificationError as fault:
             raise CertificateError("chain", f"no chain to a root of {self.overlay_name}: {fault}") from None
-        except _PARSE_FAULTS as fault:
+        except PARSE_FAULTS as fault:
             raise CertificateError("form", f"an intermediate certificate is not readable: {fault}") from None
         return (
             max(link.not_valid_before_utc.timestamp() for link in chain),
@@ -405,7 +406,7 @@ class Trust:
             raise CertificateError("role", f"a self-signed certificate cannot be a {certificate.role.value}'s")
         try:
             loaded.verify_directly_issued_by(loaded)
-        except (InvalidSignature, *_PARSE_FAULTS):
+        except (InvalidSignature, *PARSE_FAULTS):
             raise CertificateError("chain", "the certificate's signature over itself is wrong") from None
         if certificate.public_key is None or self._self_signed_digest is None:
             raise CertificateError("key", "no public key")
@@ -435,7 +436,7 @@ def load_root(der: bytes) -> x509.Certificate:
         constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
     except x509.ExtensionNotFound:
         raise CertificateError("chain", "a root certificate without basicConstraints") from None
-    except _PARSE_FAULTS as fault:
+    except PARSE_FAULTS as fault:
         raise CertificateError("form", f"not a readable root certificate: {fault}") from None
     if not constraints.ca:
         raise CertificateError("chain", "a root certificate that is not an authority's")
@@ -640,7 +641,7 @@ def read_request(der: bytes) -> CertificateRequest:
         raise
     except x509.ExtensionNotFound:
         raise CertificateError("form", "the request has no subjectAltName") from None
-    except _PARSE_FAULTS as fault:
+    except PARSE_FAULTS as fault:
         raise CertificateError("form", f"not a readable request: {fault}") from None
     users = [name.value for name in names if isinstance(name, x509.RFC822Name)]
     others = [name for name in names if not isinstance(name, x509.RFC822Name | x509.UniformResourceIdentifier)]

@@ -18,7 +18,6 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -32,7 +31,7 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from p2psipd.proto.identity.certificate import CertificateError, load_root, remember
+from p2psipd.proto.identity.certificate import PARSE_FAULTS, CertificateError, load_root, remember
 
 __all__ = [
     "Authority",
@@ -67,15 +66,6 @@ _CLIENT_AUTH: Final = ExtendedKeyUsageOID.CLIENT_AUTH.dotted_string
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+")
 _SIP_URI: Final = re.compile(r"sip:([^@;?:/\[\]]++)(?::[0-9]{1,5})?(?:[;?][^@]*+)?", re.IGNORECASE)
-_READ_FAULTS: Final = (
-    ValueError,
-    TypeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    x509.InvalidVersion,
-)
 
 
 class SanMatch(Enum):
@@ -243,7 +233,7 @@ def _read(der: bytes) -> DomainCertificate:
         return DomainCertificate(der, x509.load_der_x509_certificate(der))
     except CertificateRefused:
         raise
-    except _READ_FAULTS as fault:
+    except PARSE_FAULTS as fault:
         raise CertificateRefused(Step.FORM, f"not a readable certificate: {str(fault)[:200]}") from None
 
 
@@ -404,7 +394,7 @@ class TrustAnchors:
             if certificate.loaded.issuer == certificate.loaded.subject:
                 detail = "self-signed, neither pinned nor a configured authority"
             raise _refused(Step.AUTHORITY, detail, certificate) from None
-        except _READ_FAULTS as fault:
+        except PARSE_FAULTS as fault:
             raise _refused(Step.FORM, f"an intermediate is not readable: {fault}", certificate) from None
 
     def _check_revocation(
@@ -512,7 +502,7 @@ def _read_crl(der: bytes) -> _RevocationList:
         return _RevocationList(crl, crl.issuer.public_bytes(), frozenset(entry.serial_number for entry in crl), until)
     except CertificateRefused:
         raise
-    except _READ_FAULTS as fault:
+    except PARSE_FAULTS as fault:
         raise CertificateRefused(Step.REVOKED, f"not a readable revocation list: {fault}") from None
 
 
