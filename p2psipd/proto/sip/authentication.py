@@ -68,9 +68,9 @@ class Verdict(Enum):
 class DigestGate:
     """Challenges requests and checks what comes back.
 
-    `secrets` make nonces, `issuer` names this node in them; whoever shares the secrets recognises them as stale
-    ones. Nonces from before `since` (unix seconds: the start of the process) are stale, because which of their
-    counts were used is forgotten: a phone that is told so repeats its request with a new nonce and asks nobody.
+    `secrets` make nonces, `issuer` names this node in them; whoever shares the secrets takes them. Which counts of
+    those from before `since` (unix seconds: the start of the process), and of those of others, were used is not known
+    here (see NonceCounts).
 
     The digest-uri is not compared with the Request-URI: phones and test tools differ in what they write
     there, and the nonce count already makes each answer good for one request.
@@ -146,7 +146,7 @@ class DigestGate:
             return Verdict.WRONG
         if nonce.state is NonceState.STALE:
             return Verdict.STALE
-        if not self._counts.accept(credentials.nonce, credentials.nc, nonce.issued_at):
+        if not self._counts.accept(credentials.nonce, credentials.nc, nonce.issued_at, nonce.own):
             return Verdict.STALE
         return Verdict.GOOD
 

@@ -352,8 +352,7 @@ def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorit
 
 
 class NonceState(Enum):
-    """A nonce is ours and fresh; or genuine, but old, another registrar's or another address's (stale=true); or none
-    of ours.
+    """A nonce is a registrar's of ours and fresh; or genuine, but old or another address's (stale=true); or none of ours.
     """
 
     VALID = "valid"
@@ -362,11 +361,14 @@ class NonceState(Enum):
 
 
 class OpenedNonce(NamedTuple):
-    """What a nonce says: its state, when it was made (wall seconds), and whether for the address that presents it."""
+    """What a nonce says: its state, when it was made (wall seconds), whether for the address that presents it, and
+    whether by this issuer.
+    """
 
     state: NonceState
     issued_at: float = 0.0
     for_source: bool = False
+    own: bool = False
 
 
 _NONCE_OCTETS = 36
@@ -377,10 +379,10 @@ class NonceIssuer:
     """Makes and recognises nonces without remembering them: time, issuer, the address that asked and 32 random bits
     under an HMAC.
 
-    Registrars that share `secrets` recognise each other's nonces, also after a restart, and call them stale: which
-    counts were used is remembered by the one who issued, as long as it runs. A nonce that is presented from another
-    address than it was given to is stale as well, so that nobody can guess passwords in the name of an address at
-    which he hears no answers. `issuer` is a name of this node; `lifetime` is seconds. 48 characters of base64url each.
+    Registrars that share `secrets` take each other's nonces, and their own after a restart. A nonce that is presented
+    from another address than it was given to is stale, so that nobody can guess passwords, or repeat what he has
+    overheard, in the name of an address at which he hears no answers. `issuer` is a name of this node; `lifetime` is
+    seconds. 48 characters of base64url each.
     """
 
     __slots__ = ("_issuer", "_lifetime", "_secrets", "_sources")
@@ -421,8 +423,9 @@ class NonceIssuer:
             return _FORGED
         issued_at = int.from_bytes(head[:8], "big") / 1000
         for_source = head[12:16] == self._source(source)
-        fresh = head[8:12] == self._issuer and -60 <= wall - issued_at <= self._lifetime
-        return OpenedNonce(NonceState.VALID if fresh and for_source else NonceState.STALE, issued_at, for_source)
+        valid = for_source and -60 <= wall - issued_at <= self._lifetime
+        own = head[8:12] == self._issuer
+        return OpenedNonce(NonceState.VALID if valid else NonceState.STALE, issued_at, for_source, own)
 
 
 def _mac(key: bytes, head: bytes) -> bytes:
@@ -433,32 +436,41 @@ class NonceCounts:
     """Which counts of which nonces have been used (RFC 7616 section 3.4, nc): each is accepted once.
 
     Counts may arrive out of order within a window of 64.  At most `limit` nonces are remembered; of those
-    forgotten, and of those issued before `since` (wall seconds: the start of the process), nothing is
-    accepted any more.
+    forgotten nothing is accepted any more.
+
+    A nonce of another registrar, or one issued before `since` (wall seconds: the start of the process), may have been
+    used where nobody here has seen it.  The first count of such a nonce that comes is accepted, and none below it: a
+    client counts up, so those were for others.  An answer that somebody has overheard can thus be repeated at a
+    registrar that has seen neither it nor a later one, from the same address, within the nonce's lifetime; what cannot
+    be judged at all, a use without count, is not accepted.
     """
 
-    __slots__ = ("_forgotten_until", "_limit", "_seen")
+    __slots__ = ("_forgotten_until", "_limit", "_seen", "_since")
 
     _WINDOW = 64
+    _ALL = 2**_WINDOW - 1
 
     def __init__(self, limit: int = 50_000, since: float = float("-inf")) -> None:
         self._limit = limit
-        self._forgotten_until = since
+        self._since = since
+        self._forgotten_until = float("-inf")
         self._seen: OrderedDict[str, tuple[float, int, int]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._seen)
 
-    def accept(self, nonce: str, count: int, issued_at: float) -> bool:
-        """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new.
+    def accept(self, nonce: str, count: int, issued_at: float, own: bool = True) -> bool:
+        """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new; `own`: it
+        was made here.
 
         False means: challenge again with stale=true.  Call it only after the response has been verified.
         """
         known = self._seen.get(nonce)
         if known is None:
-            if issued_at <= self._forgotten_until:
+            all_seen = own and issued_at > self._since
+            if issued_at <= self._forgotten_until or not (all_seen or count):
                 return False
-            self._seen[nonce] = (issued_at, count, 1)
+            self._seen[nonce] = (issued_at, count, 1 if all_seen else self._ALL)
             if len(self._seen) > self._limit:
                 _, (forgotten, _, _) = self._seen.popitem(last=False)
                 self._forgotten_until = max(self._forgotten_until, forgotten)
@@ -466,7 +478,7 @@ class NonceCounts:
         _, highest, window = known
         if count > highest:
             shift = count - highest
-            window = (window << shift | 1) & (2**self._WINDOW - 1) if shift < self._WINDOW else 1
+            window = (window << shift | 1) & self._ALL if shift < self._WINDOW else 1
             self._seen[nonce] = (issued_at, count, window)
             return True
         bit = 1 << (highest - count) if highest - count < self._WINDOW else 0

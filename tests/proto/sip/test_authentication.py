@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -133,17 +134,20 @@ def test_replayed_counts_are_stale() -> None:
     place.register(answered(challenge, nc=2))
 
 
-def test_nonces_after_a_restart_and_at_another_registrar() -> None:
-    """Profile section 4: a nonce is known wherever the epoch's key is; there it is answered once with stale=true, which
-    a phone answers by itself, and never counted as a wrong password.
+@pytest.mark.parametrize("other", [{"issuer": b"there"}, {"since": WALL + 1}])
+def test_nonces_after_a_restart_and_at_another_registrar(other: dict[str, Any]) -> None:
+    """A nonce holds wherever the epoch's key is, also after a restart; what was used there is used, whatever came
+    before it as well, and it serves no other address.
     """
-    challenge = challenge_of(Place().refusal(request()))
-    for other in (Place(issuer=b"there"), Place(since=WALL + 1)):
-        again = other.refusal(answered(challenge, nc=2), wall=WALL + 2)
-        assert challenge_of(again).stale
-        assert other.register(answered(challenge_of(again)), wall=WALL + 2)
-        assert other.gate.guesses.slowed(0.0) == {"addresses": {}, "users": {}}
-        assert not challenge_of(other.refusal(answered(challenge, password="wrong"))).stale
+    challenge, place = challenge_of(Place().refusal(request())), Place(**other)
+    assert place.register(answered(challenge, nc=2), wall=WALL + 2)
+    for count in (2, 1):
+        again = place.refusal(answered(challenge, nc=count), wall=WALL + 2)
+        assert challenge_of(again).stale and again.why == "digest_stale"
+    assert place.register(answered(challenge, nc=3), wall=WALL + 2)
+    assert challenge_of(place.refusal(answered(challenge, nc=4), "192.0.2.8", WALL + 2)).stale
+    assert challenge_of(place.refusal(answered(challenge, nc=5), wall=WALL + 301)).stale
+    assert place.gate.guesses.slowed(0.0) == {"addresses": {}, "users": {}}
     assert Place(secret=b"other overlay").refusal(answered(challenge)).why == "digest_forged"
 
 

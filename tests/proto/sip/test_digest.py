@@ -187,13 +187,14 @@ def test_long_credentials_are_bounded(within_10_ms: None) -> None:
 
 
 def test_nonce_life() -> None:
-    """A nonce is valid at its issuer for its lifetime, then stale; at another registrar stale; else forged."""
+    """A nonce is valid for its lifetime, then stale, at every registrar that shares the key; else forged."""
     source = random.Random(1)
     here, there = NonceIssuer(KEY, 300, b"here"), NonceIssuer(KEY, 300, b"there")
     nonce = here.issue(1000.0, source)
     assert state(here, nonce, 1000.0) is NonceState.VALID and state(here, nonce, 1300.0) is NonceState.VALID
     assert state(here, nonce, 1300.1) is NonceState.STALE and state(here, nonce, 900.0) is NonceState.STALE
-    assert there.open(nonce, 1000.0) == (NonceState.STALE, 1000.0, True)
+    assert there.open(nonce, 1000.0) == (NonceState.VALID, 1000.0, True, False)
+    assert state(there, nonce, 1300.1) is NonceState.STALE
     assert state(NonceIssuer(OwnSecret(b"other")), nonce, 1000.0) is NonceState.FORGED
     assert state(NonceIssuer(KEY, 300, b"here"), nonce, 1000.0) is NonceState.VALID, "survives a restart"
     assert here.issue(1000.0, source) != nonce
@@ -203,8 +204,8 @@ def test_nonce_of_another_address() -> None:
     """A nonce serves the address that it was given to; presented from another one it is stale and says so."""
     issuer = NonceIssuer(KEY)
     nonce = issuer.issue(1000.0, random.Random(1), "192.0.2.7")
-    assert issuer.open(nonce, 1000.0, "192.0.2.7") == (NonceState.VALID, 1000.0, True)
-    assert issuer.open(nonce, 1000.0, "192.0.2.8") == (NonceState.STALE, 1000.0, False)
+    assert issuer.open(nonce, 1000.0, "192.0.2.7") == (NonceState.VALID, 1000.0, True, True)
+    assert issuer.open(nonce, 1000.0, "192.0.2.8") == (NonceState.STALE, 1000.0, False, True)
 
 
 def test_a_new_epoch() -> None:
@@ -248,10 +249,22 @@ def test_each_count_once(counts: list[int]) -> None:
 
 
 def test_counts_are_bounded() -> None:
-    """The table forgets the oldest nonce, and accepts nothing of what it has forgotten, nor of before its start."""
+    """The table forgets the oldest nonce, and accepts nothing of what it has forgotten."""
     table = NonceCounts(limit=100, since=10.0)
-    assert not table.accept("early", 1, 9.0)
     for number in range(1000):
         assert table.accept(f"n{number}", 1, 11.0 + number)
     assert len(table) == 100 and not table.accept("n5", 1, 16.0) and not table.accept("n999", 1, 1010.0)
     assert table.accept("n999", 2, 1010.0)
+
+
+@pytest.mark.parametrize(("issued_at", "own"), [(9.0, True), (11.0, False)])
+def test_counts_of_which_not_all_were_seen(issued_at: float, own: bool) -> None:
+    """Of a nonce of another registrar, or of before the start, the first count that comes is accepted and all higher
+    ones, none twice and none below: they may have been used. Without a count nothing is accepted.
+    """
+    table = NonceCounts(since=10.0)
+    assert not table.accept("n", 0, issued_at, own)
+    assert table.accept("n", 7, issued_at, own)
+    assert not any(table.accept("n", count, issued_at, own) for count in (7, 6, 1))
+    assert table.accept("n", 9, issued_at, own) and table.accept("n", 8, issued_at, own)
+    assert not any(table.accept("n", count, issued_at, own) for count in (9, 8, 7, 6))
