@@ -135,7 +135,9 @@ def make_sip(
         listen=(host, port),
         app_attach=lambda node_id: overlay.app_attach(NodeId(node_id), SIPS_APPLICATION),
     )
-    elsewhere = EdgesElsewhere(directory, overlay.node_id, domains, interconnect.is_doubtful)
+    elsewhere = EdgesElsewhere(
+        directory, overlay.node_id, domains, interconnect.is_doubtful, section.emergency_numbers
+    )
     edge: Edge = elsewhere
     peering: PeeringService | None = None
     if material.peering is not None:
@@ -145,7 +147,7 @@ def make_sip(
         steps = [peering.emergency, *steps, peering.outbound]
         edge = peering.edge
     else:
-        steps.append(elsewhere)
+        steps = [elsewhere.emergency, *steps, elsewhere]
     locator = Locator(steps)
     credentials = OverlayCredentials(overlay, keys)
     sources: tuple[CredentialSource, ...] = (files.users, credentials)

@@ -99,6 +99,7 @@ def _to_fingerprint(text: str) -> str:
 AnyAddress = Annotated[Address, BeforeValidator(_to_address)]
 Listener = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_listener)]
 Dialable = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_dialable)]
+Dialled = Annotated[str, Field(pattern=r"^[0-9*#]{1,32}$")]
 NameServer = Annotated[Address, BeforeValidator(_to_name_server)]
 OptionalListener = Annotated[Address | None, BeforeValidator(_to_optional_listener)]
 Domain = Annotated[str, AfterValidator(_to_domain)]
@@ -207,6 +208,7 @@ class SipSection(Section):
     follow_redirects: bool = True
     redirect_domains: tuple[Domain, ...] = Field(default=(), strict=False)
     redirect_authenticates: bool = True
+    emergency_numbers: tuple[Dialled, ...] = Field(default=("112", "911"), strict=False)
 
 
 class DnsSection(Section):

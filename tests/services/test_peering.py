@@ -378,7 +378,8 @@ class Directory:
 
 def elsewhere(*nodes: bytes) -> tuple[EdgesElsewhere, Directory]:
     directory = Directory(*nodes)
-    return EdgesElsewhere(directory, b"\1" * 16, [DOMAIN], lambda node: node == b"\2" * 16), directory  # type: ignore[arg-type]
+    step = EdgesElsewhere(directory, b"\1" * 16, [DOMAIN], lambda node: node == b"\2" * 16, ("112", "999"))  # type: ignore[arg-type]
+    return step, directory
 
 
 @pytest.mark.parametrize("uri", [BOB, "tel:+12125551212", "im:bob@b.test", "urn:service:sos"])
@@ -394,6 +395,32 @@ def test_peering_what_leaves_goes_to_an_edge(uri: str) -> None:
     directory.broken = True
     with pytest.raises(LocationUnavailable):
         finished(step(Query(parse_uri(uri), Origin.PHONE, 0.0)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("uri", "helps"),
+    [
+        ("urn:service:sos", True),
+        ("URN:service:sos.police", True),
+        ("urn:service:sosonly", False),
+        ("urn:service:counseling", False),
+        ("tel:999;phone-context=+44", True),
+        ("tel:9-9-9;phone-context=+44", True),
+        ("tel:9991234;phone-context=+44", False),
+        (f"sip:112@{DOMAIN}", True),
+        (f"sip:1-1-2@{DOMAIN};user=phone", True),
+        (f"sip:911@{DOMAIN}", False),
+        ("sip:112@b.test", False),
+    ],
+)
+def test_peering_008_an_emergency_elsewhere(uri: str, helps: bool) -> None:
+    """A node that is no edge knows the emergency numbers of its own configuration; such calls go to an edge first."""
+    step, directory = elsewhere(b"\2" * 16)
+    assert step.is_emergency(parse_uri(uri)) is helps
+    assert bool(finished(step.emergency(Query(parse_uri(uri), Origin.PHONE, 0.0)))) is helps  # type: ignore[arg-type]
+    assert finished(step.emergency(Query(parse_uri(uri), Origin.PEER, 0.0))) is None  # type: ignore[arg-type]
+    directory.nodes.clear()
+    assert finished(step.emergency(Query(parse_uri(uri), Origin.PHONE, 0.0))) is None  # type: ignore[arg-type]
 
 
 def test_peering_what_is_ours_stays() -> None:

@@ -9,7 +9,7 @@ import pytest
 from p2psipd.proto.sip.calls import Call
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.limits import LimitSettings
-from p2psipd.proto.sip.locating import DomainIdentity, Target, decode_gr
+from p2psipd.proto.sip.locating import DomainIdentity, NodeIdentity, Target, decode_gr
 from p2psipd.proto.sip.message import Request, Response, parse_message
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri
@@ -355,6 +355,39 @@ def test_calls_for_help_are_not_limited() -> None:
     assert node.service.statistics()["calls_open"] == 3
     invite(alice, "sip:carol@overlay.example")
     assert alice.take_response(503).status == 503
+
+
+@pytest.mark.parametrize("trouble", ["drain", "overload"])
+def test_calls_for_help_pass_a_node_in_trouble(trouble: str) -> None:
+    """A node that ends, or refuses new calls for having too much to do, takes those to the emergency services."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: "bob" in str(uri))
+    alice, bob = phones(world, node)
+    if trouble == "drain":
+        node.service.drain(30.0)
+    else:
+        node.service._refuse(1.0)
+    alice.send(alice.request("INVITE", "sip:carol@overlay.example"))
+    assert alice.take_response(503).has("retry-after")
+    invite(alice, bob.aor)
+    assert bob.take_request("INVITE").method == "INVITE"
+
+
+def test_calls_for_help_are_known_by_their_to() -> None:
+    """What another node brings to whoever takes emergency calls is spared, too; what another domain brings is not."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: str(uri) == "urn:service:sos")
+    _, bob = phones(world, node)
+    node.service._refuse(1.0)
+    request = bob.request("INVITE", bob.aor, to="<urn:service:sos>")
+    inside = MemoryFlow("TLS", ("10.0.0.2", 5061), ("10.0.0.1", 5061), 1, lambda flow, data: None)
+    outside = MemoryFlow("TLS", ("10.0.0.3", 5061), ("10.0.0.1", 5061), 2, lambda flow, data: None)
+    inside.peer = NodeIdentity(b"\2" * 16, "", True)
+    outside.peer = DomainIdentity(("b.test",), "peering")  # type: ignore[assignment]
+    assert node.service._calls_for_help(inside, request)
+    assert not node.service._calls_for_help(outside, request)
+    request.set_uri("urn:service:sos")
+    assert not node.service._calls_for_help(outside, request)
 
 
 def test_another_domain_is_told_who_does_not_exist() -> None:

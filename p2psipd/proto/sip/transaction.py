@@ -69,6 +69,7 @@ __all__ = [
 COOKIE = "z9hG4bK"
 _Key = tuple[Hashable, ...]
 _RETRY_AFTER = "5"
+_RESERVED_PART = 20
 _SHED = frozenset({"INVITE", "MESSAGE", "SUBSCRIBE", "REFER", "PUBLISH"})
 """What a node that is overloaded, or about to end, refuses outside of dialogs."""
 
@@ -147,7 +148,8 @@ class TransactionLayer:
     ACK): SipError.
 
     `refuse` is asked about each new request but ACK and CANCEL before a transaction is made for it: what it
-    refuses is answered and forgotten (RFC 3261 section 8.2.7).
+    refuses is answered and forgotten (RFC 3261 section 8.2.7).  `spares` is asked about requests that are to be
+    refused because there are too many: what it spares has a twentieth more room, and is never shed.
     """
 
     def __init__(
@@ -156,9 +158,12 @@ class TransactionLayer:
         timers: Timers = Timers(),
         limits: Limits = Limits(),
         refuse: Callable[[Flow, Request], Refusal | None] | None = None,
+        spares: Callable[[Flow, Request], bool] = lambda flow, request: False,
     ) -> None:
         self.shedding = 0.0
         self._refuse = refuse
+        self._spares = spares
+        self._most = limits.open + limits.open // _RESERVED_PART
         self._tag_key = random.getrandbits(128).to_bytes(16, "big")
         self._to_shed = 0.0
         self._random = random
@@ -368,7 +373,7 @@ class TransactionLayer:
         elif server is not None:
             if server.data is not None and server.state in (State.PROCEEDING, State.COMPLETED):
                 self._send(server, server.data)
-        elif self.open_count >= self._limits.open or (self.shedding and self._is_shed(request)):
+        elif self._is_too_much(flow, request):
             self._reject(flow, SipError("Service Unavailable", status=503, request=request))
         elif self._refuse is None or method == "CANCEL" or not self._refused(flow, request, self._refuse):
             self._start_server(flow, request, index, now)
@@ -385,6 +390,12 @@ class TransactionLayer:
         answer = make_response(request, refusal.status, refusal.reason or None, tag, refusal.headers)
         self._out.append(SendMessage(_flow_back(flow, via), answer.encode()))
         return True
+
+    def _is_too_much(self, flow: Flow, request: Request) -> bool:
+        """Whether there are too many transactions for one more, or this one is of the part that is shed."""
+        if self.open_count < self._limits.open and not (self.shedding and self._is_shed(request)):
+            return False
+        return self.open_count >= self._most or not self._spares(flow, request)
 
     def _is_shed(self, request: Request) -> bool:
         if request.method not in _SHED or request.to_tag is not None:
@@ -516,7 +527,7 @@ class TransactionLayer:
         flow, request, key, branch_tag = item
         if request.method == "ACK" or key in self._client_names:
             raise SipError("an ACK has no transaction, and keys are unique", status=500)
-        if self.open_count >= self._limits.open:
+        if self.open_count >= self._most:
             self._out += (TransactionFailed(key, "too many transactions"), TransactionEnded(key))
             return
         branch = self.new_branch(branch_tag)

@@ -7,7 +7,8 @@ alternatives, tried one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 from p2psipd.proto.peering.crossing import Crossings
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 NAMESPACE: Final = "peering"
 INSTANCE: Final = "peering"
 _MOST_EDGES: Final = 4
-#: Emergency numbers of every mobile phone, whatever the country (3GPP TS 22.101 section 10.1).
-_EVERYWHERE: Final = frozenset({"112", "911"})
+_SOS: Final = re.compile(r"urn:service:sos(\.[a-z0-9.-]+)?", re.IGNORECASE)
+_SEPARATORS: Final = re.compile(r"[-.() ]")
 
 
 class Directory(Protocol):
@@ -47,10 +48,18 @@ class EdgesElsewhere:
     name = "edges elsewhere"
 
     def __init__(
-        self, directory: Directory, own: bytes, domains: Sequence[str], is_doubtful: Callable[[bytes], bool]
+        self,
+        directory: Directory,
+        own: bytes,
+        domains: Sequence[str],
+        is_doubtful: Callable[[bytes], bool],
+        emergency_numbers: Iterable[str] = (),
     ) -> None:
-        """`is_doubtful` says which nodes could lately not be reached: they are tried last."""
+        """`is_doubtful` says which nodes could lately not be reached: they are tried last. `emergency_numbers` are
+        those that are dialled here for help.
+        """
         self._directory = directory
+        self._emergency_numbers = frozenset(emergency_numbers)
         self._is_doubtful = is_doubtful
         self._own = own
         self._domains = frozenset(domains)
@@ -61,17 +70,27 @@ class EdgesElsewhere:
             return None
         return await self.targets(str(query.uri)) or None
 
+    async def emergency(self, query: Query) -> Sequence[Target] | None:
+        """The step before all others: a call for help goes to an edge, whoever may be registered under that number."""
+        if query.origin is not Origin.PHONE or not self.is_emergency(query.uri):
+            return None
+        return await self.targets(str(query.uri)) or None
+
     def is_emergency(self, uri: Uri) -> bool:
-        """Whether no limit of this node stops a request: the plan is known to the edges alone, and they judge again."""
+        """Whether a target is the emergency services, so that no limit of this node stops it; the edges judge again."""
         if isinstance(uri, SipUri):
-            return uri.host in self._domains and uri.unescaped_user in _EVERYWHERE
-        return str(uri).lower().startswith(("urn:service:sos", *(f"tel:{number}" for number in _EVERYWHERE)))
+            dialled = uri.unescaped_user.partition(";")[0] if uri.host in self._domains else ""
+        elif isinstance(uri, TelUri):
+            dialled = uri.number
+        else:
+            return _SOS.fullmatch(str(uri)) is not None
+        return bool(dialled) and _SEPARATORS.sub("", dialled) in self._emergency_numbers
 
     def _leaves(self, query: Query) -> bool:
         uri = query.uri
         if isinstance(uri, SipUri):
             return uri.host not in self._domains or is_dialled(uri)
-        return isinstance(uri, TelUri) or uri.scheme in ("im", "pres") or str(uri).lower().startswith("urn:service:sos")
+        return isinstance(uri, TelUri) or uri.scheme in ("im", "pres") or self.is_emergency(uri)
 
     async def targets(self, uri: str, first: bytes = b"") -> list[Target]:
         """The edges as alternatives, `first` before the others. Raises LocationUnavailable."""

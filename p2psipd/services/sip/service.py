@@ -123,7 +123,7 @@ class SipService(Service):
         self._reactor = reactor
         self._clocks = Clocks(reactor, wall, self._clock_jumped)
         self._ladder = Ladder()
-        self._layer = TransactionLayer(random, refuse=self._unproved)
+        self._layer = TransactionLayer(random, refuse=self._unproved, spares=self._calls_for_help)
         self._driver = self._new_driver()
         secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
         self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
@@ -413,7 +413,7 @@ class SipService(Service):
                 self._forwarder.acknowledge(flow, request)
         elif method == "CANCEL":
             self._forwarder.cancel(event)
-        elif self._waiting >= _MAX_ROUTING:
+        elif self._waiting >= _MAX_ROUTING and not self._calls_for_help(flow, request):
             self.counters["overload"] += 1
             headers = [("Retry-After", RETRY_AFTER)]
             self._forwarder.reply(transaction, make_response(request, 503, headers=headers))
@@ -461,6 +461,17 @@ class SipService(Service):
         if peer is not None:
             self._gate.check_assertion(flow, request)
         return ""
+
+    def _calls_for_help(self, flow: Flow, request: Request) -> bool:
+        """Whether this is a new request to the emergency services: no limit stops it, nor the end of this node.
+
+        Another node may have put the address of whoever takes such calls in place of what was called: To still says it.
+        """
+        peer = peer_of(flow)
+        if isinstance(peer, DomainIdentity) or request.to_tag is not None:
+            return False
+        called = (request.uri, request.to.uri) if peer is not None else (request.uri,)
+        return any(self._is_emergency(self._gate.place(uri)) for uri in called)
 
     async def _acknowledge_from_outside(self, flow: Flow, request: Request) -> None:
         """An ACK of another domain passes if its peer may send it; a refusal has no answer."""
@@ -564,7 +575,7 @@ class SipService(Service):
         if peer is not None and not outside:
             await self._judge(flow, request)
         # Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
-        emergency = self._is_emergency(uri)
+        emergency = self._calls_for_help(flow, request)
         if peer is None and (not redirected or self._settings.redirect_authenticates):
             await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)

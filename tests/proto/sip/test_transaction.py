@@ -559,6 +559,23 @@ def test_overload() -> None:
     assert of(bench.put(MessageReceived(UDP, new_request("ACK", "z9hG4bKack"))), RequestReceived)
 
 
+def test_what_is_spared_has_more_room() -> None:
+    """Above the limit, and while all is shed, what is spared still gets in, up to a twentieth more than the limit."""
+    bench = Bench(limits=Limits(open=20))
+    bench.layer._spares = lambda flow, request: request.get("priority") == "emergency"
+
+    def came(number: int, priority: str) -> bool:
+        request = new_request("MESSAGE", f"z9hG4bK{number}")
+        request.set("Priority", priority)
+        return bool(of(bench.put(MessageReceived(UDP, request)), RequestReceived))
+
+    bench.layer.shedding = 1.0
+    assert not came(0, "normal") and came(1, "emergency")
+    bench.layer.shedding = 0.0
+    assert all(came(number, "normal") for number in range(2, 21))
+    assert not came(21, "normal") and came(22, "emergency") and not came(23, "emergency")
+
+
 def test_lingering_is_bounded() -> None:
     """Of answered transactions the oldest go early when there are too many."""
     bench = Bench(limits=Limits(lingering=10))
