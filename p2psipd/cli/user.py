@@ -1,6 +1,6 @@
 """`p2psip user`: passwords of phones.
 
-A user's password becomes three HA1 values (MD5, SHA-256, SHA-512-256; user name: what is before the "@",
+A user's password becomes six HA1 values (MD5, SHA-256, SHA-512-256; user name: what is before the "@", and the whole;
 realm: the domain), sealed under the current epoch's key and stored in the overlay; the key is stored
 wrapped for every registrar. These verbs are client nodes for a moment: Twisted is imported when one of them
 runs.
@@ -48,7 +48,9 @@ def add(place: Place, names: tuple[str, ...], source: Any, password: str | None,
 @place_options
 @json_option
 def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None:
-    """Change a user's password. Registrars that know the old one may take it for another minute."""
+    """Change a user's password. The new one counts at once; the old one may be taken for ten seconds more, and for a
+    minute by a registrar that is cut off from the overlay.
+    """
     _put(place, _with_passwords((name,), None, password), as_json, may_exist=True, must_exist=True)
 
 
@@ -57,7 +59,9 @@ def passwd(place: Place, name: str, password: str | None, as_json: bool) -> None
 @place_options
 @json_option
 def remove(place: Place, name: str, as_json: bool) -> None:
-    """Remove a user: their phones are refused within a minute (what they registered runs out)."""
+    """Remove a user: their phones are refused within ten seconds, within a minute by a registrar that is cut off from
+    the overlay. What they registered runs out.
+    """
     with opened(place) as (files, configuration, _):
         aor = check_aor(name, configuration)
         _must_be_known(files, aor)

@@ -31,6 +31,7 @@ from p2psipd.proto.reload.sip_usage import (
 )
 from p2psipd.proto.reload.storage_messages import StoredDataSpecifier
 from p2psipd.proto.reload.wire import Destination, NodeDestination
+from p2psipd.proto.sip.digest import user_of
 from p2psipd.proto.sip.locating import Binding, CredentialSource, LocationUnavailable, binding_key
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ USER_AGENT_EXTENSION: Final = 2
 
 #: A name that stands for another name is followed this far.
 _LONGEST_CHAIN: Final = 5
-#: Passwords are asked for anew after this time: so long may one who was removed go on. A wrong password is compared
-#: with what the overlay has now, if that was not asked a moment ago.
-_KNOWN_SECONDS: Final = 60.0
+#: Passwords are asked for anew after this time: so long may one go on who was removed, or uses an old password, and for
+#: the longer time where the overlay does not answer. A wrong password is compared with what the overlay has now, if
+#: that was not asked a moment ago.
+_KNOWN_SECONDS: Final = 10.0
+_KEPT_SECONDS: Final = 60.0
 _UNKNOWN_SECONDS: Final = 3.0
 _MOMENT: Final = 0.5
 _CACHED_USERS: Final = 10_000
@@ -57,6 +60,11 @@ _TOKENS: Final[Mapping[DigestAlgorithm, str]] = {
     DigestAlgorithm.MD5: "MD5",
     DigestAlgorithm.SHA_256: "SHA-256",
     DigestAlgorithm.SHA_512_256: "SHA-512-256",
+}
+_TOKENS_OF_AOR: Final[Mapping[DigestAlgorithm, str]] = {
+    DigestAlgorithm.MD5_OF_AOR: "MD5",
+    DigestAlgorithm.SHA_256_OF_AOR: "SHA-256",
+    DigestAlgorithm.SHA_512_256_OF_AOR: "SHA-512-256",
 }
 
 
@@ -221,14 +229,15 @@ def _to_registration(name: str, binding: Binding) -> ProxyRegistration:
 
 
 class _Cached(NamedTuple):
-    """What was known of one user at an instant of the monotonic clock; None: there was no such user."""
+    """What was known of one user at an instant of the monotonic clock: HA1 by token for "alice" and for
+    "alice@realm"; None: there was no such user.
+    """
 
-    passwords: Mapping[str, bytes] | None
+    passwords: tuple[Mapping[str, bytes], Mapping[str, bytes]] | None
     asked_at: float
 
 
-def _kept_for(passwords: Mapping[str, bytes] | None) -> float:
-    return _UNKNOWN_SECONDS if passwords is None else _KNOWN_SECONDS
+_NEVER_ASKED: Final = _Cached(None, float("-inf"))
 
 
 class KeySource(Protocol):
@@ -251,24 +260,33 @@ class OverlayCredentials:
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         """H(user:realm:password) by algorithm token; None for an unknown user.
 
-        `fresh` asks the overlay again, unless it was asked a moment ago.
+        `fresh` asks the overlay again, unless it was asked a moment ago. Where the overlay does not answer, one who was
+        known a minute ago still is.
         """
-        name, now = f"{user}@{realm}", self._now()
-        known = self._users.get(name)
-        if known is not None and now - known.asked_at < (_MOMENT if fresh else _kept_for(known.passwords)):
-            return known.passwords
-        passwords = await self._ask(name, fresh)
-        self._users.pop(name, None)
-        self._users[name] = _Cached(passwords, now)
-        while len(self._users) > _CACHED_USERS:
-            del self._users[next(iter(self._users))]
-        return passwords
+        plain = user_of(user, realm)
+        if plain is None:
+            return None
+        name, now = f"{plain}@{realm}", self._now()
+        known = self._users.get(name, _NEVER_ASKED)
+        age = now - known.asked_at
+        if age >= (_MOMENT if fresh else _UNKNOWN_SECONDS if known.passwords is None else _KNOWN_SECONDS):
+            try:
+                known = _Cached(await self._ask(name, fresh), now)
+            except LocationUnavailable:
+                if fresh or known.passwords is None or age >= _KEPT_SECONDS:
+                    raise
+            else:
+                self._users.pop(name, None)
+                self._users[name] = known
+                while len(self._users) > _CACHED_USERS:
+                    del self._users[next(iter(self._users))]
+        return None if known.passwords is None else known.passwords[user != plain]
 
     def forget(self) -> None:
         """Ask for everything anew."""
         self._users.clear()
 
-    async def _ask(self, name: str, fresh: bool) -> Mapping[str, bytes] | None:
+    async def _ask(self, name: str, fresh: bool) -> tuple[Mapping[str, bytes], Mapping[str, bytes]] | None:
         try:
             outcome = await self._overlay.fetch(name, (DIGEST_CREDENTIAL,), fresh=fresh)
             for stored in outcome.values:
@@ -277,12 +295,16 @@ class OverlayCredentials:
                     opened = open_credential(
                         sealed, await self._keys.key(sealed.epoch), resource_id(name), DIGEST_CREDENTIAL
                     )
-                    return {_TOKENS[algorithm]: ha1 for algorithm, ha1 in opened.items()}
+                    return _by_token(opened, _TOKENS), _by_token(opened, _TOKENS_OF_AOR)
         except NotFound:
             return None
         except ReloadError as error:
             raise LocationUnavailable(f"the password of {name} could not be asked: {error}") from error
         return None
+
+
+def _by_token(opened: Mapping[DigestAlgorithm, bytes], tokens: Mapping[DigestAlgorithm, str]) -> Mapping[str, bytes]:
+    return {tokens[algorithm]: ha1 for algorithm, ha1 in opened.items() if algorithm in tokens}
 
 
 class FirstKnown:
@@ -293,17 +315,20 @@ class FirstKnown:
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         """H(user:realm:password) by algorithm token. LocationUnavailable if one could not be asked and none after it
-        knows the user.
+        knows the user; with `fresh`, when what was known has proved wrong, also if one after it could not be asked: who
+        guesses is not told by the kind of refusal which users are in a file.
         """
         failed: LocationUnavailable | None = None
+        known: Mapping[str, bytes] | None = None
         for source in self._sources:
             try:
                 found = await source.ha1(user, realm, fresh)
             except LocationUnavailable as error:
                 failed = error
                 continue
-            if found is not None:
+            if found is not None and not fresh:
                 return found
+            known = found if known is None else known
         if failed is not None:
             raise failed
-        return None
+        return known

@@ -215,10 +215,10 @@ class CredentialTests(SynchronousTestCase):
         self.keys = EpochKeys(self.overlay, OVERLAY, Credential(OWNER, REGISTRAR.key), own, self.clock)
         self.credentials = OverlayCredentials(self.overlay, self.keys, lambda: self.now)
 
-    def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id) -> None:
-        """Store bob's password, sealed, and the key of its epoch for one registrar."""
+    def provision(self, epoch: int = 1, node_id: bytes = OWNER.node_id, only: int = 99) -> None:
+        """Store bob's password, sealed, and the key of its epoch for one registrar; only so many hashes of it."""
         name = "bob@overlay.example"
-        hashed = hashed_passwords("bob", "overlay.example", "secret")
+        hashed = dict(list(hashed_passwords("bob", "overlay.example", "secret").items())[:only])
         sealed = seal(self.key, epoch, bytes(12), resource_id(name), DIGEST_CREDENTIAL, hashed)
         stored = StoredData(0, 60, DataValue(True, sealed.encode()), NO_SIGNATURE)
         value = VerifiedValue(DIGEST_CREDENTIAL, b"", True, sealed.encode(), 0, 60, OWNER, stored)
@@ -228,32 +228,53 @@ class CredentialTests(SynchronousTestCase):
         )
         self.overlay.put(digest_key_name(OVERLAY), DIGEST_KEY, digest_key_entry(node_id, epoch), wrapped.encode())
 
-    def ha1(self, user: str = "bob") -> Deferred[Any]:
-        return Deferred.fromCoroutine(self.credentials.ha1(user, "overlay.example"))
+    def ha1(self, user: str = "bob", fresh: bool = False) -> Deferred[Any]:
+        return Deferred.fromCoroutine(self.credentials.ha1(user, "overlay.example", fresh))
 
     def test_opened(self) -> None:
-        """A password that was sealed for the overlay opens at a registrar, under each algorithm's token."""
+        """A password that was sealed for the overlay opens at a registrar, under each algorithm's token, for both forms
+        of the user name; from before there were two, the second has nothing.
+        """
         self.provision()
-        expected = {
-            name.name.replace("_", "-"): value
-            for name, value in hashed_passwords("bob", "overlay.example", "secret").items()
-        }
-        self.assertEqual(self.successResultOf(self.ha1()), expected)
+        hashed = hashed_passwords("bob", "overlay.example", "secret")
+        for user, first in (("bob", 1), ("bob@overlay.example", 17)):
+            expected = {name: hashed[first + index] for index, name in enumerate(("MD5", "SHA-256", "SHA-512-256"))}
+            self.assertEqual(self.successResultOf(self.ha1(user)), expected)
+        for user in ("bob@elsewhere.example", "@overlay.example", ""):
+            self.assertIsNone(self.successResultOf(self.ha1(user)))
+        self.provision(only=3)
+        self.credentials.forget()
+        self.assertEqual(len(self.successResultOf(self.ha1("bob"))), 3)
+        self.assertEqual(self.successResultOf(self.ha1("bob@overlay.example")), {})
 
     def test_unknown_user(self) -> None:
         """An unknown user is None."""
         self.assertIsNone(self.successResultOf(self.ha1("carol")))
 
-    def test_remembered_for_a_while(self) -> None:
-        """A password is asked for once in a while, and a changed one counts after that."""
+    def test_remembered_for_ten_seconds(self) -> None:
+        """A password is asked for once in ten seconds: so long may an old one, or a user who was removed, go on."""
         self.provision()
         self.successResultOf(self.ha1())
         asked = self.overlay.fetches
+        self.now = 9.9
         self.successResultOf(self.ha1())
         self.assertEqual(self.overlay.fetches, asked)
         self.overlay.values.clear()
-        self.now = 3600.0
+        self.now = 10.0
         self.assertIsNone(self.successResultOf(self.ha1()))
+
+    def test_remembered_while_the_overlay_does_not_answer(self) -> None:
+        """A user who was known a minute ago still is where nobody can be asked; one whose password has just proved
+        wrong is not.
+        """
+        self.provision()
+        known = self.successResultOf(self.ha1())
+        self.overlay.error = RequestTimeout("late")
+        self.now = 59.0
+        self.assertEqual(self.successResultOf(self.ha1()), known)
+        self.failureResultOf(self.ha1(fresh=True), LocationUnavailable)
+        self.now = 60.0
+        self.failureResultOf(self.ha1(), LocationUnavailable)
 
     def test_not_given_the_key(self) -> None:
         """A registrar without the key of the epoch says so, and what gives it."""
@@ -341,14 +362,18 @@ class CredentialTests(SynchronousTestCase):
         self.assertEqual(faults, [])
         listed = FileUsers(users)
 
-        def ha1(user: str, *sources: Any) -> Deferred[Any]:
-            return Deferred.fromCoroutine(FirstKnown(sources).ha1(user, "overlay.example"))
+        def ha1(user: str, *sources: Any, fresh: bool = False) -> Deferred[Any]:
+            return Deferred.fromCoroutine(FirstKnown(sources).ha1(user, "overlay.example", fresh))
 
         self.assertEqual(self.successResultOf(ha1("bob", listed, self.credentials)), {"MD5": b"\xcd" * 16})
         self.assertEqual(len(self.successResultOf(ha1("bob", self.credentials, listed))), 3)
         self.assertIsNone(self.successResultOf(ha1("dave", self.credentials, listed)))
         self.overlay.error = RequestTimeout("late")
         self.assertEqual(self.successResultOf(ha1("carol", self.credentials, listed)), {"MD5": b"\xab" * 16})
+        self.assertEqual(self.successResultOf(ha1("carol", listed, self.credentials)), {"MD5": b"\xab" * 16})
+        for user in ("erin", "carol"):
+            # What is asked after a wrong password has the same answer, be the user in the file or not.
+            self.failureResultOf(ha1(user, listed, self.credentials, fresh=True), LocationUnavailable)
         self.failureResultOf(ha1("erin", listed, self.credentials), LocationUnavailable)
 
     def test_overlay_does_not_answer(self) -> None:

@@ -356,16 +356,21 @@ def _read_extensions(reader: Reader) -> tuple[tuple[int, bytes], ...]:
 
 
 class DigestAlgorithm(IntEnum):
-    """The digest algorithms of RFC 8760, with our numbers for them."""
+    """The digest algorithms of RFC 8760, with our numbers for them: for "alice" as authentication user name, and for
+    "alice@realm".
+    """
 
     MD5 = 1
     SHA_256 = 2
     SHA_512_256 = 3
+    MD5_OF_AOR = 17
+    SHA_256_OF_AOR = 18
+    SHA_512_256_OF_AOR = 19
 
 
 EPOCH_KEY_LENGTH: Final = 32
 NONCE_LENGTH: Final = 12
-_HA1_LENGTH: Final = {DigestAlgorithm.MD5: 16, DigestAlgorithm.SHA_256: 32, DigestAlgorithm.SHA_512_256: 32}
+_HA1_LENGTH: Final = {each: 16 if each.name.startswith("MD5") else 32 for each in DigestAlgorithm}
 
 
 class DigestCredential(NamedTuple):
@@ -397,15 +402,17 @@ class DigestCredential(NamedTuple):
 
 
 def hashed_passwords(username: str, realm: str, password: str) -> dict[DigestAlgorithm, bytes]:
-    """H(username ":" realm ":" password) under each algorithm, as raw octets (RFC 7616 section 3.4.2)."""
-    text = f"{username}:{realm}:{password}".encode("utf-8", "surrogateescape")
-    truncated = Hash(SHA512_256())
-    truncated.update(text)
-    return {
-        DigestAlgorithm.MD5: md5(text, usedforsecurity=False).digest(),
-        DigestAlgorithm.SHA_256: sha256(text).digest(),
-        DigestAlgorithm.SHA_512_256: truncated.finalize(),
-    }
+    """H(username ":" realm ":" password) under each algorithm, as raw octets (RFC 7616 section 3.4.2), and the same
+    for the username with "@" and the realm behind it: phones write either.
+    """
+    made = {}
+    for name, first in ((username, DigestAlgorithm.MD5), (f"{username}@{realm}", DigestAlgorithm.MD5_OF_AOR)):
+        text = f"{name}:{realm}:{password}".encode("utf-8", "surrogateescape")
+        truncated = Hash(SHA512_256())
+        truncated.update(text)
+        hashes = (md5(text, usedforsecurity=False).digest(), sha256(text).digest(), truncated.finalize())
+        made.update({DigestAlgorithm(first + index): ha1 for index, ha1 in enumerate(hashes)})
+    return made
 
 
 def seal(

@@ -18,12 +18,13 @@ from p2psipd.proto.sip.digest import (
     NonceState,
     OpenedNonce,
     challenges,
+    user_of,
     verify,
 )
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.guessing import Guesses
 from p2psipd.proto.sip.headers import NameAddr
-from p2psipd.proto.sip.locating import CredentialSource, NodeIdentity
+from p2psipd.proto.sip.locating import CredentialSource, LocationUnavailable, NodeIdentity
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.proxy import Home, Refused
 from p2psipd.proto.sip.shared_secret import SharedSecret
@@ -348,26 +349,39 @@ class Gatekeeper:
     async def _judge(
         self, presented: Credentials, request: Request, realm: str, wall: float, source: str
     ) -> tuple[Verdict, str]:
-        """The verdict, and a word for counting."""
+        """The verdict, and a word for counting.
+
+        LocationUnavailable (503) where not everybody could be asked who may know the password, and none of those who
+        could has the right one: whether or not one of them knows the user, the answer is the same. It counts as a
+        wrong password, which costs no phone anything that waits as long as Retry-After says.
+        """
         began = self._waiting.now()
-        user = presented.username.partition("@")[0]
+        user = user_of(presented.username, realm) or ""
         nonce = self._digest.nonce(presented, wall, source)
         if nonce.state is NonceState.FORGED:
             return Verdict.WRONG, "digest_forged"
         if not self.guesses.may_try(source, user, began):
             return Verdict.WRONG, "digest_slowed"
-        known = await self._credentials.ha1(user, realm)
-        verdict = self._digest.check(presented, request, known, nonce)
-        if verdict is Verdict.WRONG:
-            # Perhaps the password has just been changed, or the user been added.
-            known = await self._credentials.ha1(user, realm, fresh=True)
+        failed: LocationUnavailable | None = None
+        verdict = Verdict.WRONG
+        for fresh in (False, True):
+            # Asked afresh: perhaps the password has just been changed, or the user been added.
+            try:
+                known = await self._credentials.ha1(presented.username, realm, fresh) if user else None
+            except LocationUnavailable as error:
+                failed = error
+                break
             verdict = self._digest.check(presented, request, known, nonce)
+            if verdict is not Verdict.WRONG:
+                break
         if verdict is Verdict.GOOD:
             self.guesses.right(source, user)
         elif verdict is Verdict.WRONG:
             if nonce.for_source:
                 self.guesses.wrong(source, user, began)
             await self._waiting.wait(max(0.0, REFUSAL_SECONDS - (self._waiting.now() - began)))
+        if failed is not None:
+            raise failed
         return verdict, f"digest_{verdict.value}"
 
     async def _owns(self, presented: Credentials, uri: SipUri, realm: str) -> bool:

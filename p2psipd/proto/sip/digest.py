@@ -36,6 +36,7 @@ __all__ = [
     "challenges",
     "choose",
     "ha1",
+    "user_of",
     "verify",
 ]
 
@@ -91,6 +92,12 @@ def ha1(algorithm: Algorithm, user: str, realm: str, password: str) -> str:
     As good as the password itself: keep it so.
     """
     return _hash(algorithm, f"{user}:{realm}:{password}")
+
+
+def user_of(username: str, realm: str) -> str | None:
+    """The user that an authentication user name means: phones write "alice" or "alice@realm"; None for others."""
+    user, at, domain = username.partition("@")
+    return user if user and (not at or domain == realm) else None
 
 
 def _hash(algorithm: Algorithm, text: str) -> str:
@@ -352,8 +359,7 @@ def choose(values: Iterable[str], supported: Iterable[Algorithm] = tuple(Algorit
 
 
 class NonceState(Enum):
-    """A nonce is a registrar's of ours and fresh; or genuine, but old or another address's (stale=true); or none of ours.
-    """
+    """A nonce is one of our registrars' and fresh; or genuine, but old or another address's (stale=true); or forged."""
 
     VALID = "valid"
     STALE = "stale"

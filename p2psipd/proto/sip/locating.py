@@ -345,8 +345,9 @@ class CredentialSource(Protocol):
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         """The raw H(user:realm:password) by algorithm token ("MD5", "SHA-256"); None for an unknown user.
 
-        `fresh` asks past what is remembered, which has just proved wrong. Raises LocationUnavailable if that can't be
-        known now.
+        `user` is as the phone writes it, "alice" or "alice@realm": the hashes are different ones, and none are known
+        (an empty mapping) where only the other form was set up. `fresh` asks past what is remembered, which has just
+        proved wrong: everybody who may know. Raises LocationUnavailable if that can't be known now.
         """
         ...
 

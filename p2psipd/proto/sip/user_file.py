@@ -1,7 +1,8 @@
 """A file of users with their digest passwords, in the form of htdigest: ``user:realm:ha1[:algorithm]``.
 
 One line for each user and algorithm (RFC 8760: MD5 unless it says SHA-256 or SHA-512-256); ha1 is
-H(user:realm:password) in hexadecimal, and as good as the password. Empty lines and lines that begin with "#"
+H(user:realm:password) in hexadecimal, and as good as the password. Phones that authenticate as ``alice@realm`` need
+lines with that as user: it is in the hash. Empty lines and lines that begin with "#"
 count for nothing. A phone chooses among the algorithms that are offered to everybody, so a user with a line for
 MD5 alone needs a phone that takes MD5, or `sip.digest_algorithms` without the others.
 """
@@ -81,5 +82,12 @@ class FileUsers:
         self._users = users
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
-        """H(user:realm:password) by algorithm token; None for a user who is not in the file."""
-        return self._users.get((user, realm))
+        """H(user:realm:password) by algorithm token; None for a user who is not in the file in either form, empty for
+        one who is there in the other form alone.
+        """
+        found = self._users.get((user, realm))
+        if found is None:
+            plain = user.removesuffix(f"@{realm}")
+            if (f"{user}@{realm}" if plain == user else plain, realm) in self._users:
+                return {}
+        return found

@@ -231,12 +231,16 @@ def test_binding_key_agrees_with_the_registrar_s() -> None:
 
 
 def test_hashed_passwords() -> None:
-    """HA1 of RFC 7616 section 3.9.1's example, under MD5, SHA-256 and SHA-512-256."""
+    """HA1 of RFC 7616 section 3.9.1's example, under MD5, SHA-256 and SHA-512-256, and for the long user name."""
     made = hashed_passwords("Mufasa", "http-auth@example.org", "Circle of Life")
     text = b"Mufasa:http-auth@example.org:Circle of Life"
     assert made[DigestAlgorithm.MD5] == hashlib.md5(text).digest()
     assert made[DigestAlgorithm.SHA_256] == hashlib.sha256(text).digest()
     assert made[DigestAlgorithm.SHA_512_256] == hashlib.new("sha512_256", text).digest()
+    text = b"Mufasa@http-auth@example.org:http-auth@example.org:Circle of Life"
+    assert made[DigestAlgorithm.MD5_OF_AOR] == hashlib.md5(text).digest()
+    assert made[DigestAlgorithm.SHA_256_OF_AOR] == hashlib.sha256(text).digest()
+    assert made[DigestAlgorithm.SHA_512_256_OF_AOR] == hashlib.new("sha512_256", text).digest()
 
 
 def sealed(**changes: object) -> DigestCredential:
@@ -258,7 +262,7 @@ def test_sealed_password_opens() -> None:
 def test_seal_round_trip(passwords: dict[DigestAlgorithm, bytes]) -> None:
     """Whatever algorithms there are come out as they went in, if their lengths are right."""
     credential = sealed(passwords=passwords)
-    if set(passwords) <= {DigestAlgorithm.MD5}:
+    if set(passwords) <= {DigestAlgorithm.MD5, DigestAlgorithm.MD5_OF_AOR}:
         assert open_credential(credential, EPOCH_KEY, ALICE, DIGEST_CREDENTIAL) == passwords
     else:
         with pytest.raises(InvalidMessage):

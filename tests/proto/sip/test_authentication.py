@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from p2psipd.proto.sip.authentication import REFUSAL_SECONDS, DigestGate, Gatekeeper
 from p2psipd.proto.sip.digest import Algorithm, Challenge, answer, ha1
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import LocationUnavailable
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.proxy import Home, Refused
 from p2psipd.proto.sip.shared_secret import OwnSecret
@@ -30,6 +32,8 @@ class Place:
         self.time = 0.0
         self.asked: list[tuple[str, bool]] = []
         self.passwords = dict(PASSWORDS)
+        # The overlay does not answer; what is in a file is known all the same.
+        self.down = False
         self.numbers = {"+15550100": "sip:alice@overlay.example"}
         digest = DigestGate(OwnSecret(secret), random.Random(1), issuer, since, ALL)
         home = Home(frozenset(), frozenset({DOMAIN}), DOMAIN, b"\1" * 16)
@@ -46,10 +50,13 @@ class Place:
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         self.asked.append((user, fresh))
-        self.time += 0.01 if user in self.passwords else 0.03
-        if user not in self.passwords:
+        plain = user.removesuffix(f"@{realm}")
+        self.time += 0.01 if plain in self.passwords else 0.03
+        if self.down and (fresh or plain not in self.passwords):
+            raise LocationUnavailable("no answer")
+        if plain not in self.passwords:
             return None
-        return {each.value: bytes.fromhex(ha1(each, user, realm, self.passwords[user])) for each in ALL}
+        return {each.value: bytes.fromhex(ha1(each, user, realm, self.passwords[plain])) for each in ALL}
 
     def register(self, request: Request, source: str = "192.0.2.7", wall: float = WALL) -> str:
         """The AOR that it is about. Raises Refused."""
@@ -122,6 +129,39 @@ def test_known_and_unknown_users_are_refused_alike() -> None:
         names = [name for name, _ in refused.headers]
         seen.append((refused.status, refused.args, names, len(refused.headers[0][1]), place.time))
     assert seen[0] == seen[1] and seen[0][-1] == pytest.approx(REFUSAL_SECONDS)
+
+
+def test_nobody_learns_while_the_overlay_is_down_which_users_are_in_a_file() -> None:
+    """A wrong password of a user who is known all the same is refused like one of an unknown user, after the same time,
+    and counts; the right one passes.
+    """
+    seen = []
+    for user in ("alice", "nobody"):
+        place = Place()
+        place.down = True
+        challenge = challenge_of(place.refusal(request(user)))
+        with pytest.raises(LocationUnavailable):
+            place.register(answered(challenge, user, "wrong"))
+        seen.append((place.time, place.gate.guesses.may_try("192.0.2.7", user, place.time)))
+        if user == "alice":
+            assert place.register(answered(challenge, nc=2))
+        for _ in range(6):
+            with suppress(LocationUnavailable, Refused):
+                place.register(answered(challenge_of(place.refusal(request(user))), user, "wrong"))
+        assert place.refusal(answered(challenge_of(place.refusal(request(user))), user, "wrong")).why == "digest_slowed"
+    assert seen[0] == seen[1] == (pytest.approx(REFUSAL_SECONDS), True)
+
+
+def test_both_forms_of_the_user_name() -> None:
+    """Phones authenticate as "alice" or as "alice@domain"; at another domain there is no such user."""
+    for name, passes in ((f"alice@{DOMAIN}", True), ("alice", True), ("alice@elsewhere.example", False)):
+        place = Place()
+        challenge = challenge_of(place.refusal(request()))
+        made = request("alice", answer(challenge, name, "wonder", "REGISTER", f"sip:{DOMAIN}", "c0ffee", 1))
+        if passes:
+            assert place.register(made) == f"sip:alice@{DOMAIN}"
+        else:
+            assert place.refusal(made).why == "digest_wrong" and place.asked == []
 
 
 def test_replayed_counts_are_stale() -> None:

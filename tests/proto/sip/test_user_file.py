@@ -27,6 +27,18 @@ def test_htdigest_lines_and_algorithms() -> None:
     assert asyncio.run(held.ha1("bob", "overlay.example")) is None
 
 
+def test_both_forms_of_a_user_name() -> None:
+    """The hash is over the user name as the phone writes it: one who is there in the other form alone is known, with no
+    password that fits.
+    """
+    users, _ = parse_users(f"alice:a.example:{'ab' * 16}\nbob@a.example:a.example:{'cd' * 16}")
+    held = FileUsers(users)
+    assert asyncio.run(held.ha1("alice", "a.example")) == {"MD5": b"\xab" * 16}
+    assert asyncio.run(held.ha1("bob@a.example", "a.example")) == {"MD5": b"\xcd" * 16}
+    assert asyncio.run(held.ha1("alice@a.example", "a.example")) == asyncio.run(held.ha1("bob", "a.example")) == {}
+    assert asyncio.run(held.ha1("alice@b.example", "a.example")) is None
+
+
 @pytest.mark.parametrize(
     "line",
     [
