@@ -249,6 +249,25 @@ def test_redirect_is_the_callers_business_where_the_operator_says_so() -> None:
     assert stage.finals == [302] and invited(stage) == "a0"
 
 
+@pytest.mark.parametrize(
+    ("plans", "answer", "seen"),
+    [
+        (("1: 305=carol",), 480, "a0"),
+        (("1: 305=carol@1", "1: 486@2"), 486, "a0 b0"),
+        (("1: 305=carol@1", "0.5: 200"), 200, "a0 b1"),
+        (("1: 380=carol", "1 carol: 200"), 380, "a0"),
+    ],
+)
+def test_nobody_is_sent_to_another_proxy(plans: tuple[str, ...], answer: int, seen: str) -> None:
+    """21.3.4: a 305 names a proxy and no user, so it is not followed, nor passed on: it counts as 480. The Contact of a
+    380 means nothing and is not followed either.
+    """
+    stage = stage_of(plans)
+    stage.call(f"sip:bob@{DOMAIN}")
+    stage.run(5.0)
+    assert stage.finals == [answer] and invited(stage) == seen
+
+
 def test_breadth_is_divided() -> None:
     """RFC 5393 5.3.3: the branches share Max-Breadth; what does not fit waits for a branch to end."""
     stage = stage_of(("1: 486@2", "1: 486@3", "1: 486@1"))

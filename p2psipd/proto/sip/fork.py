@@ -29,6 +29,8 @@ MAX_RECURSIONS: Final = 5
 _CANCEL_WAIT: Final = 32.0
 _RESUBMISSION: Final = (401, 407, 415, 420, 484)
 """Among 4xx these are preferred: they let the caller mend its request (section 16.7 step 6)."""
+_FOLLOWED: Final = (300, 301, 302)
+"""These say where the user is; a 380 has its alternatives in the body."""
 _UNREACHED: Final = (408, 430, 503)
 """The target was not reached: another way to the same instance is tried (RFC 5626 section 5.3)."""
 
@@ -150,7 +152,8 @@ class ForwardingContext:
     a branch may ring only `turn_for` seconds. `may_relocate` allows one fresh look-up when every branch says that
     the records were old (430, or a node that knows nothing of the user, or can't be reached). `hide_flow` answers
     480 for 430: what happened to a flow of the callee is nothing to a phone (RFC 5626 section 5.3). Redirects to
-    users of `recurse` (domains) are followed.
+    users of `recurse` (domains) are followed. A 305 counts as 480: whoever is called does not choose the proxy through
+    which others go on, past the ones that know them; the next lower q, and the other phones, are tried.
 
     `transaction`, `flow` (how the request came), `tag` (for its branches), `user` (who proved to send it,
     "user@domain") and `call` are only kept here, for the caller.
@@ -350,6 +353,8 @@ class ForwardingContext:
         return outputs
 
     def _final(self, branch: Branch, response: Response, now: float) -> list[Output]:
+        if response.status == 305:
+            response = make_response(self.request, 480)
         branch.response = response
         self._breadth += branch.breadth
         status = response.status
@@ -366,7 +371,7 @@ class ForwardingContext:
             if spare is not None:
                 branch.superseded = True
                 outputs.append(self._start(spare, branch.breadth, now))
-        elif status < 400 and self._recurse and not self.cancelled and not self._answered:
+        elif status in _FOLLOWED and self._recurse and not self.cancelled and not self._answered:
             outputs += self._follow(branch, response)
         return outputs + self._settle(now)
 
