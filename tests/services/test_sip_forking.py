@@ -253,7 +253,7 @@ def test_redirect_is_the_callers_business_where_the_operator_says_so() -> None:
     ("plans", "answer", "seen"),
     [
         (("1: 305=carol",), 480, "a0"),
-        (("1: 305=carol@1", "1: 486@2"), 486, "a0 b0"),
+        (("1: 305=carol@1", "1: 404@2"), 404, "a0 b0"),
         (("1: 305=carol@1", "0.5: 200"), 200, "a0 b1"),
         (("1: 380=carol", "1 carol: 200"), 380, "a0"),
     ],
