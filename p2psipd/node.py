@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 
@@ -89,7 +89,8 @@ class NodeService(MultiService):
         self._sip_files = sip_files
         self._file = file
         self._stopping: Deferred[Any] | None = None
-        self._leaving: Deferred[bool] | None = None
+        self._leaving: Deferred[Any] | None = None
+        self._hurried = False
         self._talking: Deferred[None] | None = None
         self._registry: Any = None
         self._began = time.time()
@@ -145,20 +146,35 @@ class NodeService(MultiService):
         if self.sip is not None:
             self._talking = self.sip.drain(seconds)
         if self.overlay.is_joined:
-            if self._directory is not None:
-                await self._directory.stopService()
-            if self._echo is not None:
-                await self._echo.withdraw()
             self._logger.info("leaving the overlay, at most {seconds} s", seconds=seconds)
-            self._leaving = Deferred.fromCoroutine(self.overlay.leave(seconds))
-            left = await self._leaving
+            left = await self._leave(seconds)
             self._logger.info("left the overlay" if left else "left the overlay without finishing")
         if self._talking is not None:
             await self._talking
         await MultiService.stopService(self)
 
+    async def _leave(self, seconds: float) -> bool:
+        """Take back what the overlay says of our services, then leave it, in ``seconds`` altogether.
+
+        The first may take half of them: what is not taken back expires by itself, but records should be handed over.
+        """
+        clock = cast(IReactorTime, self._reactor)
+        until = clock.seconds() + seconds
+        services: list[Deferred[Any]] = []
+        if self._directory is not None:
+            services.append(self._directory.stopService())
+        if self._echo is not None:
+            services.append(Deferred.fromCoroutine(self._echo.withdraw()))
+        self._leaving = DeferredList(services, consumeErrors=True).addTimeout(seconds / 2, cast(Any, self._reactor))
+        await self._leaving
+        if self._hurried:
+            return False
+        self._leaving = Deferred.fromCoroutine(self.overlay.leave(until - clock.seconds()))
+        return bool(await self._leaving)
+
     def hurry(self) -> None:
         """End a hand-over that is under way, and calls."""
+        self._hurried = True
         if self._talking is not None and not self._talking.called:
             self._talking.cancel()
         if self._leaving is not None and not self._leaving.called:
