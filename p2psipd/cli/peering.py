@@ -128,10 +128,11 @@ def check(
 def _name_servers(texts: tuple[str, ...]) -> list[tuple[str, int]]:
     from p2psipd.config import ConfigError
     from p2psipd.config.model import DnsSection
+    from p2psipd.config.tables import read_table
 
     try:
-        return [(server.host, server.port) for server in DnsSection.model_validate({"servers": texts}).servers]
-    except (ConfigError, ValueError):
+        return [(server.host, server.port) for server in read_table(DnsSection, {"servers": texts}).servers]
+    except ConfigError:
         raise click.BadParameter("expected numeric addresses such as 192.0.2.53", param_hint="--dns") from None
 
 
@@ -232,7 +233,8 @@ def _refused(answer: dict[str, Any]) -> str:
     lines = [f"{answer['admitted']} admitted", *([table(counts)] if counts else ["none refused"])]
     for one in answer["last"]:
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"]))
-        outcome = f" to {one['to']}: {one['status']} {one['reason']}" if one["status"] else ": handshake refused"
+        to = f" to {one['to']}" if one["to"] else ""
+        outcome = f"{to}: {one['status']} {one['reason']}" if one["status"] else f"{to}: handshake refused"
         lines.append(
             f"{at}  {one['method']} from {one['from']}{outcome}\n"
             f"    step {one['step']}, domain {one['domain'] or '?'}, authority {one['authority'] or '?'}: {one['why']}"

@@ -6,7 +6,7 @@ other side gets the alert that says which. Whom a certificate speaks for, by who
 step, domain and authority for the log (:func:`refusal_of`); who is there when it went well is :func:`peer_of`.
 
 Under TLS 1.3 the dialler's handshake is complete before the acceptor has judged its certificate: that refusal
-arrives as a lost connection, and its alert (:func:`alert_of`) says why.
+arrives as a lost connection, and its alert (:func:`refused_by_peer`) says why.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from p2psipd.proto.identity.policy import CertificateRefused, Step, read_certifi
 from p2psipd.proto.peering.own_certificates import CertificateUse, OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import PeerIdentity, PeeringPolicy
 
-__all__ = ["NoOwnCertificate", "PeerTls", "alert_of", "own_of", "peer_of", "refusal_of"]
+__all__ = ["NoOwnCertificate", "PeerTls", "own_of", "peer_of", "refusal_of", "refused_by_peer"]
 
 #: OpenSSL's X509_V_ERR numbers, with the step that they stand for and words for the log.
 _ERRORS = {
@@ -43,17 +43,17 @@ _NO_AUTHORITY = frozenset({18, 19, 20, 21})
 #: OpenSSL would take no server's certificate from a client.
 _LEFT_TO_POLICY = frozenset({3, 26})
 
-#: Alerts by which the other side refuses our certificate (RFC 8446 section 6.2).
+#: Alerts by which the other side refuses our certificate (RFC 8446 section 6.2), and at which step it did.
 _ALERTS = {
-    40: "handshake_failure",
-    42: "bad_certificate",
-    43: "unsupported_certificate",
-    44: "certificate_revoked",
-    45: "certificate_expired",
-    46: "certificate_unknown",
-    48: "unknown_ca",
-    49: "access_denied",
-    116: "certificate_required",
+    40: ("handshake_failure", Step.FORM),
+    42: ("bad_certificate", Step.FORM),
+    43: ("unsupported_certificate", Step.USAGE),
+    44: ("certificate_revoked", Step.REVOKED),
+    45: ("certificate_expired", Step.DATE),
+    46: ("certificate_unknown", Step.DOMAIN),
+    48: ("unknown_ca", Step.AUTHORITY),
+    49: ("access_denied", Step.DOMAIN),
+    116: ("certificate_required", Step.FORM),
 }
 _HANDSHAKE_FAILURE, _CERTIFICATE_REQUIRED = 40, 116
 
@@ -80,7 +80,7 @@ class _Handshake:
         self.chain: dict[int, bytes] = {}
         self.peer: PeerIdentity | None = None
         self.refusal: CertificateRefused | None = None
-        self.alert = ""
+        self.alert = 0
 
 
 def peer_of(transport: Any) -> PeerIdentity | None:
@@ -101,10 +101,14 @@ def refusal_of(transport: Any) -> CertificateRefused | None:
     return handshake.refusal if handshake is not None else None
 
 
-def alert_of(transport: Any) -> str:
-    """The alert by which the other side refused our certificate, also after the handshake; "" for none."""
+def refused_by_peer(transport: Any) -> CertificateRefused | None:
+    """How the other side refused our certificate, in or after the handshake, if it did; None where it did not."""
     handshake = _handshake_of(transport)
-    return handshake.alert if handshake is not None else ""
+    if handshake is None or handshake.alert not in _ALERTS:
+        return None
+    (name, step), own = _ALERTS[handshake.alert], handshake.own
+    words = f"it refuses our certificate {own.name}: alert {name}"
+    return CertificateRefused(step, words, own.domains[0], own.certificate.issuer)
 
 
 def _handshake_of(transport: Any) -> _Handshake | None:
@@ -258,13 +262,17 @@ class AcceptedPeers:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class DialledPeer:
-    """Creates the dialling side of connections to one domain."""
+    """Creates the dialling side of connections to one domain. `transport` is the last of them: what is known of a
+    connection that never came about.
+    """
 
     def __init__(self, create: Callable[[TLSMemoryBIOProtocol], SSL.Connection]) -> None:
         self._create = create
+        self.transport: TLSMemoryBIOProtocol | None = None
 
     def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """A connection whose server must speak for the domain."""
+        self.transport = protocol
         return self._create(protocol)
 
 
@@ -299,7 +307,10 @@ def _notice(connection: SSL.Connection, where: int, result: int) -> None:
         return
     alert = result & 0xFF
     if where & SSL.SSL_CB_READ:
-        handshake.alert = _ALERTS.get(alert, handshake.alert)
+        handshake.alert = alert if alert in _ALERTS else handshake.alert
+        told = refused_by_peer(connection.get_app_data()) if alert in _ALERTS else None
+        if told is not None and handshake.refused is not None and handshake.peer is None:
+            handshake.refused(told, getattr(connection.get_app_data().getPeer(), "host", ""))
     elif handshake.refused is not None and handshake.peer is None and handshake.refusal is None:
         if alert in (_CERTIFICATE_REQUIRED, _HANDSHAKE_FAILURE):
             # TLS 1.2 has one alert for both.

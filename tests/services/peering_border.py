@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from p2psipd.config.peering import Peering, PeeringFile
+from p2psipd.config.tables import read_table
 from p2psipd.proto.identity.policy import TrustAnchors
 from p2psipd.proto.peering.crossing import Crossings
 from p2psipd.proto.peering.identity import Signing, sign_request
@@ -98,6 +99,7 @@ class MemoryConnections:
         self.border = border
         self.peers: dict[Flow, PeerIdentity] = {}
         self.dialled: list[tuple[Hop, str, str]] = []
+        self.refused: set[Flow] = set()
 
     def start(self, listen: Any, receive: Callable[[Flow, Any], None], lost: Callable[[Flow], None]) -> list[Any]:
         self.receive, self.lost = receive, lost
@@ -111,6 +113,9 @@ class MemoryConnections:
 
     def alias(self, flow: Flow, request: Request) -> None:
         """None here."""
+
+    def refused_by_peer(self, flow: Flow) -> bool:
+        return flow in self.refused
 
     async def reach(self, hop: Hop, own_domain: str, certificate: str = "") -> Flow:
         self.dialled.append((hop, own_domain, certificate))
@@ -172,9 +177,7 @@ class Border:
         policy.setdefault("accept_domains", ["b.test"])
         settings = (settings or PeerSettings())._replace(anchors=TrustAnchors([CA.der]))
         certificate = {"domains": [DOMAIN], "certificate": "x", "key": "x"}
-        file = PeeringFile.model_validate(
-            {"identity": {"url": "https://{domain}/identity"}, "certificate": [certificate]}
-        )
+        file = read_table(PeeringFile, {"identity": {"url": "https://{domain}/identity"}, "certificate": [certificate]})
         self.peering = Peering(
             file,
             PeeringPolicy(settings, **policy),

@@ -144,6 +144,35 @@ def test_peering_044_nobody_proves_to_be_the_domain() -> None:
     assert border.counters["route_502"] == 1 and border.counters["peer_unreachable"] == 2
 
 
+@pytest.mark.parametrize("method", ["INVITE", "MESSAGE"])
+def test_peering_044_refused_after_the_handshake(method: str) -> None:
+    """Under TLS 1.3 a peer refuses our certificate when the request is under way: the next server gets it, for a while
+    it comes last, and where all refuse the caller gets 502, as if the handshake had failed.
+    """
+
+    def refuses(border: Border, server: Elsewhere) -> None:
+        assert server.take().method == method
+        flow, server.flow = server.flow, None
+        assert flow is not None
+        flow.alive = False
+        border.connections.refused.add(flow)
+        border.connections.lost(flow)
+
+    border = Border()
+    border.call(BOB, method)
+    refuses(border, border.first)
+    refuses(border, border.second)
+    assert border.alice.take_response(502).reason == "No Secure Connection"
+    border = Border()
+    border.call(BOB, method)
+    refuses(border, border.first)
+    answer(border.second, border.second.take(), 404)
+    border.alice.take_response(404)
+    assert method == "MESSAGE" or border.second.take().method == "ACK"
+    border.call(BOB, method)
+    assert border.second.take().method == method and border.first.quiet()
+
+
 def test_peering_053_the_sender_is_authenticated_first() -> None:
     """Who is not who the From says is refused 403, who proves nothing 407; nothing is looked up, nothing sent."""
     border = Border()

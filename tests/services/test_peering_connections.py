@@ -14,7 +14,7 @@ from twisted.trial.unittest import TestCase
 
 from p2psipd.net.peer_tls import PeerTls
 from p2psipd.net.sip_transports import Limits
-from p2psipd.proto.identity.policy import TrustAnchors, read_certificate
+from p2psipd.proto.identity.policy import CertificateRefused, Step, TrustAnchors, read_certificate
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import PeeringPolicy, PeerSettings
 from p2psipd.proto.sip.flow import Flow
@@ -54,11 +54,17 @@ class Side:
         own = OwnCertificates([OwnCertificate(domains[0], read_certificate(der), (der,), key, domains)])
         policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([CA.der])))
         self.time = HalfVirtual()
-        self.connections = PeerConnections(self.time, PeerTls(policy, own, lambda: NOW), limits)
+        self.refused: list[tuple[str, str, Step, bool]] = []
+        self.clients: list[Step] = []
+        tls = PeerTls(policy, own, lambda: NOW, refused=lambda refusal, _: self.clients.append(refusal.step))
+        self.connections = PeerConnections(self.time, tls, limits, self._note)
         self.came: list[tuple[Flow, Request]] = []
         self.lost: list[Flow] = []
         self._waiting: list[Deferred[None]] = []
         ((self.host, self.port),) = self.connections.start([(host, 0)], self._receive, self._gone)
+
+    def _note(self, domain: str, host: str, refusal: CertificateRefused, by_peer: bool) -> None:
+        self.refused.append((domain, host, refusal.step, by_peer))
 
     def _receive(self, flow: Flow, message: Any) -> None:
         self.came.append((flow, message))
@@ -152,6 +158,19 @@ class ConnectionTests(TestCase):
             with self.assertRaises(Unreachable) as caught:
                 await a.connections.reach(b.hop("b.test"), "a.test")
             assert "step authority" in str(caught.exception)
+        assert a.refused == [("b.test", B_HOST, Step.AUTHORITY, False)] * 2
+        assert b.clients == [Step.AUTHORITY] * 2, "the server is told by the alert"
+
+    async def test_peering_044_refused_after_the_handshake(self) -> None:
+        """TLS 1.3: our handshake is over when the server refuses our certificate; the lost connection says so, once."""
+        a, b = self.side(A_HOST, "a.test", ca=OTHER_CA), self.side(B_HOST, "b.test")
+        flow = await a.connections.reach(b.hop("b.test"), "a.test")
+        flow.write(MESSAGE % a.port)
+        await a.next()
+        assert a.lost == [flow] and not b.came and b.clients == [Step.AUTHORITY]
+        assert a.refused == [("b.test", B_HOST, Step.AUTHORITY, True)]
+        refusal = a.connections.refused_by_peer(flow)
+        assert refusal is not None and "alert unknown_ca" in refusal.detail
 
     async def test_peering_073_a_handshake_has_its_time(self) -> None:
         """Who opens a connection and never begins TLS is closed after `handshake` seconds."""

@@ -150,11 +150,14 @@ def test_peering_044_kamailio_shows_a_certificate_that_will_not_do(
 
 
 def test_peering_044_kamailio_does_not_know_our_certificate(world: KamailioWorld, alice: Phone) -> None:
-    """Under TLS 1.3 its refusal comes after the request: the caller gets 500, nothing loops, the log has the alert."""
+    """Under TLS 1.3 its refusal comes after the request: 502 as in a handshake, no loop, and log and list have it."""
     answer = alice.ask(alice.request("MESSAGE", "sip:bob@stranger.test", b"hello\r\n"))
-    assert answer.status == 500
-    said = re.findall(r"refuses our certificate stranger: alert (\S+)", world.log())
-    assert said == ["unknown_ca"]
+    assert reply(answer) == (502, "No Secure Connection")
+    said = re.findall(r"step (\S+) it refuses our certificate stranger: alert (\S+)", world.log())
+    assert said == [("authority:", "unknown_ca")]
+    listed = world.lab.control(2).get("/peering/refusals")
+    assert listed["counts"]["refused_by_peer_authority"] == 1
+    assert listed["last"][-1]["to"].startswith("stranger.test at ")
 
 
 def test_peering_088_a_peer_that_does_not_want_us(alice: Phone) -> None:

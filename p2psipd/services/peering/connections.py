@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, alert_of, own_of, peer_of
+from p2psipd.net.peer_tls import NoOwnCertificate, PeerTls, own_of, peer_of, refusal_of, refused_by_peer
 from p2psipd.net.sip_transports import Limits, Message, SipTransports, StreamFlow
 from p2psipd.proto.identity.policy import CertificateRefused
 from p2psipd.proto.peering.connections import ConnectionTable
@@ -24,20 +24,30 @@ from p2psipd.proto.sip.next_hops import Hop
 EDGE: Final = "peering"
 _TLS_PORT: Final = 5061
 _Key = tuple[str, str, int, str, str]
+#: Told of a server that we dialled: its domain and host, the refusal, and whether it was the one that refused.
+Refused = Callable[[str, str, CertificateRefused, bool], None]
+
+
+def _unnoticed(domain: str, host: str, refusal: CertificateRefused, by_peer: bool) -> None:
+    """Nobody keeps refusals."""
 
 
 class PeerConnections:
-    """All connections of one edge. `tls` makes them; `counters` counts why they were refused or closed."""
+    """All connections of one edge. `tls` makes them; `counters` counts why they were refused or closed; `refused` is
+    told when a certificate was, ours or that of a server.
+    """
 
     log = Logger()
 
-    def __init__(self, reactor: Any, tls: PeerTls, limits: Limits) -> None:
+    def __init__(self, reactor: Any, tls: PeerTls, limits: Limits, refused: Refused = _unnoticed) -> None:
+        self._refused = refused
         self.counters: Counter[str] = Counter()
         self._reactor = reactor
         self._tls = tls
         self._limits = limits
         self._table: ConnectionTable[StreamFlow] = ConnectionTable()
         self._peers: dict[Flow, PeerIdentity] = {}
+        self._dialled: dict[Flow, str] = {}
         self._opening: dict[_Key, list[Deferred[Flow]]] = {}
         self._transports: SipTransports | None = None
         self._lost: Callable[[Flow], None] | None = None
@@ -83,15 +93,12 @@ class PeerConnections:
         self._peers[flow] = peer
 
     def _gone(self, flow: Flow) -> None:
-        peer = self._peers.pop(flow, None)
+        self._peers.pop(flow, None)
         if isinstance(flow, StreamFlow):
             self._table.remove(flow)
-            transport = flow.protocol.transport
-            alert, own = alert_of(transport), own_of(transport)
-            if alert and own is not None and peer is not None:
-                self.counters["refused_by_peer"] += 1
-                message = "{domain} at {host} refuses our certificate {name}: alert {alert}"
-                self.log.warn(message, domain=peer.name, host=flow.remote[0], name=own.name, alert=alert)
+            domain, refusal = self._dialled.pop(flow, ""), self.refused_by_peer(flow)
+            if refusal is not None and domain:
+                self._refused(domain, flow.remote[0], refusal, True)
         if self._lost is not None:
             self._lost(flow)
 
@@ -115,6 +122,12 @@ class PeerConnections:
             Deferred.fromCoroutine(self._dial(key)).addErrback(self._broken, key)
         return await waiting
 
+    def refused_by_peer(self, flow: Flow) -> CertificateRefused | None:
+        """How the other side of a connection that is lost refused our certificate: under TLS 1.3 one only learns that
+        after the handshake, when a request may be under way. None where it did not.
+        """
+        return refused_by_peer(flow.protocol.transport) if isinstance(flow, StreamFlow) else None
+
     def _still_proves(self, flow: Flow, domain: str) -> bool:
         """Whether the certificate at the other end is, by the policy in force, still one of `domain`."""
         peer = self._peers.get(flow)
@@ -131,13 +144,22 @@ class PeerConnections:
             raise Unreachable(str(error)) from None
         if self._transports is None:
             raise Unreachable("this edge is not started")
-        flow = await self._transports.dial("TLS", host, port, creator)
+        try:
+            flow = await self._transports.dial("TLS", host, port, creator)
+        except Unreachable:
+            ours, theirs = refusal_of(creator.transport), refused_by_peer(creator.transport)
+            refusal = ours or theirs
+            if refusal is None:
+                raise
+            self._refused(domain, host, refusal, ours is None)
+            raise Unreachable(f"{host}: {refusal}") from None
         transport = flow.protocol.transport
         peer, own = peer_of(transport), own_of(transport)
         if peer is None or own is None:
             raise Unreachable(f"{domain}: no certificate was shown")
         # Whoever waits may ask for it again before the transports have said that it is usable.
         self._peers[flow] = peer
+        self._dialled[flow] = domain
         self._table.add(flow, (host, port), own, peer)
         for waiter in self._opening.pop(key, []):
             waiter.callback(flow)

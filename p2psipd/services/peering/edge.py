@@ -134,12 +134,23 @@ class PeeringEdge:
         """A client at `host` was refused in its TLS handshake: no request of it ever came."""
         self.counters[f"refused_tls_{refusal.step.value}"] += 1
         self.log.warn("TLS from {host}: {refusal}", host=host, refusal=refusal)
+        self._keep(refusal, wall, host, "")
+
+    def note_dialled(self, domain: str, host: str, refusal: CertificateRefused, by_peer: bool, *, wall: float) -> None:
+        """A server of `domain` at `host`, which we dialled, was refused in the TLS handshake, or refused us (`by_peer`),
+        under TLS 1.3 soon after it.
+        """
+        self.counters[f"refused_{'by_peer' if by_peer else 'server'}_{refusal.step.value}"] += 1
+        self.log.warn("TLS to {domain} at {host}: {refusal}", domain=domain, host=host, refusal=refusal)
+        self._keep(refusal, wall, "us", f"{domain} at {host}")
+
+    def _keep(self, refusal: CertificateRefused, wall: float, one: str, other: str) -> None:
         self.refusals.append(
             {
                 "at": wall,
                 "method": "TLS",
-                "from": host,
-                "to": "",
+                "from": one,
+                "to": other,
                 "status": 0,
                 "reason": "",
                 "step": refusal.step.value,

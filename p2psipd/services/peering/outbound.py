@@ -42,6 +42,10 @@ class Connections(Protocol):
         """
         ...
 
+    def refused_by_peer(self, flow: Flow) -> object:
+        """Whether the other side of a lost connection refused our certificate: what was sent on it was never read."""
+        ...
+
 
 class Way(NamedTuple):
     """One server to try: for which candidate, where, and the domain that its certificate must name.
@@ -254,6 +258,10 @@ class Outbound:
 
     # ---- sending -----------------------------------------------------------------------------------------------
 
+    def was_refused(self, flow: Flow) -> bool:
+        """Whether a connection was lost because the peer did not take our certificate."""
+        return bool(self._connections.refused_by_peer(flow))
+
     def certificate(self, own_domain: str, hop: Hop) -> OwnCertificate:
         """The certificate that we show to a hop in the name of `own_domain` (seed 4.1.6). Raises Refused."""
         peering = self.peering()
@@ -292,7 +300,8 @@ class PeeringRoute:
         self._relays = relays
         self._other = other
         self._way: Way | None = None
-        self._sent = False
+        self._flow: Flow | None = None
+        self._taken = 0
         self._signing: Signing | None = None
         self._refusals = 0
 
@@ -313,6 +322,8 @@ class PeeringRoute:
             return await self._try(self._way, again)
         if last is not None and last.status != 503:
             return None
+        if last is None and self._flow is not None and self._outbound.was_refused(self._flow):
+            self._taken -= 1
         if self._way is not None:
             self._outbound.dead.mark(self._way.hop, self._outbound.now(), _retry_seconds(last))
         try:
@@ -326,7 +337,7 @@ class PeeringRoute:
                 self._outbound.counters[f"route_{error.status}"] += 1
                 self.log.info("not sent: {detail}", detail=error.detail)
                 raise NotLocated(error.status, error.reason) from None
-        if not self._sent:
+        if not self._taken:
             # Nobody was found who proved to be the domain and took our certificate.
             self._outbound.counters["route_502"] += 1
             raise NotLocated(502, "No Secure Connection")
@@ -345,7 +356,8 @@ class PeeringRoute:
         self._signing = signing or self._first_signing(request, way)
         peering = outbound.peering()
         sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
-        self._sent = True
+        self._flow = flow
+        self._taken += 1
         return Attempt(flow, request)
 
     def _own_domain(self) -> str:

@@ -76,7 +76,9 @@ class PeeringService(Service):
             wall,
             refused=lambda refusal, host: self.edge.note_handshake(refusal, host, wall()),
         )
-        self._connections = PeerConnections(reactor, self._tls, limits)
+        self._connections = PeerConnections(
+            reactor, self._tls, limits, lambda *refused: self.edge.note_dialled(*refused, wall=wall())
+        )
         self._fetcher = CertificateFetcher(
             reactor, addresses, roots=peering.policy.roots, private_networks=peering.file.identity.networks
         )
