@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from twisted.application.service import MultiService, Service
@@ -352,9 +353,9 @@ def _by_name(counts: Mapping[type, int]) -> dict[str, int]:
     return {kind.__name__.lstrip("_"): count for kind, count in counts.items()}
 
 
-def _fixed(checked: NodeConfig) -> dict[str, Any]:
-    """A configuration's values without what a reload applies."""
-    return checked.model_dump(exclude={"node": {"log_level"}})
+def _fixed(checked: NodeConfig) -> NodeConfig:
+    """A configuration without what a reload applies."""
+    return replace(checked, node=replace(checked.node, log_level="info"))
 
 
 def _handle(number: int, action: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""Where each key of a TOML file stands, which neither ``tomllib`` nor pydantic tells.
+"""Where each key of a TOML file stands, which ``tomllib`` does not tell.
 
 :func:`key_lines` walks a text that ``tomllib`` has already accepted, so it decides nothing about validity:
 it only keeps up with keys, tables, arrays and strings well enough to count lines. Its test compares its key

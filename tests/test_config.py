@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psipd import config
-from p2psipd.config import wording
+from p2psipd.config import tables
 from p2psipd.overlay_files import OverlayFiles
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.toml_lines import key_lines
@@ -182,15 +182,13 @@ def test_example_shows_every_key_with_its_default() -> None:
     for name, block in re.findall(r"^\[(\w+)\]\n(.*?)(?=^\[|\Z)", text, re.M | re.S):
         keys = re.findall(r"^(# )?(\w+) = (.+)$", block, re.M)
         shown[name] = {key: (bool(hidden), tomllib.loads(f"v = {value}")["v"]) for hidden, key, value in keys}
-    sections = {name: wording._section_at((name,)) for name in config.NodeConfig.model_fields}
+    sections = {name: tables.table_of(annotation) for name, annotation in tables.keys_of(config.NodeConfig).items()}
     assert {name: set(keys) for name, keys in shown.items()} == {
-        name: set(section.model_fields) for name, section in sections.items() if section is not None
+        name: set(tables.keys_of(section)) for name, section in sections.items() if section is not None
     }
     for name, keys in shown.items():
-        section = sections[name]
-        assert section is not None
         for key, (hidden, value) in keys.items():
-            default = section.model_fields[key].default
+            default = getattr(sections[name], key, None)
             if hidden and default not in (None, (), ""):
                 assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key}"
 
@@ -246,6 +244,11 @@ _WEB = '[sip]\nwss = ["[::]:5443"]\n'
         (('"overlay.xml"', f'"overlay.xml"\nfingerprint = "sha256:{"0" * 64}"'), "is trusted"),
         (("[peer]", "[peer]\nbootstrap = [\n '192.0.2.1:1',\n '0.0.0.0:1',\n]"), "p2psipd.toml:11: peer.bootstrap[1]"),
         (("[peer]", "[peer"), "p2psipd.toml:8: expected TOML"),
+        (("[peer]", "[echo]\nports = [1]\n[peer]"), "p2psipd.toml:9: echo.ports: expected a list of 2 elements"),
+        (("[peer]", '[echo]\nuser = "A b"\n[peer]'), "p2psipd.toml:9: echo.user: expected a name of a-z"),
+        (("[peer]", "[peer]\nconnect_seconds = nan"), "p2psipd.toml:9: peer.connect_seconds: expected a number above 0"),
+        (("[peer]", "dns = 3\n[peer]"), "node.dns: unknown key"),
+        (('[node]\nroles = ["peer"]', ""), "p2psipd.toml: node: missing; expected this table"),
         (('"node.pem"', '"plain/node.pem"'), "identity.key"),
         (('"node.pem"', '"overlay.xml"'), "p2psipd.toml:4: identity.certificate: "),
         (('"overlay.xml"', '"node.pem"'), "node.pem:"),
@@ -372,9 +375,16 @@ _SECTION_VALUES = st.recursive(
 )
 
 
+KEYS = {
+    name: tables.keys_of(section)
+    for name, annotation in tables.keys_of(config.NodeConfig).items()
+    if (section := tables.table_of(annotation)) is not None
+}
+
+
 @given(
     st.dictionaries(
-        st.sampled_from([(s, k) for s in ("node", "peer", "sip") for k in wording._siblings((s,))]),
+        st.sampled_from([(s, k) for s in ("node", "peer", "sip") for k in KEYS[s]]),
         _SECTION_VALUES,
         min_size=1,
         max_size=3,

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from pydantic_core import PydanticUndefined
 
-from p2psipd.config import ConfigError, wording
+from p2psipd.config import ConfigError, tables
 from p2psipd.config.peering import Peering, PeeringFile, read_peering, system_authorities
 from p2psipd.proto.identity.policy import SanMatch, Usage, fingerprint
 from p2psipd.proto.peering.own_certificates import CertificateUse
@@ -232,16 +231,14 @@ def test_the_example_shows_every_key_with_its_default() -> None:
     for name, block in re.findall(r"^\[+(\w+)\]+\n(.*?)(?=^\[|\Z)", EXAMPLE.read_text(), re.M | re.S):
         keys = re.findall(r"^(# )?(\w+) = (.+)$", block, re.M)
         shown[name] = {key: (bool(hidden), tomllib.loads(f"v = {value}")["v"]) for hidden, key, value in keys}
-    sections = {name: wording._section_at((name,), PeeringFile) for name in PeeringFile.model_fields}
+    sections = {name: tables.table_of(annotation) for name, annotation in tables.keys_of(PeeringFile).items()}
     assert {name: set(keys) for name, keys in shown.items()} == {
-        name: set(section.model_fields) for name, section in sections.items() if section is not None
+        name: set(tables.keys_of(section)) for name, section in sections.items() if section is not None
     }
     for name, keys in shown.items():
-        section = sections[name]
-        assert section is not None
         for key, (hidden, value) in keys.items():
-            default = section.model_fields[key].default
-            if hidden and default not in (None, (), "", PydanticUndefined) and key != "prefixes":
+            default = getattr(sections[name], key, None)
+            if hidden and default not in (None, (), "") and key != "prefixes":
                 assert value == (list(default) if isinstance(default, tuple) else default), f"{name}.{key}"
 
 

@@ -101,8 +101,7 @@ def test_dependencies_are_declared() -> None:
     providers = packages_distributions()
     needed: dict[str, str] = {"zope-interface": "zope.interface"}
     for module, where in _imported().items():
-        # pydantic's own core comes with it and is documented as part of it.
-        for name in {"pydantic_core": ["pydantic"]}.get(module, providers.get(module, [module])):
+        for name in providers.get(module, [module]):
             normal = name.lower().replace("_", "-").replace(".", "-")
             if module != "zope.interface" and normal != "p2psipd":
                 needed[normal] = f"{module}, imported in {where}"

@@ -6,8 +6,7 @@ expected ...``. :func:`load_material` then reads what the file names (overlay do
 and checks that these belong together. Both raise :class:`ConfigError`, which a command answers with exit
 code :data:`EXIT_CONFIG`.
 
-Neither ``tomllib`` nor pydantic knows line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its
-line.
+``tomllib`` tells no line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its line.
 """
 
 from p2psipd.config.faults import EXIT_CONFIG as EXIT_CONFIG

@@ -1,14 +1,17 @@
-"""The configuration as a checked model: every section, every key, every default once."""
+"""The configuration as checked tables: every section, every key, every default once.
+
+What an annotation may say is in :mod:`p2psipd.config.tables`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
-from pydantic_core import PydanticCustomError
-
 from p2psipd.config.faults import Fault, line_of
+from p2psipd.config.tables import Bounds, Expected, Length, Matches, Read, Then
 from p2psipd.toml_lines import KeyPath
 
 Role = Literal["peer", "sip", "echo", "peering"]
@@ -50,14 +53,14 @@ def _to_address(value: object) -> Address:
     except ValueError:
         # The one message below says what is expected, for a wrong type and a wrong text alike.
         value = str(value)
-    raise PydanticCustomError("expected", 'expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"')
+    raise Expected('expected an address such as "192.0.2.1:6084" or "[2001:db8::1]:6084"')
 
 
 def _to_listener(address: Address) -> Address:
     try:
         ip_address(address.host)
     except ValueError:
-        raise PydanticCustomError("expected", "expected a numeric IP address to listen on, with a port") from None
+        raise Expected("expected a numeric IP address to listen on, with a port") from None
     return address
 
 
@@ -67,7 +70,7 @@ def _to_optional_listener(value: object) -> Address | None:
 
 def _to_dialable(address: Address) -> Address:
     if address.port == 0 or address.host in ("0.0.0.0", "::"):
-        raise PydanticCustomError("expected", "expected an address that others can dial, with a port")
+        raise Expected("expected an address that others can dial, with a port")
     return address
 
 
@@ -85,57 +88,52 @@ def _to_domain(name: str) -> str:
         0 < len(label) <= 63 and label.replace("-", "").replace("_", "").isalnum() and label.isascii()
         for label in labels
     ):
-        raise PydanticCustomError("expected", 'expected a domain name such as "overlay.example"')
+        raise Expected('expected a domain name such as "overlay.example"')
     return name
 
 
 def _to_fingerprint(text: str) -> str:
     digest = text.lower().removeprefix("sha256:").replace(":", "")
     if len(digest) != 64 or any(character not in "0123456789abcdef" for character in digest):
-        raise PydanticCustomError("expected", 'expected "sha256:" and 64 hexadecimal digits')
+        raise Expected('expected "sha256:" and 64 hexadecimal digits')
     return f"sha256:{digest}"
 
 
-AnyAddress = Annotated[Address, BeforeValidator(_to_address)]
-Listener = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_listener)]
-Dialable = Annotated[Address, BeforeValidator(_to_address), AfterValidator(_to_dialable)]
-Dialled = Annotated[str, Field(pattern=r"^[0-9*#]{1,32}$")]
-NameServer = Annotated[Address, BeforeValidator(_to_name_server)]
-OptionalListener = Annotated[Address | None, BeforeValidator(_to_optional_listener)]
-Domain = Annotated[str, AfterValidator(_to_domain)]
-Fingerprint = Annotated[str, AfterValidator(_to_fingerprint)]
+AnyAddress = Annotated[Address, Read(_to_address)]
+Listener = Annotated[Address, Read(_to_address), Then(_to_listener)]
+Dialable = Annotated[Address, Read(_to_address), Then(_to_dialable)]
+Dialled = Annotated[str, Matches(r"[0-9*#]{1,32}", "expected a number as it is dialled")]
+NameServer = Annotated[Address, Read(_to_name_server)]
+OptionalListener = Annotated[Address | None, Read(_to_optional_listener)]
+Domain = Annotated[str, Then(_to_domain)]
+Fingerprint = Annotated[str, Then(_to_fingerprint)]
 #: A file name; relative ones are resolved against the directory of the configuration file by :func:`load`.
-FileName = Annotated[str, Field(min_length=1)]
-Seconds = Annotated[float, Field(gt=0, le=86400)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
+FileName = Annotated[str, Length(1)]
+Seconds = Annotated[float, Bounds(above=0, most=86400)]
+Count = Annotated[int, Bounds(1, 1_000_000)]
 
 
-class Section(BaseModel):
-    """A table of the file: unknown keys are faults, values are not coerced, and nothing changes after the
-    check.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True)
-
-
-class OverlaySection(Section):
+@dataclass(frozen=True, kw_only=True)
+class OverlaySection:
     """``[overlay]``: which overlay this is."""
 
     document: FileName
     fingerprint: Fingerprint | None = None
 
 
-class IdentitySection(Section):
+@dataclass(frozen=True, kw_only=True)
+class IdentitySection:
     """``[identity]``: who this node is."""
 
     certificate: FileName
     key: FileName
 
 
-class NodeSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class NodeSection:
     """``[node]``: what this node does and where it keeps its things."""
 
-    roles: tuple[Role, ...] = Field(min_length=1, strict=False)
+    roles: Annotated[tuple[Role, ...], Length(1)]
     state: FileName = "state.sqlite"
     control: FileName = "control.sock"
     log_level: LogLevel = "info"
@@ -146,21 +144,22 @@ class NodeSection(Section):
     metrics: OptionalListener = None
 
 
-class PeerSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class PeerSection:
     """``[peer]``: the overlay side, with its limits."""
 
     listen: Listener
-    advertise: tuple[Dialable, ...] = Field(default=(), strict=False)
+    advertise: tuple[Dialable, ...] = ()
     first: bool = False
-    bootstrap: tuple[Dialable, ...] = Field(default=(), strict=False)
+    bootstrap: tuple[Dialable, ...] = ()
     max_links: Count = 1000
     max_links_per_address: Count = 64
     max_handshakes: Count = 128
     max_handshakes_per_address: Count = 16
     handshake_seconds: Seconds = 5.0
     connect_seconds: Seconds = 5.0
-    max_write_buffer_bytes: Annotated[int, Field(ge=65536)] = 4_194_304
-    remembered_peers: Annotated[int, Field(ge=0, le=10_000)] = 64
+    max_write_buffer_bytes: Annotated[int, Bounds(65536)] = 4_194_304
+    remembered_peers: Annotated[int, Bounds(0, 10_000)] = 64
 
     @property
     def advertised(self) -> tuple[Address, ...]:
@@ -171,20 +170,21 @@ class PeerSection(Section):
 DigestToken = Literal["MD5", "SHA-256", "SHA-512-256"]
 
 
-class SipSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class SipSection:
     """``[sip]``: the phones' side."""
 
-    udp: tuple[Listener, ...] = Field(default=(), strict=False)
-    tcp: tuple[Listener, ...] = Field(default=(), strict=False)
-    tls: tuple[Listener, ...] = Field(default=(), strict=False)
-    wss: tuple[Listener, ...] = Field(default=(), strict=False)
-    ws: tuple[Listener, ...] = Field(default=(), strict=False)
-    web_origins: tuple[str, ...] = Field(default=(), strict=False)
+    udp: tuple[Listener, ...] = ()
+    tcp: tuple[Listener, ...] = ()
+    tls: tuple[Listener, ...] = ()
+    wss: tuple[Listener, ...] = ()
+    ws: tuple[Listener, ...] = ()
+    web_origins: tuple[str, ...] = ()
     certificate: FileName | None = None
     key: FileName | None = None
     authorities: FileName | None = None
     client_authorities: FileName | None = None
-    domains: tuple[Domain, ...] = Field(default=(), strict=False)
+    domains: tuple[Domain, ...] = ()
     node_listen: Listener | None = None
     node_advertise: Dialable | None = None
     public_host: str | None = None
@@ -192,74 +192,73 @@ class SipSection(Section):
     max_expires_seconds: Count = 3600
     default_expires_seconds: Count = 3600
     max_contacts: Count = 10
-    flow_timer_seconds: Annotated[int, Field(ge=0, le=3600)] = 120
-    service_route: tuple[str, ...] = Field(default=(), max_length=10, strict=False)
-    digest_algorithms: tuple[DigestToken, ...] = Field(
-        default=("MD5", "SHA-256", "SHA-512-256"), min_length=1, strict=False
-    )
+    flow_timer_seconds: Annotated[int, Bounds(0, 3600)] = 120
+    service_route: Annotated[tuple[str, ...], Length(0, 10)] = ()
+    digest_algorithms: Annotated[tuple[DigestToken, ...], Length(1)] = ("MD5", "SHA-256", "SHA-512-256")
     users_file: FileName | None = None
     users_first: Literal["file", "overlay"] = "file"
     max_connections: Count = 2000
     max_connections_per_address: Count = 64
     ring_seconds: Count = 180
     call_records: str = ""
-    call_records_bytes: Annotated[int, Field(ge=0)] = 100_000_000
+    call_records_bytes: Annotated[int, Bounds(0)] = 100_000_000
     turn_seconds: Count = 30
     follow_redirects: bool = True
-    redirect_domains: tuple[Domain, ...] = Field(default=(), strict=False)
+    redirect_domains: tuple[Domain, ...] = ()
     redirect_authenticates: bool = True
-    emergency_numbers: tuple[Dialled, ...] = Field(default=("112", "911"), strict=False)
+    emergency_numbers: tuple[Dialled, ...] = ("112", "911")
 
 
-class DnsSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class DnsSection:
     """``[dns]``: whom the node asks for other domains."""
 
-    servers: tuple[NameServer, ...] = Field(default=(), max_length=8, strict=False)
-    timeout_seconds: Annotated[float, Field(ge=0.1, le=30)] = 5.0
-    dnssec: tuple[Domain, ...] = Field(default=(), strict=False)
+    servers: Annotated[tuple[NameServer, ...], Length(0, 8)] = ()
+    timeout_seconds: Annotated[float, Bounds(0.1, 30)] = 5.0
+    dnssec: tuple[Domain, ...] = ()
 
 
-class EchoSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class EchoSection:
     """``[echo]``: the user that gives back what it hears."""
 
-    user: Annotated[str, Field(pattern=r"^[a-z0-9._-]+$")] = "echo"
+    user: Annotated[str, Matches("[a-z0-9._-]+", "expected a name of a-z, 0-9, dot, hyphen and underscore")] = "echo"
     host: str = ""
-    ports: Annotated[tuple[int, int], Field(strict=False)] = (30_000, 30_999)
-    max_calls: Annotated[int, Field(ge=1, le=1000)] = 20
+    ports: tuple[int, int] = (30_000, 30_999)
+    max_calls: Annotated[int, Bounds(1, 1000)] = 20
     max_seconds: Seconds = 120.0
 
 
-class LimitsSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class LimitsSection:
     """``[limits]``: what phones and strangers may do."""
 
-    messages_per_source: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
-    requests_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
-    calls_per_user: Annotated[int, Field(ge=0, le=1_000_000)] = 100
-    calls_per_peer: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
-    calls: Annotated[int, Field(ge=0, le=1_000_000)] = 50_000
+    messages_per_source: Annotated[int, Bounds(0, 1_000_000)] = 20_000
+    requests_per_user: Annotated[int, Bounds(0, 1_000_000)] = 1000
+    calls_per_user: Annotated[int, Bounds(0, 1_000_000)] = 100
+    calls_per_peer: Annotated[int, Bounds(0, 1_000_000)] = 10_000
+    calls: Annotated[int, Bounds(0, 1_000_000)] = 50_000
     points: Count = 2000
-    points_forgiven: Annotated[float, Field(ge=0, le=1_000_000)] = 20.0
+    points_forgiven: Annotated[float, Bounds(0, 1_000_000)] = 20.0
     shut_seconds: Seconds = 30.0
-    scanners: tuple[str, ...] = Field(
-        default=("friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent"),
-        strict=False,
-    )
+    scanners: tuple[str, ...] = (
+        "friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent"
+    )  # fmt: skip
 
 
-class PeeringSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class PeeringSection:
     """``[peering]``: this node is an edge of its domains (the policy is a file of its own)."""
 
-    listen: tuple[Listener, ...] = Field(default=(), strict=False)
+    listen: tuple[Listener, ...] = ()
     policy: FileName | None = None
     max_connections: Count = 2000
     max_connections_per_address: Count = 64
 
 
-class NodeConfig(Section):
+@dataclass(frozen=True, kw_only=True)
+class NodeConfig:
     """The whole file, checked. File names are absolute after :func:`load`."""
-
-    _file: str = PrivateAttr("")
-    _lines: dict[KeyPath, int] = PrivateAttr(default_factory=dict)
 
     overlay: OverlaySection
     identity: IdentitySection
@@ -270,6 +269,10 @@ class NodeConfig(Section):
     peering: PeeringSection = PeeringSection()
     limits: LimitsSection = LimitsSection()
     dns: DnsSection = DnsSection()
+
+    # Where all this was read, and the line of each key.
+    _file: str = field(default="", compare=False)
+    _lines: Mapping[KeyPath, int] = field(default_factory=dict, compare=False, repr=False)
 
     def fault(self, key: str, message: str) -> Fault:
         """A fault of a dotted key of this file, with its line."""

@@ -11,6 +11,7 @@ import os
 import ssl
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -20,13 +21,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_core import PydanticCustomError
 
 from p2psipd.config.faults import ConfigError, Fault, line_of
-from p2psipd.config.model import Domain, FileName, Fingerprint, Listener, Section
+from p2psipd.config.model import Domain, FileName, Fingerprint, Listener
 from p2psipd.config.reading import parse_toml
-from p2psipd.config.wording import fault_of
+from p2psipd.config.tables import Expected, Length, Matches, Then, read_table
 from p2psipd.proto.identity.policy import (
     CertificateRefused,
     SanMatch,
@@ -69,13 +68,13 @@ def _to_network(text: str) -> str:
     try:
         return str(ip_network(text, strict=False))
     except ValueError:
-        raise PydanticCustomError("expected", 'expected a network such as "10.0.0.0/8"') from None
+        raise Expected('expected a network such as "10.0.0.0/8"') from None
 
 
 def _to_identity_url(text: str) -> str:
     parts = urlsplit(text.replace("{domain}", "a.test"))
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise PydanticCustomError("expected", 'expected a URL such as "https://{domain}:8443/identity"')
+        raise Expected('expected a URL such as "https://{domain}:8443/identity"')
     return text.rstrip("/")
 
 
@@ -83,9 +82,9 @@ def _to_sip_target(text: str) -> str:
     try:
         host = SipUri.parse(text).host
     except SipError:
-        raise PydanticCustomError("expected", 'expected a SIP URI such as "sip:112@psap.example"') from None
+        raise Expected('expected a SIP URI such as "sip:112@psap.example"') from None
     if is_numeric(host):
-        raise PydanticCustomError("expected", "expected a domain: no certificate proves an address")
+        raise Expected("expected a domain: no certificate proves an address")
     return text
 
 
@@ -93,21 +92,22 @@ def _to_sip_servers(text: str) -> str:
     try:
         SipUri.parse(text)
     except SipError:
-        raise PydanticCustomError("expected", 'expected a SIP URI such as "sip:inside.b.test:5061"') from None
+        raise Expected('expected a SIP URI such as "sip:inside.b.test:5061"') from None
     return text
 
 
-Network = Annotated[str, AfterValidator(_to_network)]
-SipTarget = Annotated[str, AfterValidator(_to_sip_target)]
-SipServers = Annotated[str, AfterValidator(_to_sip_servers)]
-Words = Annotated[tuple[str, ...], Field(strict=False)]
-IdentityUrl = Annotated[str, AfterValidator(_to_identity_url)]
-Domains = Annotated[tuple[Domain, ...], Field(strict=False)]
-Files = Annotated[tuple[FileName, ...], Field(strict=False)]
-Pins = Annotated[tuple[Fingerprint, ...], Field(strict=False)]
+Network = Annotated[str, Then(_to_network)]
+SipTarget = Annotated[str, Then(_to_sip_target)]
+SipServers = Annotated[str, Then(_to_sip_servers)]
+Words = tuple[str, ...]
+IdentityUrl = Annotated[str, Then(_to_identity_url)]
+Domains = tuple[Domain, ...]
+Files = tuple[FileName, ...]
+Pins = tuple[Fingerprint, ...]
 
 
-class TrustSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class TrustSection:
     """``[trust]``: whom certificates are believed from, unless a peer has its own authorities or pins."""
 
     system_authorities: bool = True
@@ -116,7 +116,8 @@ class TrustSection(Section):
     revocation_lists: Files = ()
 
 
-class AcceptSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class AcceptSection:
     """``[accept]``: who may send us requests. Either rule is enough, ``deny`` is above both."""
 
     domains: Domains = ()
@@ -124,7 +125,8 @@ class AcceptSection(Section):
     deny: Domains = ()
 
 
-class PeerIdentitySection(Section):
+@dataclass(frozen=True, kw_only=True)
+class PeerIdentitySection:
     """``[identity]``: Identity headers, ours and theirs, and where our certificates are served."""
 
     send: Kinds = "rfc8224"
@@ -134,8 +136,8 @@ class PeerIdentitySection(Section):
     shaken: bool = False
     host: Literal["certificate", "any"] = "certificate"
     url: IdentityUrl | None = None
-    listen: Annotated[tuple[Listener, ...], Field(strict=False)] = ()
-    private_networks: Annotated[tuple[Network, ...], Field(strict=False)] = ()
+    listen: tuple[Listener, ...] = ()
+    private_networks: tuple[Network, ...] = ()
 
     @property
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -143,17 +145,19 @@ class PeerIdentitySection(Section):
         return tuple(ip_network(text) for text in self.private_networks)
 
 
-class CertificateSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class CertificateSection:
     """``[[certificate]]``: one of our own, for these domains."""
 
     name: str = ""
-    domains: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+    domains: Annotated[tuple[Domain, ...], Length(1)]
     certificate: FileName
     key: FileName
-    use: Annotated[tuple[Literal["tls", "identity"], ...], Field(strict=False, min_length=1)] = ("tls", "identity")
+    use: Annotated[tuple[Literal["tls", "identity"], ...], Length(1)] = ("tls", "identity")
 
 
-class PeerEntry(Section):
+@dataclass(frozen=True, kw_only=True)
+class PeerEntry:
     """``[[peer]]``: one domain whose treatment differs. What is left out is as for everybody."""
 
     domain: Domain
@@ -171,37 +175,42 @@ class PeerEntry(Section):
     certificate: str = ""
 
 
-class FederationEntry(Section):
+@dataclass(frozen=True, kw_only=True)
+class FederationEntry:
     """``[[federation]]``: a domain that sends, and may be received, through others."""
 
     domain: Domain
-    through: Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+    through: Annotated[tuple[Domain, ...], Length(1)]
     servers: SipServers | None = None
 
 
-class SendSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class SendSection:
     """``[send]``: which domains requests go to: all but ``deny``, or only ``allow`` where that is given."""
 
-    allow: Annotated[tuple[Domain, ...] | None, Field(strict=False)] = None
+    allow: tuple[Domain, ...] | None = None
     deny: Domains = ()
 
 
-class NumberPlanSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class NumberPlanSection:
     """``[number_plan]``: how what users dial is read."""
 
     region: str
     emergency: Words = ()
     short_codes: Words = ()
-    prefixes: dict[str, str] = Field(default_factory=dict)
+    prefixes: dict[str, str] = field(default_factory=dict)
 
 
-class EmergencySection(Section):
+@dataclass(frozen=True, kw_only=True)
+class EmergencySection:
     """``[emergency]``: where calls to the emergency services go."""
 
     target: SipTarget | None = None
 
 
-class EnumSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class EnumSection:
     """``[enum]``: where numbers are looked up: our own trees and ranges first, then the public tree."""
 
     private_roots: Domains = ()
@@ -210,40 +219,44 @@ class EnumSection(Section):
     absent_codes: Words = ()
 
 
-class CarrierEnumEntry(Section):
+@dataclass(frozen=True, kw_only=True)
+class CarrierEnumEntry:
     """``[[carrier_enum]]``: one tree of carriers' records."""
 
     root: Domain = "e164.arpa"
-    label: Annotated[str, Field(pattern="^[a-z0-9-]{0,63}$")] = "i"
+    label: Annotated[str, Matches("[a-z0-9-]{0,63}", "expected a label of a-z, 0-9 and hyphen")] = "i"
     algorithm: Literal["cc", "none", "txt"] = "cc"
 
 
-class CarrierSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class CarrierSection:
     """``[carrier]``: number ranges of carriers that come before the look-up."""
 
     ranges: FileName | None = None
 
 
-class RoutingSection(Section):
+@dataclass(frozen=True, kw_only=True)
+class RoutingSection:
     """``[routing]``: the table for numbers that ENUM does not know, and for carriers that can't be reached."""
 
     table: FileName | None = None
 
 
-class PeeringFile(Section):
+@dataclass(frozen=True, kw_only=True)
+class PeeringFile:
     """The whole file."""
 
     trust: TrustSection = TrustSection()
     accept: AcceptSection = AcceptSection()
     identity: PeerIdentitySection = PeerIdentitySection()
-    certificate: Annotated[tuple[CertificateSection, ...], Field(strict=False, min_length=1)]
-    peer: Annotated[tuple[PeerEntry, ...], Field(strict=False)] = ()
-    federation: Annotated[tuple[FederationEntry, ...], Field(strict=False)] = ()
+    certificate: Annotated[tuple[CertificateSection, ...], Length(1)]
+    peer: tuple[PeerEntry, ...] = ()
+    federation: tuple[FederationEntry, ...] = ()
     send: SendSection = SendSection()
     number_plan: NumberPlanSection | None = None
     emergency: EmergencySection = EmergencySection()
     enum: EnumSection = EnumSection()
-    carrier_enum: Annotated[tuple[CarrierEnumEntry, ...], Field(strict=False)] = ()
+    carrier_enum: tuple[CarrierEnumEntry, ...] = ()
     carrier: CarrierSection = CarrierSection()
     routing: RoutingSection = RoutingSection()
 
@@ -283,11 +296,7 @@ def read_peering(path: str | os.PathLike[str], wall: float) -> Peering:
     except OSError as error:
         raise ConfigError([Fault(file, 0, "", f"cannot be read: {error.strerror}")]) from None
     values, lines = parse_toml(content, file)
-    try:
-        checked = PeeringFile.model_validate(values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise ConfigError([fault_of(file, lines, detail, PeeringFile) for detail in details]) from None
+    checked = read_table(PeeringFile, values, file, lines)
     return _Reader(file, lines, checked, wall).peering()
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
+from typing import Any, TypeVar, cast
 
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import Address, EchoSection, NodeConfig, SipSection
-from p2psipd.config.wording import fault_of
+from p2psipd.config.tables import read_table
 from p2psipd.toml_lines import KeyPath, key_lines
+
+T = TypeVar("T")
 
 #: The environment variable that does the same as ``node.keylog``.
 KEYLOG_VARIABLE = "P2PSIPD_KEYLOG"
@@ -42,12 +43,7 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None)
 def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -> NodeConfig:
     """Check ``content``, the octets of the configuration file named ``file``; as :func:`load`."""
     values, lines = parse_toml(content, file)
-    try:
-        config = NodeConfig.model_validate(values)
-    except ValidationError as error:
-        faults = [fault_of(file, lines, detail) for detail in error.errors(include_url=False)]
-        raise ConfigError(faults) from None
-    config._file, config._lines = file, lines
+    config = replace(read_table(NodeConfig, values, file, lines), _file=file, _lines=lines)
     config = _resolve(config, Path(file).absolute().parent, environ or {})
     faults = [config.fault(key, message) for key, message in _cross_faults(config)]
     if faults:
@@ -82,26 +78,23 @@ def _syntax_fault(file: str, text: str, error: tomllib.TOMLDecodeError) -> Fault
 def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) -> NodeConfig:
     """File names made absolute, and the defaults that depend on other keys filled in."""
 
-    def absolute(section: BaseModel | None, *names: str) -> Any:
-        if section is None:
-            return None
+    def absolute(section: T, *names: str) -> T:
         changes = {name: str(directory / value) for name in names if (value := getattr(section, name))}
-        return section.model_copy(update=changes)
+        return cast(T, replace(cast(Any, section), **changes))
 
     node = absolute(config.node, "state", "control", "log_file", "keylog")
     if environ.get(KEYLOG_VARIABLE):
-        node = node.model_copy(update={"keylog": str(Path(environ[KEYLOG_VARIABLE]).absolute())})
-    sip = absolute(config.sip, *_SIP_FILES, "call_records")
+        node = replace(node, keylog=str(Path(environ[KEYLOG_VARIABLE]).absolute()))
+    sip = config.sip and absolute(config.sip, *_SIP_FILES, "call_records")
     if sip is not None and sip.node_listen is None and config.peer is not None:
-        sip = sip.model_copy(update={"node_listen": Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT)})
-    return config.model_copy(
-        update={
-            "overlay": absolute(config.overlay, "document"),
-            "identity": absolute(config.identity, "certificate", "key"),
-            "node": node,
-            "sip": sip,
-            "peering": absolute(config.peering, "policy"),
-        }
+        sip = replace(sip, node_listen=Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT))
+    return replace(
+        config,
+        overlay=absolute(config.overlay, "document"),
+        identity=absolute(config.identity, "certificate", "key"),
+        node=node,
+        sip=sip,
+        peering=absolute(config.peering, "policy"),
     )
 
 
