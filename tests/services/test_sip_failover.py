@@ -168,6 +168,65 @@ def test_bye_that_comes_to_another_registrar() -> None:
     other.take_response(200)
 
 
+def answered_call(flows: Flows) -> tuple[Phone, Request, Request, Response]:
+    """A call that bob has just taken: the flow that he took it on, alice's INVITE, bob's, and alice's 200."""
+    asked = invite(flows.alice, flows.ends[0].aor)
+    (taken,) = flows.invited()
+    at_bob = taken.take_request("INVITE")
+    taken.respond(at_bob, 200)
+    return taken, asked, at_bob, flows.alice.take_response(200)
+
+
+def test_ack_survives_the_callees_registrar() -> None:
+    """13.2.2.4: the registrar of the callee dies between the 200 and its ACK, which finds the phone like the BYE."""
+    flows = Flows()
+    taken, asked, _, answer = answered_call(flows)
+    taken.node.connector.die()
+    flows.alice.send(in_dialog(flows.alice, "ACK", answer, asked.cseq.number))
+    (other,) = (end for end in flows.ends if end is not taken)
+    ack = other.take_request("ACK")
+    assert ack.uri_text == other.contact and not ack.has("route")
+
+
+def test_ack_that_comes_to_another_registrar() -> None:
+    """The registrar of the caller has died: its ACK comes to another one with the dead one's Route on top."""
+    flows = Flows()
+    taken, asked, _, answer = answered_call(flows)
+    flows.near.connector.die()
+    third = Node(flows.world, 9, "10.0.0.9")
+    flows.alice.node = third
+    flows.alice.send(in_dialog(flows.alice, "ACK", answer, asked.cseq.number))
+    taken.take_request("ACK")
+
+
+def test_ack_after_a_new_connection() -> None:
+    """The phone's connection broke when it had answered; the ACK goes over the one with which it has come back."""
+    flows = Flows(1)
+    (bob,) = flows.ends
+    _, asked, _, answer = answered_call(flows)
+    bob.disconnect()
+    bob.connect()
+    bob.contact = "sip:bob@10.1.0.2;ob"
+    bob.register(f"<{bob.contact}>;{INSTANCE};reg-id=1", headers=[("Supported", "path, outbound")])
+    flows.alice.send(in_dialog(flows.alice, "ACK", answer, asked.cseq.number))
+    bob.take_request("ACK")
+
+
+def test_ack_to_nobody() -> None:
+    """Where the phone is nowhere to be found, or nobody of ours wrote the Route, an ACK is dropped and counted."""
+    flows = Flows(1)
+    taken, asked, _, answer = answered_call(flows)
+    taken.node.connector.die()
+    before = flows.near.service.counters["ack_dropped"]
+    ack = in_dialog(flows.alice, "ACK", answer, asked.cseq.number)
+    flows.alice.send(ack)
+    forged = ack.copy()
+    forged.set("Route", "<sip:AAAA@10.0.0.77;lr>")
+    flows.alice.send(forged)
+    flows.world.settle()
+    assert flows.near.service.counters["ack_dropped"] == before + 2
+
+
 def test_bye_to_nobody() -> None:
     """Where the phone of the dialog is nowhere to be found, the BYE is answered 481 at once."""
     flows = Flows(1)

@@ -27,14 +27,22 @@ from p2psipd.proto.sip.fork import (
     Respond,
     Silent,
 )
-from p2psipd.proto.sip.locating import Attempt, DomainIdentity, LocationUnavailable, NotLocated, Target, Unreachable
+from p2psipd.proto.sip.locating import (
+    Attempt,
+    DomainIdentity,
+    LocationUnavailable,
+    NodeIdentity,
+    NotLocated,
+    Target,
+    Unreachable,
+)
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
 from p2psipd.proto.sip.uri import SipUri
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
-from p2psipd.services.sip.routing import Routing, over_tls, peer_of
+from p2psipd.services.sip.routing import FlowGone, Routing, over_tls, peer_of
 
 _MAKES_DIALOG: Final = frozenset({"INVITE", "SUBSCRIBE", "REFER", "NOTIFY"})
 
@@ -73,8 +81,9 @@ class Forwarder:
     """The forks that are under way.
 
     `feed` hands inputs to the transaction layer, `start` runs what must wait for something, `relocate` looks a
-    user up afresh and calls :meth:`forward`, `recurse` does that for the contacts of a redirect, `new_tag` draws a
-    To tag. `home` may change when listeners are added.
+    user up afresh and calls :meth:`forward`, `recurse` does that for the contacts of a redirect, `heirs` finds the
+    phone of a dialog whose registrar or flow is gone, `new_tag` draws a To tag. `home` may change when listeners are
+    added.
     """
 
     log = Logger()
@@ -92,6 +101,7 @@ class Forwarder:
         start: Callable[[Work], None],
         relocate: Callable[[ForwardingContext], Work],
         recurse: Callable[[ForwardingContext, Sequence[tuple[SipUri, float]]], Work],
+        heirs: Callable[[Request, Flow, str], Coroutine[Any, Any, Sequence[Target]]],
         new_tag: Callable[[], str],
     ) -> None:
         self.home = home
@@ -104,6 +114,7 @@ class Forwarder:
         self._start = start
         self._relocate = relocate
         self._recurse = recurse
+        self._heirs = heirs
         self._new_tag = new_tag
         self._contexts: dict[Any, ForwardingContext] = {}
         # INVITEs to other nodes, in the order in which something should be heard; then those that are suspected.
@@ -160,20 +171,27 @@ class Forwarder:
 
     def acknowledge(self, flow: Flow, request: Request) -> None:
         """An ACK for a 2xx follows its Route; it is no transaction and gets no answer (RFC 3261 section
-        13.2.2.4).
+        13.2.2.4). Like every request of a dialog it may come in place of a registrar that has died.
         """
         try:
             if request.max_forwards == 0:
                 raise Refused(483)
             taken = take_routes(request, self.home)
             if not taken:
-                raise Refused(404)
+                user = self._routing.drop_routes(request)
+                if user is None and (request.has("route") or not isinstance(peer_of(flow), NodeIdentity)):
+                    raise Refused(404)
+                if not request.has("route"):
+                    raise FlowGone(user or "")
             crossing = self._routing.crossing(request, taken, flow)
             if crossing is not None:
                 self._start(self._acknowledge_across(crossing, request))
                 return
             target = self._routing.along_dialog(request, taken, isinstance(peer_of(flow), DomainIdentity))
             made = build(request, target)
+        except FlowGone as gone:
+            self._start(self._acknowledge_anew(flow, request, gone.user))
+            return
         except SipError:
             self._counters["ack_dropped"] += 1
             return
@@ -181,7 +199,7 @@ class Forwarder:
         if onward is not None:
             self._feed(SendStateless(onward, made))
         else:
-            self._start(self._acknowledge_when_found(target, made))
+            self._start(self._acknowledge_when_found(flow, request, target))
 
     async def _acknowledge_across(self, crossing: Coroutine[Any, Any, Sequence[Target]], request: Request) -> None:
         """To another domain, by the first edge that can be reached."""
@@ -189,25 +207,32 @@ class Forwarder:
             targets = await crossing
         except (SipError, NotLocated, LocationUnavailable):
             targets = ()
+        if not await self._acknowledged(request, targets):
+            self._counters["ack_dropped"] += 1
+
+    async def _acknowledge_when_found(self, flow: Flow, request: Request, target: Target) -> None:
+        if not await self._acknowledged(request, [target]):
+            await self._acknowledge_anew(flow, request, self._routing.drop_routes(request) or "")
+
+    async def _acknowledge_anew(self, flow: Flow, request: Request, user: str) -> None:
+        """To where the phone of `user` is now that has the dialog."""
+        targets: Sequence[Target] = () if request.has("route") else await self._heirs(request, flow, user)
+        if not await self._acknowledged(request, targets):
+            self._counters["ack_dropped"] += 1
+
+    async def _acknowledged(self, request: Request, targets: Sequence[Target]) -> bool:
+        """Send an ACK to the first of these that can be reached."""
         for target in targets:
             try:
-                attempt = await self._routing.route(build(request, target), target).next(None)
+                made = build(request, target)
+                onward = self._routing.at_hand(target)
+                attempt = Attempt(onward, made) if onward else await self._routing.route(made, target).next(None)
             except (Unreachable, NotLocated, SipError):
                 continue
             if attempt is not None:
                 self._feed(SendStateless(attempt.flow, attempt.request))
-                return
-        self._counters["ack_dropped"] += 1
-
-    async def _acknowledge_when_found(self, target: Target, made: Request) -> None:
-        try:
-            attempt = await self._routing.route(made, target).next(None)
-        except (Unreachable, NotLocated):
-            attempt = None
-        if attempt is None:
-            self._counters["ack_dropped"] += 1
-            return
-        self._feed(SendStateless(attempt.flow, attempt.request))
+                return True
+        return False
 
     def cancel(self, event: RequestReceived) -> None:
         """A CANCEL is answered here, and the fork that it names is cancelled (section 16.10)."""

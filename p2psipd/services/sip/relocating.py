@@ -14,7 +14,7 @@ from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.fork import ForwardingContext
 from p2psipd.proto.sip.locating import Locate, LocationUnavailable, NodeIdentity, NotLocated, Origin, Query, Target
-from p2psipd.proto.sip.message import make_response
+from p2psipd.proto.sip.message import Request, make_response
 from p2psipd.proto.sip.uri import SipUri
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import Forwarder
@@ -44,19 +44,30 @@ class Relocating:
         self._clocks = clocks
         self._counters = counters
 
-    async def heirs(self, context: ForwardingContext, user: str) -> Sequence[Target]:
-        """Where the phone of `user` ("user@domain") is that has this dialog: its flow, or its registrar, is gone."""
-        if not user:
-            return ()
+    async def heirs(self, request: Request, flow: Flow, user: str) -> Sequence[Target]:
+        """Where the phone of `user` ("user@domain") is that has the dialog of this request, which came on `flow`: its
+        own flow, or its registrar, is gone.
+
+        Where no token says whose it is, another node may have found the phone here, and have said so by its GRUU.
+        """
         try:
+            if not user:
+                return await self._found_by_node(request, flow)
             uri = SipUri.parse("sip:" + quote(user, safe=_AOR_CHARACTERS))
-            found = await self._locate(Query(uri, origin_of(context.flow), self._clocks.wall(), fresh=True))
+            found = await self._locate(Query(uri, origin_of(flow), self._clocks.wall(), fresh=True))
         except (NotLocated, LocationUnavailable, SipError):
             return ()
-        contact = context.request.uri_text
+        contact = request.uri_text
         same = [each for each in found if each.binding is not None and each.binding.contact == contact]
         self._counters["dialog_found_anew"] += bool(same)
         return same
+
+    async def _found_by_node(self, request: Request, flow: Flow) -> Sequence[Target]:
+        uri = request.uri
+        if not isinstance(peer_of(flow), NodeIdentity) or not isinstance(uri, SipUri) or not uri.gr:
+            return ()
+        self._gate.check_assertion(flow, request)
+        return await self._locate(Query(uri, Origin.NODE, self._clocks.wall()))
 
     async def relocate(self, context: ForwardingContext) -> None:
         """The record was out of date: look once more, afresh (profile section 7)."""
@@ -64,7 +75,7 @@ class Relocating:
         request = context.request
         if request.to_tag is not None:
             user = self._routing.drop_routes(request)
-            targets = await self.heirs(context, user) if user and not request.has("route") else ()
+            targets = await self.heirs(request, context.flow, user) if user and not request.has("route") else ()
             if not targets:
                 self._forwarder.refuse(context, make_response(request, 481))
                 return

@@ -168,6 +168,7 @@ class SipService(Service):
             start=self._start,
             relocate=lambda context: self._relocating.relocate(context),
             recurse=lambda context, contacts: self._relocating.recurse(context, contacts),
+            heirs=lambda request, flow, user: self._relocating.heirs(request, flow, user),
             new_tag=self._layer.new_tag,
         )
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
@@ -635,7 +636,7 @@ class SipService(Service):
             else:
                 targets = [self._routing.along_dialog(request, taken, outside)]
         except FlowGone as gone:
-            targets = await self._relocating.heirs(context, gone.user)
+            targets = await self._relocating.heirs(request, flow, gone.user)
             if not targets:
                 if peer_of(flow) is None:
                     raise Refused(481, why=gone.why) from None
