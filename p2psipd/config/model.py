@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from p2psipd.config.faults import Fault, line_of
 from p2psipd.config.tables import Bounds, Expected, Length, Matches, Read, Then
+from p2psipd.proto.sip.limits import SCANNERS
 from p2psipd.toml_lines import KeyPath
 
 Role = Literal["peer", "sip", "echo", "peering"]
@@ -241,9 +242,7 @@ class LimitsSection:
     points: Count = 2000
     points_forgiven: Annotated[float, Bounds(0, 1_000_000)] = 20.0
     shut_seconds: Seconds = 30.0
-    scanners: tuple[str, ...] = (
-        "friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent"
-    )  # fmt: skip
+    scanners: tuple[str, ...] = SCANNERS
 
 
 @dataclass(frozen=True, kw_only=True)

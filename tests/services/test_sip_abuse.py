@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from p2psipd.proto.sip.limits import LimitSettings
+from p2psipd.proto.sip.limits import SCANNERS, LimitSettings
 from p2psipd.proto.sip.message import parse_message
-from p2psipd.services.sip.abuse import SCANNERS, Door
+from p2psipd.services.sip.abuse import Door
 
 from .sip_world import Node, Phone, World
 

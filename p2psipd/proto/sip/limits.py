@@ -15,6 +15,9 @@ from typing import Final, NamedTuple, TypeVar
 
 _Value = TypeVar("_Value")
 
+SCANNERS: Final = ("friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent")
+"""What scanners of the Internet call themselves in User-Agent, in lower case."""
+
 _TABLE: Final = 20_000
 _PROVED_SECONDS: Final = 3600.0
 _LONGEST_SHUT_SECONDS: Final = 3600.0

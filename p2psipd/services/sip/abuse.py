@@ -23,9 +23,6 @@ from p2psipd.proto.sip.limits import (
 )
 from p2psipd.proto.sip.message import Request
 
-SCANNERS: Final = ("friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sundayddr", "pplsip", "vaxsipuseragent")
-"""What scanners of the Internet call themselves in User-Agent, in lower case."""
-
 _OFFENCES: Final = {"challenged": CHALLENGED, "digest_wrong": WRONG_PASSWORD}
 """Why a request was refused (Refused.why), and what that is held to be."""
 

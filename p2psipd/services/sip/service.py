@@ -125,20 +125,10 @@ class SipService(Service):
         self._ladder = Ladder()
         self._layer = TransactionLayer(random, refuse=self._unproved, spares=self._calls_for_help)
         self._driver = self._new_driver()
-        secret = settings.secret or random.getrandbits(256).to_bytes(32, "big")
         self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
-        self._transports = (transports or SipTransports)(
-            reactor,
-            self._received,
-            self._malformed,
-            self._flow_lost,
-            limits=settings.limits,
-            public_host=settings.public_host,
-            admit=self._door.admit,
-            tls_client=settings.tls_client,
-        )
+        self._transports = self._new_transports(transports or SipTransports)
+        secrets = secrets or OwnSecret(settings.secret or random.getrandbits(256).to_bytes(32, "big"))
         home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
-        secrets = secrets or OwnSecret(secret)
         digest = DigestGate(secrets, random, settings.node_id, wall() - 1.0, settings.algorithms)
         self._gate = Gatekeeper(home, settings.domains[0], digest, credentials, self._clocks, owner=owner)
         registrar = Registrar(location, table, settings.node_id, settings.bounds)
@@ -157,13 +147,32 @@ class SipService(Service):
         self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER)
         self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse)
         self._draining: Deferred[None] | None = None
-        self._forwarder = Forwarder(
+        self._forwarder = self._new_forwarder(home)
+        self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
+        self._waiting = 0
+        self._sweeper: Any = None
+
+    def _new_transports(self, make: Callable[..., Any]) -> Any:
+        settings = self._settings
+        return make(
+            self._reactor,
+            self._received,
+            self._malformed,
+            self._flow_lost,
+            limits=settings.limits,
+            public_host=settings.public_host,
+            admit=self._door.admit,
+            tls_client=settings.tls_client,
+        )
+
+    def _new_forwarder(self, home: Home) -> Forwarder:
+        return Forwarder(
             self._routing,
             self._clocks,
             self._calls,
             self.counters,
             home,
-            reactor=reactor,
+            reactor=self._reactor,
             feed=self._driver.feed,
             start=self._start,
             relocate=lambda context: self._relocating.relocate(context),
@@ -171,9 +180,6 @@ class SipService(Service):
             heirs=lambda request, flow, user: self._relocating.heirs(request, flow, user),
             new_tag=self._layer.new_tag,
         )
-        self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
-        self._waiting = 0
-        self._sweeper: Any = None
 
     def _new_driver(self) -> Driver:
         return Driver(

@@ -8,9 +8,8 @@ from p2psipd.net.sip_transports import Limits
 from p2psipd.proto.sip.authentication import ALGORITHMS
 from p2psipd.proto.sip.digest import Algorithm
 from p2psipd.proto.sip.flow import Address
-from p2psipd.proto.sip.limits import LimitSettings
+from p2psipd.proto.sip.limits import SCANNERS, LimitSettings
 from p2psipd.proto.sip.registrar import Bounds
-from p2psipd.services.sip.abuse import SCANNERS
 from p2psipd.services.sip.call_book import CallLimits
 
 ALLOW: Final = "INVITE, ACK, BYE, CANCEL, OPTIONS, MESSAGE, REGISTER, INFO, UPDATE, PRACK, REFER, SUBSCRIBE, NOTIFY"
