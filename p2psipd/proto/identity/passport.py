@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
+from json.encoder import encode_basestring
 from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -43,6 +44,7 @@ __all__ = [
     "parse_identity_header",
     "read_full_token",
     "same_identifier",
+    "says_exactly",
     "sign",
     "verify_compact",
     "verify_full",
@@ -55,7 +57,7 @@ SHAKEN: Final = "shaken"
 _MAX_HEADER: Final = 16 * 1024
 _MAX_FINGERPRINTS: Final = 32
 _MAX_DESTINATIONS: Final = 64
-_HEADER: Final = re.compile(r"\s*+([A-Za-z0-9_\-]*+\.[A-Za-z0-9_\-]*+\.[A-Za-z0-9_\-]++)\s*+(;.*+)?+", re.DOTALL)
+_HEADER: Final = re.compile(r"\s*+([A-Za-z0-9_\-]*+)\.([A-Za-z0-9_\-]*+)\.([A-Za-z0-9_\-]++)\s*+(;.*+)?+", re.DOTALL)
 _NOT_NUMBER: Final = re.compile(r"[^0-9#*]++")
 _NUMBER_USER: Final = re.compile(r"\+?[0-9\-.()]++")
 _GLOBAL: Final = re.compile(r"[1-9][0-9]{6,14}")
@@ -199,8 +201,7 @@ def sign(key: EllipticCurvePrivateKey, info: str, claims: Claims) -> IdentityHea
 
     The key is one on P-256.  ``IdentityHeader._replace(header="", payload="")`` is the compact form.
     """
-    header = _encode(_header_object(info, claims.ppt))
-    payload = _encode(_payload_object(claims))
+    header, payload = _written_header(info, claims.ppt), _written_payload(claims)
     r, s = decode_dss_signature(key.sign(f"{header}.{payload}".encode("ascii"), _SIGN))
     signature = _base64(r.to_bytes(32, "big") + s.to_bytes(32, "big"))
     return IdentityHeader(header, payload, signature, info, ALGORITHM, claims.ppt)
@@ -213,33 +214,38 @@ def write_identity_header(identity: IdentityHeader) -> str:
     return f"{token};info=<{identity.info}>;alg={identity.algorithm or ALGORITHM}{ppt}"
 
 
-def _header_object(info: str, ppt: str) -> dict[str, Any]:
-    made = {"alg": ALGORITHM, "typ": "passport", "x5u": info}
-    if ppt:
-        made["ppt"] = ppt
-    return made
+# Base64url of the deterministic serialisation: no white space, keys in order (RFC 8225 section 9).
 
 
-def _payload_object(claims: Claims) -> dict[str, Any]:
+@lru_cache(maxsize=256)
+def _written_header(info: str, ppt: str) -> str:
+    """The first part of every token that one certificate signs."""
+    named = f'"ppt":{encode_basestring(ppt)},' if ppt else ""
+    return _base64(f'{{"alg":"{ALGORITHM}",{named}"typ":"passport","x5u":{encode_basestring(info)}}}')
+
+
+def _written_payload(claims: Claims) -> str:
+    attest = f'"attest":{encode_basestring(claims.attest)},' if claims.attest else ""
     dest: dict[str, list[str]] = {}
-    for identifier in claims.dest:
-        dest.setdefault(identifier.kind, []).append(identifier.value)
-    made: dict[str, Any] = {"dest": dest, "iat": claims.iat, "orig": {claims.orig.kind: claims.orig.value}}
+    for kind, value in claims.dest:
+        dest.setdefault(kind, []).append(encode_basestring(value))
+    called = ",".join([f'"{kind}":[{",".join(dest[kind])}]' for kind in sorted(dest)])
+    mky = ""
     if claims.mky:
-        made["mky"] = [{"alg": algorithm, "dig": digest} for algorithm, digest in claims.mky]
-    if claims.attest:
-        made["attest"], made["origid"] = claims.attest, claims.origid
-    return made
+        keys = [f'{{"alg":{encode_basestring(alg)},"dig":{encode_basestring(dig)}}}' for alg, dig in claims.mky]
+        mky = f'"mky":[{",".join(keys)}],'
+    kind, value = claims.orig
+    origid = f',"origid":{encode_basestring(claims.origid)}' if claims.attest else ""
+    orig = f'"orig":{{"{kind}":{encode_basestring(value)}}}'
+    return _base64(f'{{{attest}"dest":{{{called}}},"iat":{claims.iat},{mky}{orig}{origid}}}')
 
 
-def _encode(item: dict[str, Any]) -> str:
-    """Base64url of the deterministic serialisation (RFC 8225 section 9)."""
-    text = json.dumps(item, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-    return _base64(text.encode("utf-8", "replace"))
+_TO_URL_ALPHABET: Final = bytes.maketrans(b"+/", b"-_")
 
 
-def _base64(octets: bytes) -> str:
-    return urlsafe_b64encode(octets).rstrip(b"=").decode("ascii")
+def _base64(data: str | bytes) -> str:
+    octets = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    return b2a_base64(octets, newline=False).translate(_TO_URL_ALPHABET, b"=").decode("ascii")
 
 
 # ---- reading -----------------------------------------------------------------------------------------------
@@ -253,17 +259,27 @@ def parse_identity_header(value: str) -> IdentityHeader:
     match = _HEADER.fullmatch(value) if len(value) <= _MAX_HEADER else None
     if match is None:
         raise IdentitySyntaxError("not a token and its parameters")
-    header, payload, signature = match[1].split(".")
+    header, payload, signature, parameters = match.groups()
     if bool(header) != bool(payload):
         raise IdentitySyntaxError("neither the full nor the compact form")
-    parameters = read_parameters(match[2] or "")
-    return IdentityHeader(
-        header,
-        payload,
-        signature,
-        parameters.get("info", ""),
-        parameters.get("alg") or ALGORITHM,
-        parameters.get("ppt", "").lower(),
+    return IdentityHeader(header, payload, signature, *_read_parameters(parameters or ""))
+
+
+@lru_cache(maxsize=256)
+def _read_parameters(text: str) -> tuple[str, str, str]:
+    """Info, algorithm and ppt; kept, because all headers that one certificate signs have the same."""
+    found = read_parameters(text)
+    return found.get("info", ""), found.get("alg") or ALGORITHM, found.get("ppt", "").lower()
+
+
+def says_exactly(identity: IdentityHeader, claims: Claims) -> bool:
+    """Whether a full form says ``claims`` and no more in the one way to write them (RFC 8225 section 9), which most
+    signers follow: then nothing of it needs to be read.
+    """
+    return (
+        identity.ppt == claims.ppt
+        and identity.header == _written_header(identity.info, claims.ppt)
+        and identity.payload == _written_payload(claims)
     )
 
 
@@ -307,7 +323,7 @@ _decode_header = lru_cache(maxsize=256)(_decode)
 
 def _octets(text: str) -> bytes:
     try:
-        return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return a2b_base64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4))
     except (Base64Error, ValueError):
         raise IdentitySyntaxError("not base64url") from None
 
@@ -363,8 +379,8 @@ def verify_full(key: object, identity: IdentityHeader) -> bool:
 
 def verify_compact(key: object, identity: IdentityHeader, claims: Claims) -> bool:
     """Whether the signature is that of ``key`` over the token that ``claims`` make (RFC 8225 section 7)."""
-    header = _encode(_header_object(identity.info, identity.ppt))
-    return _verify(key, f"{header}.{_encode(_payload_object(claims))}", identity.signature)
+    signed = f"{_written_header(identity.info, identity.ppt)}.{_written_payload(claims)}"
+    return _verify(key, signed, identity.signature)
 
 
 def _verify(key: object, signed: str, signature: str) -> bool:

@@ -8,7 +8,7 @@ for the log, counted by ``step``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, NamedTuple
 
 from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
@@ -83,11 +83,10 @@ async def admit(
     another edge of ours) recorded.  A request that is let in with an Identity is remembered against replay.
     """
     try:
-        peer = policy.again(peer, wall)
+        peer, decision, *_ = policy.standing(peer, wall)
     except CertificateRefused as refused:
         decision = Decision(False, refused.step.value, refused.domain, refused.authority)
         return Admission(*UNSUPPORTED_PEER, decision.step, decision)
-    decision = policy.authorise(peer)
     if not decision.allowed:
         return Admission(*UNSUPPORTED_PEER, decision.step, decision)
     domain = from_domain(request)
@@ -101,7 +100,9 @@ async def admit(
     if request.method in _UNSIGNED:
         return Admission(0, "", "", decision, domain)
     settings = policy.settings(domain)
-    hosts = None if settings.any_identity_host else peer.domains | {domain}
+    hosts: Container[str] | None = None
+    if not settings.any_identity_host:
+        hosts = peer.authorities if domain in peer.authorities else peer.domains | {domain}
     verification = await verifier.verify(request, policy, wall, hosts, required=False if inside else None)
     if verification.status:
         return Admission(verification.status, verification.reason, verification.step, decision, domain, verification)

@@ -34,6 +34,7 @@ __all__ = [
     "PeerIdentity",
     "PeerSettings",
     "PeeringPolicy",
+    "Standing",
     "UNSUPPORTED_PEER",
 ]
 
@@ -112,6 +113,17 @@ class Decision(NamedTuple):
         return f"{verdict} by step {self.step} (domain {self.domain or '?'}, authority {self.authority or '?'})"
 
 
+class Standing(NamedTuple):
+    """What the certificate of a connection comes to: whom it speaks for, whether that peer is authorised, and between
+    which times (unix seconds) that holds.
+    """
+
+    peer: PeerIdentity
+    decision: Decision
+    valid_from: float
+    valid_until: float
+
+
 class Federation(NamedTuple):
     """``domain`` sends and receives through ``through``: its calls may come over connections of these domains, where it
     is our own its calls go out and come in through them, and where one of them is our own, its calls go on through us.
@@ -145,8 +157,8 @@ class PeeringPolicy:
         federations: Iterable[Federation] = (),
     ) -> None:
         self.default = default
-        # Who a certificate is, from when until when: it is asked with every request, and may have many names.
-        self._known: dict[tuple[bytes, Usage | None], tuple[PeerIdentity, float, float]] = {}
+        # It is asked with every request, and a certificate may have many names.
+        self._known: dict[tuple[bytes, Usage | None], Standing] = {}
         self._peers = {normal_domain(peer.domain): peer for peer in peers}
         self._accept_domains = frozenset(map(normal_domain, accept_domains)) - {""}
         self._accept_authorities = frozenset(accept_authorities)
@@ -181,7 +193,7 @@ class PeeringPolicy:
         Raises CertificateRefused when no name is left: the step that refused the last one, or step domain for
         a certificate without any SIP identity.
         """
-        return self._identity(chain, wall, None)
+        return self._standing(chain, wall, None).peer
 
     def server(self, domain: str, chain: Sequence[bytes], wall: float) -> PeerIdentity:
         """As ``client``, for the TLS server that we dialled as ``domain`` (RFC 5922 section 7.3): that name,
@@ -192,14 +204,18 @@ class PeeringPolicy:
         checked = settings.anchors.check(chain, wall, Usage.SERVER)
         if not checked.certificate.speaks_for(wanted, settings.san_match):
             raise _not_named(checked.certificate, wanted)
-        return self._identity(chain, wall, Usage.SERVER)
+        return self._standing(chain, wall, Usage.SERVER).peer
 
     def again(self, peer: PeerIdentity, wall: float) -> PeerIdentity:
-        """Whom the certificate of an open connection speaks for by this policy, at this time; a few microseconds.
+        """As ``standing``, when it is only asked whom the certificate speaks for."""
+        return self.standing(peer, wall).peer
+
+    def standing(self, peer: PeerIdentity, wall: float) -> Standing:
+        """How the peer of an open connection stands by this policy, at this time; a microsecond.
 
         A connection outlives certificates, revocation lists and policies.  Raises CertificateRefused.
         """
-        return self._identity(peer.chain, wall, Usage.SERVER if peer.dialled else None)
+        return self._standing(peer.chain, wall, Usage.SERVER if peer.dialled else None)
 
     def signer(
         self, domain: str, chain: Sequence[bytes], wall: float, *, by_number: bool = False
@@ -215,12 +231,12 @@ class PeeringPolicy:
             raise _not_named(checked.certificate, domain)
         return checked
 
-    def _identity(self, chain: Sequence[bytes], wall: float, usage: Usage | None) -> PeerIdentity:
+    def _standing(self, chain: Sequence[bytes], wall: float, usage: Usage | None) -> Standing:
         if not chain:
             raise CertificateRefused(Step.FORM, "no certificate")
         known = self._known.get((chain[0], usage))
-        if known is not None and known[1] <= wall <= known[2]:
-            return known[0]
+        if known is not None and known.valid_from <= wall <= known.valid_until:
+            return known
         certificate = read_certificate(chain[0])
         found: dict[str, Authority] = {}
         refusal: CertificateRefused | None = None
@@ -242,8 +258,9 @@ class PeeringPolicy:
             identity = PeerIdentity(certificate, found, tuple(chain), usage is Usage.SERVER)
             good = [one for one in checks.values() if isinstance(one, CheckedCertificate)]
             window = max(one.valid_from for one in good), min(one.valid_until for one in good)
-            remember(self._known, (chain[0], usage), (identity, *window), _KNOWN_SIZE)
-            return identity
+            standing = Standing(identity, self.authorise(identity), *window)
+            remember(self._known, (chain[0], usage), standing, _KNOWN_SIZE)
+            return standing
         if refusal is None:
             self.default.anchors.check(chain, wall, usage or self.default.client_usage)
             raise CertificateRefused(Step.DOMAIN, "no SIP identity in it", "", certificate.issuer)
@@ -275,8 +292,9 @@ class PeeringPolicy:
         wanted = normal_domain(from_domain)
         if not wanted or wanted in self._deny:
             return False
-        brought = (*self.goes_through(wanted), *self.goes_through(to_domain))
-        return wanted in peer.authorities or not peer.domains.isdisjoint(brought)
+        if wanted in peer.authorities:
+            return True
+        return not peer.domains.isdisjoint((*self.goes_through(wanted), *self.goes_through(to_domain)))
 
     def goes_through(self, domain: str) -> tuple[str, ...]:
         """The domains through which requests of our own ``domain`` go out; () sends them out itself."""

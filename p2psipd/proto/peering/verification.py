@@ -7,13 +7,14 @@ Identity headers are (RFC 8224 section 6.2.2).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from p2psipd.proto.identity import passport, rfc4474
 from p2psipd.proto.identity.passport import SHAKEN, Claims, Identifier, IdentityHeader
-from p2psipd.proto.identity.policy import CertificateRefused, normal_domain
+from p2psipd.proto.identity.policy import CertificateRefused, CheckedCertificate, DomainCertificate, normal_domain
 from p2psipd.proto.identity.rfc4474 import IdentityInfo, IdentitySyntaxError
 from p2psipd.proto.identity.sip_date import SipDate
 from p2psipd.proto.identity.tn_auth_list import number_authority
@@ -88,6 +89,20 @@ class Verification(NamedTuple):
         return " ".join(filter(None, (self.verstat, self.kind.value if self.kind else "", self.attest)))
 
 
+class _Case(NamedTuple):
+    """What is judged: ``request`` From ``domain``, its Date if it has one, at ``wall``, by ``policy``; ``info_hosts``
+    as :meth:`IdentityVerifier.verify` says, ``replay`` what to remember of it.
+    """
+
+    request: Request
+    domain: str
+    date: SipDate | None
+    wall: float
+    policy: PeeringPolicy
+    info_hosts: Container[str] | None
+    replay: tuple[bytes, float]
+
+
 class _Refusal(Exception):
     """One header is not valid: the answer that it alone would get, the step and why."""
 
@@ -114,7 +129,7 @@ class IdentityVerifier:
         request: Request,
         policy: PeeringPolicy,
         wall: float,
-        info_hosts: frozenset[str] | None = None,
+        info_hosts: Container[str] | None = None,
         required: bool | None = None,
     ) -> Verification:
         """Verify ``request`` at ``wall`` by the settings of its From domain.
@@ -123,7 +138,8 @@ class IdentityVerifier:
         connection), None for anywhere; ``required`` overrides the settings (within a dialog nothing is).
         Never raises for what a request holds.
         """
-        settings = policy.settings(from_domain(request))
+        domain = from_domain(request)
+        settings = policy.settings(domain)
         # Where no kind is accepted nothing can be required.
         must = bool(settings.accept) and (settings.required if required is None else required)
         found, refusals = self._candidates(request, settings)
@@ -141,19 +157,20 @@ class IdentityVerifier:
             key = replay_key(request)
             if self._replays.holds(key, wall):
                 return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
+            # Any of its headers could let it in again, not only the one that is verified.
+            window = max([one.fresh_for for one in found])
+            until = wall + 2 * window if date is None else date.seconds + window
+            case = _Case(request, domain, date, wall, policy, info_hosts, (key, until))
             for candidate in found:
                 try:
-                    result = await candidate.verify(self._fetch, request, policy, date, wall, info_hosts)
+                    result = await candidate.verify(case, self._fetch)
                 except _Refusal as refusal:
                     refusals.append(refusal)
                 else:
                     # The same request may have come again, and in, while a certificate was being fetched.
                     if self._replays.holds(key, wall):
                         return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
-                    # Any of its headers could let it in again, not only the one that was verified.
-                    window = max(FRESH_FOR[one.kind] for one in found)
-                    signed_at = wall + window if date is None else date.seconds
-                    return result._replace(replay=(key, signed_at + window))
+                    return result
         return _answer(refusals)
 
     def accepted(self, verification: Verification, wall: float) -> None:
@@ -178,7 +195,7 @@ class IdentityVerifier:
                     found.append(_read_rfc8224(value))
             except _Refusal as refusal:
                 refusals.append(refusal)
-        if sum(isinstance(one, _Rfc4474) for one in found) > 1:
+        if len(found) > 1 and sum(isinstance(one, _Rfc4474) for one in found) > 1:
             repeated = _Refusal(INVALID, "syntax", "several Identity headers of RFC 4474")
             return [one for one in found if isinstance(one, _Rfc8224)], [*refusals, repeated]
         return found, refusals
@@ -224,13 +241,19 @@ def _read_rfc8224(value: str) -> _Rfc8224:
     return _Rfc8224(header)
 
 
-def _check_host(url: str, info_hosts: frozenset[str] | None) -> None:
-    """The certificate must be served by a domain that the connection is authenticated for."""
+@lru_cache(maxsize=256)
+def _place_of(url: str) -> tuple[str, str]:
+    """Scheme and host of a URL, "" where it is none; kept, because all requests of a domain name the same."""
     try:
         parts = urlsplit(url)
-        scheme, host = parts.scheme.lower(), normal_domain(parts.hostname or "")
+        return parts.scheme.lower(), normal_domain(parts.hostname or "")
     except ValueError:
-        scheme, host = "", ""
+        return "", ""
+
+
+def _check_host(url: str, info_hosts: Container[str] | None) -> None:
+    """The certificate must be served by a domain that the connection is authenticated for."""
+    scheme, host = _place_of(url)
     if scheme not in ("http", "https"):
         raise _Refusal(BAD_INFO, "fetch", "neither http nor https", url=url)
     if info_hosts is not None and host not in info_hosts:
@@ -244,8 +267,8 @@ async def _chain(fetch: FetchChain, url: str) -> Sequence[bytes]:
         raise _Refusal(BAD_INFO, "fetch", str(fault), url=url) from None
 
 
-def _check_fresh(kind: IdentityKind, seconds: int, wall: float, url: str) -> None:
-    if abs(seconds - wall) > FRESH_FOR[kind]:
+def _check_fresh(window: int, seconds: int, wall: float, url: str) -> None:
+    if abs(seconds - wall) > window:
         raise _Refusal(STALE, "date", f"{seconds - wall:+.0f} s off", url=url)
 
 
@@ -266,36 +289,35 @@ def _is_same(uri: Uri, ours: Identifier, claimed: Sequence[Identifier]) -> bool:
     return any(passport.same_identifier(ours, user, one) for one in claimed)
 
 
+def _may_sign_for(certificate: DomainCertificate, number: str) -> bool:
+    """By its numbers, or by its provider code ("shaken"); a domain's certificate has neither (RFC 8226 section 9)."""
+    numbers = number_authority(certificate.loaded)
+    return numbers is not None and (numbers.covers(number) or bool(numbers.providers))
+
+
 class _Rfc4474:
     """One Identity and Identity-Info pair."""
 
     __slots__ = ("info", "signature")
 
     kind = IdentityKind.RFC4474
+    fresh_for = FRESH_FOR[kind]
 
     def __init__(self, info: IdentityInfo, signature: bytes) -> None:
         self.info = info
         self.signature = signature
 
-    async def verify(
-        self,
-        fetch: FetchChain,
-        request: Request,
-        policy: PeeringPolicy,
-        date: SipDate | None,
-        wall: float,
-        info_hosts: frozenset[str] | None,
-    ) -> Verification:
+    async def verify(self, case: _Case, fetch: FetchChain) -> Verification:
         """The positive result; raises _Refusal."""
-        url = self.info.uri
+        url, date, request = self.info.uri, case.date, case.request
         if date is None:
             raise _Refusal(STALE, "date", "no Date", url=url)
-        _check_fresh(self.kind, date.seconds, wall, url)
-        _check_host(url, info_hosts)
+        _check_fresh(self.fresh_for, date.seconds, case.wall, url)
+        _check_host(url, case.info_hosts)
         chain = await _chain(fetch, url)
         try:
             # The From domain is compared every time, wherever the certificate came from.
-            checked = policy.signer(from_domain(request), chain, wall)
+            checked = case.policy.signer(case.domain, chain, case.wall)
         except CertificateRefused as refused:
             raise _Refusal(UNSUPPORTED, refused.step.value, refused.detail, refused.authority, url) from None
         authority = checked.authority.name
@@ -303,7 +325,8 @@ class _Rfc4474:
             raise _Refusal(UNSUPPORTED, "date", "Date outside of the certificate's validity", authority, url)
         if not rfc4474.verify(checked.certificate.public_key, digest_of(request, date), self.signature):
             raise _Refusal(INVALID, "signature", "the signature is not over this request", authority, url)
-        return Verification(verstat=_passed(request), kind=self.kind, url=url, authority=authority)
+        verstat = _passed(request)
+        return Verification(verstat=verstat, kind=self.kind, url=url, authority=authority, replay=case.replay)
 
 
 class _Rfc8224:
@@ -312,45 +335,38 @@ class _Rfc8224:
     __slots__ = ("header",)
 
     kind = IdentityKind.RFC8224
+    fresh_for = FRESH_FOR[kind]
 
     def __init__(self, header: IdentityHeader) -> None:
         self.header = header
 
-    async def verify(
-        self,
-        fetch: FetchChain,
-        request: Request,
-        policy: PeeringPolicy,
-        date: SipDate | None,
-        wall: float,
-        info_hosts: frozenset[str] | None,
-    ) -> Verification:
+    async def verify(self, case: _Case, fetch: FetchChain) -> Verification:
         """The positive result; raises _Refusal."""
-        header, url = self.header, self.header.info
+        header, date, request = self.header, case.date, case.request
+        url, compact = header.info, header.compact
         if date is not None:
-            _check_fresh(self.kind, date.seconds, wall, url)
-        elif header.compact:
+            _check_fresh(self.fresh_for, date.seconds, case.wall, url)
+        elif compact:
             raise _Refusal(STALE, "date", "no Date", url=url)
         claims = claims_of(request, date.seconds if date is not None else 0)
-        if not header.compact:
+        if not compact:
             # Signers are known that write no Date; theirs is the signed time in the token.
-            claims = self._check_claims(request, claims, wall)
-        _check_host(url, info_hosts)
+            claims = self._check_claims(request, claims, case.wall)
+        _check_host(url, case.info_hosts)
         chain = await _chain(fetch, url)
-        authority, checked_key = self._certificate(request, policy, chain, claims, date, wall)
-        if header.compact:
-            valid = passport.verify_compact(checked_key, header, claims)
-        else:
-            valid = passport.verify_full(checked_key, header)
+        checked = self._certificate(case, chain, claims)
+        key = checked.certificate.public_key
+        valid = passport.verify_compact(key, header, claims) if compact else passport.verify_full(key, header)
         if not valid:
-            raise _Refusal(INVALID, "signature", "the signature is not over this token", authority, url)
+            raise _Refusal(INVALID, "signature", "the signature is not over this token", checked.authority.name, url)
         return Verification(
             verstat=_passed(request),
             kind=self.kind,
             attest=claims.attest,
             origid=claims.origid,
             url=url,
-            authority=authority,
+            authority=checked.authority.name,
+            replay=case.replay,
         )
 
     def _check_claims(self, request: Request, ours: Claims, wall: float) -> Claims:
@@ -359,6 +375,9 @@ class _Rfc8224:
         The caller is always the From of the request: the token must agree, it is never believed instead.
         """
         url = self.header.info
+        if passport.says_exactly(self.header, ours):
+            _check_fresh(self.fresh_for, ours.iat, wall, url)
+            return ours
         try:
             token = passport.read_full_token(self.header)
         except IdentitySyntaxError as error:
@@ -366,7 +385,7 @@ class _Rfc8224:
         if token.algorithm != passport.ALGORITHM or token.x5u != url or token.ppt != self.header.ppt:
             raise _Refusal(INVALID, "token", "the token's header differs from the parameters", url=url)
         claims = token.claims
-        _check_fresh(self.kind, claims.iat, wall, url)
+        _check_fresh(self.fresh_for, claims.iat, wall, url)
         if not _is_same(request.from_.uri, ours.orig, (claims.orig,)):
             raise _Refusal(INVALID, "token", "orig is not the From of this request", url=url)
         if not _is_same(request.to.uri, ours.dest[0], claims.dest):
@@ -376,29 +395,19 @@ class _Rfc8224:
             raise _Refusal(INVALID, "token", "mky is not of this request's media", url=url)
         return claims
 
-    def _certificate(
-        self,
-        request: Request,
-        policy: PeeringPolicy,
-        chain: Sequence[bytes],
-        claims: Claims,
-        date: SipDate | None,
-        wall: float,
-    ) -> tuple[str, object]:
-        """Who vouched for the certificate, and its key, if it may sign for the caller (RFC 8224 section 8)."""
-        url, domain = self.header.info, from_domain(request)
+    def _certificate(self, case: _Case, chain: Sequence[bytes], claims: Claims) -> CheckedCertificate:
+        """The certificate behind the header, if it may sign for the caller (RFC 8224 section 8)."""
+        policy, domain, wall, url = case.policy, case.domain, case.wall, self.header.info
+        number = passport.canonical_number(claims.orig.value) if claims.orig.kind == "tn" else ""
         try:
-            checked = policy.signer(domain, chain, wall, by_number=True)
-            authority = checked.authority.name
-            numbers = number_authority(checked.certificate.loaded)
-            number = passport.canonical_number(claims.orig.value) if claims.orig.kind == "tn" else ""
-            # By its numbers, by its provider code ("shaken"), or as the domain's own certificate.
-            may = bool(number and numbers and (numbers.covers(number) or numbers.providers))
-            if not may:
+            checked = policy.signer(domain, chain, wall, by_number=bool(number))
+            if number and not _may_sign_for(checked.certificate, number):
+                # It may still be the domain's own.
                 policy.signer(domain, chain, wall)
         except CertificateRefused as refused:
             raise _Refusal(UNSUPPORTED, refused.step.value, refused.detail, refused.authority, url) from None
-        for moment in (claims.iat, claims.iat if date is None else date.seconds):
+        for moment in (claims.iat, claims.iat if case.date is None else case.date.seconds):
             if not checked.valid_from <= moment <= checked.valid_until:
-                raise _Refusal(UNSUPPORTED, "date", "Date outside of the certificate's validity", authority, url)
-        return authority, checked.certificate.public_key
+                words = "Date outside of the certificate's validity"
+                raise _Refusal(UNSUPPORTED, "date", words, checked.authority.name, url)
+        return checked
