@@ -25,6 +25,9 @@ from p2psipd.proto.reload.wire import NodeDestination, ResourceDestination, deco
 _CONFIRM_FOR = 5.0
 _SURPLUS_FOR = 2.0
 _WATCH_FOR = 0.1
+# So late a timer, and this node itself was held up; so soon what came meanwhile has been read.
+_HELD_UP = 0.05
+_READ_IN = 0.02
 _LATEST_HEDGE = 0.4
 
 
@@ -63,6 +66,8 @@ class LinkLayer(ABC):
         self._attempt_count = 0
         self._busy: set[int] = set()
         self._watch_armed = False
+        self._watch_due = now
+        self._watch_again = False
         self._update_wanted: set[NodeId] = set()
 
     @abstractmethod
@@ -281,12 +286,23 @@ class LinkLayer(ABC):
         self.emit(peer_io.SendToLink(link.id, link.frame(message, self.now)))
         self._busy.add(link.id)
         if not self._watch_armed:
-            self._watch_armed = True
-            self.call_at(self.now + max(_WATCH_FOR, link.framed.rto), self._watch)
+            self._watch_in(max(_WATCH_FOR, link.framed.rto))
+
+    def _watch_in(self, seconds: float) -> None:
+        self._watch_armed = True
+        self._watch_due = self.now + seconds
+        self.call_at(self._watch_due, self._watch)
 
     def _watch(self) -> None:
-        """Suspect links that do not acknowledge in time, give up those that stay silent."""
+        """Suspect links that do not acknowledge in time, give up those that stay silent.
+
+        If it was this node that was held up, acknowledgements may have come and not been read: it looks again.
+        """
         self._watch_armed = False
+        self._watch_again = not self._watch_again and self.now - self._watch_due > _HELD_UP
+        if self._watch_again:
+            self._watch_in(_READ_IN)
+            return
         for link_id in list(self._busy):
             link = self.links.get(link_id)
             oldest = None if link is None else link.framed.oldest_unacked_at
@@ -302,8 +318,7 @@ class LinkLayer(ABC):
                 self.count("link-suspect")
                 self._reroute(link)
         if self._busy and not self._watch_armed:
-            self._watch_armed = True
-            self.call_at(self.now + _WATCH_FOR, self._watch)
+            self._watch_in(_WATCH_FOR)
 
     def _reroute(self, link: Link) -> None:
         """Send what this link may have lost another way round, unless it was for that very node."""

@@ -64,6 +64,8 @@ _RELAYS_ALONE = 6
 # Seconds in which the responsible peer should have answered, wherever it is, and after which to look for others.
 _RESPONSIBLE_LATE = 1.0
 _LOOK_AGAIN = 0.2
+# A trace waits so long for a link that leads towards its resource.
+_ROUTE_FOR = 3.0
 
 
 class UserRequests:
@@ -264,18 +266,22 @@ class UserRequests:
 
     def _trace(self, item: peer_io.Trace) -> None:
         """Ask hop after hop where it would send a message for the resource (RouteQuery, section 6.4.2.4)."""
-        peer = self._peer
         self._begin(item.ref)
-        hops: list[peer_io.TraceHop] = []
+        self._trace_from_here(item, self._peer.now + _ROUTE_FOR)
+
+    def _trace_from_here(self, item: peer_io.Trace, until: float) -> None:
+        """Take the first step; like any request it may wait for a link that has just gone to be opened again."""
+        peer = self._peer
         if peer.topology.responsible(item.resource):
-            hops.append(_hop(peer.node_id, item.resource, 0.0, True))
-            self.complete(item.ref, tuple(hops))
+            self.complete(item.ref, (_hop(peer.node_id, item.resource, 0.0, True),))
             return
         first = peer.topology.next_hop(item.resource)
-        if first is None:
+        if first is not None:
+            self._trace_on(item, [], first)
+        elif peer.now < until:
+            peer.call_at(peer.now + 0.1, lambda: self.waiting(item.ref) and self._trace_from_here(item, until))
+        else:
             self.fail(item.ref, NotFound("no link leads towards the resource"))
-            return
-        self._trace_on(item, hops, first)
 
     def _trace_on(self, item: peer_io.Trace, hops: list[peer_io.TraceHop], node: NodeId) -> None:
         through = tuple(NodeDestination(hop.node) for hop in hops if hop.node != self._peer.node_id)

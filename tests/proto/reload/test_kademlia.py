@@ -226,6 +226,34 @@ def test_refused_after_the_handshake_is_no_link(sixteen: World) -> None:
     assert all(members(n) == 16 for n in world.nodes[:16])
 
 
+def test_who_was_held_up_itself_blames_no_link(sixteen: World) -> None:
+    """After a second in which a node did not run its timers come before the acknowledgements that wait to be read:
+    no link is suspect, and requests still go out."""
+    node = sixteen.nodes[3]
+    before = node.peer.counts.get("link-suspect", 0)
+    for other in sixteen.nodes[4:]:
+        node.put(peer_io.Ping(next(sixteen.refs), other.peer.node_id))
+    node.frozen = []
+    sixteen.run(1.0)
+    waiting, node.frozen = node.frozen, None
+    node.perform(node.peer.handle_timer(sixteen.now, sixteen.wall))
+    assert len(list(node.peer.linked())) == 15
+    for item in waiting:
+        node.put(item)
+    sixteen.run(5)
+    assert node.peer.counts.get("link-suspect", 0) == before
+
+
+def test_a_trace_waits_for_a_link_as_any_request_does(sixteen: World) -> None:
+    """While no link towards the resource is in use a trace waits."""
+    asker, owner = sixteen.nodes[0], sixteen.nodes[9]
+    for link in asker.peer.links:
+        link.suspect = True
+    sixteen.at(sixteen.now + 0.5, lambda: [setattr(link, "suspect", False) for link in asker.peer.links])
+    hops = asker.ask(lambda ref: peer_io.Trace(ref, resource_id(owner.peer.node_id)))
+    assert hops[-1].responsible
+
+
 @pytest.mark.parametrize("step", [3600.0, -3600.0])
 def test_the_wall_clock_jumps_an_hour(sixteen: World, step: float) -> None:
     """A step of the wall clock moves no timer, kills no link and makes no record unreadable."""
