@@ -103,7 +103,7 @@ class NodeService(MultiService):
             _SipView(sip.service, sip.records) if sip is not None else None,
             now=cast(IReactorTime, reactor).seconds,
         )
-        self.overlay.driver.trace = checked.node.log_level == "debug"
+        self._set_trace(checked.node.log_level == "debug")
         services: list[Service | None] = [
             self.overlay,
             *(sip or ()),
@@ -113,6 +113,12 @@ class NodeService(MultiService):
         for service in services:
             if service is not None:
                 service.setServiceParent(cast(Any, self))
+
+    def _set_trace(self, on: bool) -> None:
+        """Whether lines are made that the log drops unless its level is debug, where there would be very many."""
+        self.overlay.driver.trace = on
+        if self._peering is not None:
+            self._peering.edge.trace = on
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -216,7 +222,7 @@ class NodeService(MultiService):
             self._records.reopen()
         if checked.node.log_level != self.log.level:
             self.log.set_level(checked.node.log_level)
-            self.overlay.driver.trace = checked.node.log_level == "debug"
+            self._set_trace(checked.node.log_level == "debug")
             applied.append(f"log level {checked.node.log_level}")
         kept = [] if _fixed(checked) == _fixed(self._config) else ["other keys changed: they need a restart"]
         return {"applied": applied, "not_applied": kept}

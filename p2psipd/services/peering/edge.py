@@ -31,7 +31,9 @@ _REMEMBERED_REFUSALS: Final = 200
 
 
 class PeeringEdge:
-    """See the module. `domains` are our SIP domains, `listen` the TLS addresses; `counters` counts decisions."""
+    """See the module. `domains` are our SIP domains, `listen` the TLS addresses; `counters` counts decisions; `trace`
+    switches one debug line for each request that is admitted.
+    """
 
     here = True
     name = EDGE
@@ -57,6 +59,7 @@ class PeeringEdge:
         self._listen = tuple(listen)
         self._addresses: frozenset[Address] = frozenset()
         self.counters = counters
+        self.trace = False
         self.refusals: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REFUSALS)
 
     # ---- life --------------------------------------------------------------------------------------------------
@@ -112,7 +115,8 @@ class PeeringEdge:
     def _note(self, admission: Admission, request: Request, wall: float) -> None:
         self.counters[f"refused_{admission.step}" if admission.status else "admitted"] += 1
         if not admission.status:
-            self.log.debug("{method} {admission}", method=request.method, admission=admission)
+            if self.trace:
+                self.log.debug("{method} {admission}", method=request.method, admission=admission)
             return
         self.log.warn("{method} {call}: {admission}", method=request.method, call=request.call_id, admission=admission)
         self.refusals.append(
