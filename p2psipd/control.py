@@ -21,10 +21,9 @@ class ControlUnreachable(Exception):
 class ControlRefused(Exception):
     """The node answered with an error: `status` (an HTTP status code) and a message for people."""
 
-    def __init__(self, status: int, message: str, body: Any = None) -> None:
+    def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
-        self.body = body
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -79,5 +78,5 @@ class Control:
             value = content.decode("utf-8", "replace").strip()
         if response.status >= 400:
             message = value.get("error") if isinstance(value, dict) else value
-            raise ControlRefused(response.status, str(message or response.reason), value)
+            raise ControlRefused(response.status, str(message or response.reason))
         return value

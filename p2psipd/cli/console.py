@@ -27,13 +27,28 @@ json_option: Callable[[_Command], _Command] = click.option(
 )
 
 
-class Negative(click.ClickException):
+class _Ended(click.ClickException):
+    """A verb that ends with a message on standard error, and with `--json` with `{"error": ...}` as its JSON value."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        context = click.get_current_context(silent=True)
+        self.as_json = context is not None and bool(context.params.get("as_json"))
+
+    def show(self, file: Any = None) -> None:
+        """Print it."""
+        if self.as_json:
+            click.echo(json.dumps({"error": self.message}, indent=2, ensure_ascii=False))
+        super().show(file)
+
+
+class Negative(_Ended):
     """The question was understood and the answer is no: nothing found, nobody answered (exit code 1)."""
 
     exit_code = EXIT_NEGATIVE
 
 
-class NotReached(click.ClickException):
+class NotReached(_Ended):
     """The daemon did not answer on its control socket (exit code 69, sysexits.h EX_UNAVAILABLE)."""
 
     exit_code = EXIT_NOT_REACHED

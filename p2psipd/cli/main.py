@@ -7,10 +7,13 @@ socket, and verbs that are nodes themselves start a reactor inside the verb.
 
 from __future__ import annotations
 
+import errno
 import importlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
+
+from p2psipd.cli.console import Negative
 
 
 class Verb(NamedTuple):
@@ -65,6 +68,15 @@ class LazyGroup(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{verb.module}.{verb.attribute} is no click command")
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. A file that cannot be read or written ends it with one line, whichever it is."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise Negative(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `--help`, from the table alone."""

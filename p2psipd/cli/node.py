@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,6 @@ def ask(resource: str, timeout: float = 20.0, **parameters: str | int | None) ->
     except ControlUnreachable as error:
         raise NotReached(str(error)) from None
     except ControlRefused as error:
-        if context.params.get("as_json") and isinstance(error.body, dict):
-            emit(error.body, True, str)
         raise Negative(str(error)) from None
 
 
@@ -102,8 +101,20 @@ def peers(as_json: bool) -> None:
     emit(ask("/peers"), as_json, render_rows)
 
 
+def _hexadecimal(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not re.fullmatch("[0-9A-Fa-f]{1,32}", value):
+        raise click.BadParameter("expected a Node-ID: up to 32 hexadecimal digits")
+    return value
+
+
+def _not_empty(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not value:
+        raise click.BadParameter("expected a name")
+    return value
+
+
 @click.command()
-@click.argument("node_id", metavar="NODE")
+@click.argument("node_id", metavar="NODE", callback=_hexadecimal)
 @json_option
 def ping(node_id: str, as_json: bool) -> None:
     """Ask NODE (hexadecimal Node-ID, or its beginning) through the overlay whether it is there."""
@@ -111,7 +122,7 @@ def ping(node_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=_not_empty)
 @click.option("--kind", default=None, help="Only this kind of record, by name or number.")
 @json_option
 def get(name: str, kind: str | None, as_json: bool) -> None:
@@ -123,7 +134,7 @@ def get(name: str, kind: str | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=_not_empty)
 @json_option
 def trace(name: str, as_json: bool) -> None:
     """The way to NAME through the overlay: each hop with milliseconds, and who answered."""

@@ -52,6 +52,13 @@ def test_unknown_verb_is_a_usage_error() -> None:
     assert "fly" in ran.output
 
 
+def test_a_file_that_cannot_be_written_is_one_line() -> None:
+    """Whatever a verb reads or writes, what the system refuses is one line with the file's name, never a traceback."""
+    ran = CliRunner().invoke(main, ["lab", "up", "--dir", "/proc/none"])
+    assert ran.exit_code == 1
+    assert ran.stderr.splitlines()[-1] == "Error: /proc/none: No such file or directory"
+
+
 def test_tables_and_durations() -> None:
     """Columns are as wide as their widest cell, numbers stand to the right, durations have two units."""
     assert table([("a", 1), ("bcd", 22)], ("who", "n")) == "who   n\na     1\nbcd  22"

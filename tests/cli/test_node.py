@@ -259,10 +259,17 @@ def test_negative_answers(node: Path) -> None:
 def test_node_that_is_not_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a daemon the exit code is 69, wherever the socket was said to be."""
     assert ask(tmp_path, "status").exit_code == 69
+    assert "no node answers" in json.loads(ask(tmp_path, "status", "--json").stdout)["error"]
     monkeypatch.setenv("P2PSIPD_CONTROL", str(tmp_path / "else.sock"))
     ran = CliRunner().invoke(main, ["status"])
     assert ran.exit_code == 69
     assert "else.sock" in ran.output
+
+
+@pytest.mark.parametrize("words", [("ping", "zz"), ("ping", "0" * 33), ("get", ""), ("trace", "")])
+def test_what_cannot_be_asked_is_a_usage_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """What is no Node-ID and no name is exit code 2, whether a node is there or not."""
+    assert ask(tmp_path, *words).exit_code == 2
 
 
 def test_check_lists_all_faults(tmp_path: Path) -> None:

@@ -272,6 +272,8 @@ class UserRequests:
     def _trace_from_here(self, item: peer_io.Trace, until: float) -> None:
         """Take the first step; like any request it may wait for a link that has just gone to be opened again."""
         peer = self._peer
+        if not self.waiting(item.ref):
+            return
         if peer.topology.responsible(item.resource):
             self.complete(item.ref, (_hop(peer.node_id, item.resource, 0.0, True),))
             return
@@ -279,7 +281,7 @@ class UserRequests:
         if first is not None:
             self._trace_on(item, [], first)
         elif peer.now < until:
-            peer.call_at(peer.now + 0.1, lambda: self.waiting(item.ref) and self._trace_from_here(item, until))
+            peer.call_at(peer.now + 0.1, lambda: self._trace_from_here(item, until))
         else:
             self.fail(item.ref, NotFound("no link leads towards the resource"))
 
