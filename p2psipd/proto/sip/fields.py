@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
@@ -24,7 +24,6 @@ _CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
 _REQUIRED = ("via", "from", "to", "call-id", "cseq")
 _REQUIRED_SET = frozenset(_REQUIRED)
-_ROUTE_HEADERS = frozenset({"route", "record-route", "path"})
 
 
 class Message:
@@ -415,37 +414,37 @@ class Message:
 
     # -- checking and writing ------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Decode all that a proxy or user agent must understand.  Raises SipError.
-
-        Of a request that may be answered (no ACK) the error's `request` is the request.
-        """
+    def _check_headers(self) -> None:
+        """Decode all headers that a proxy or user agent must understand.  Raises SipError."""
         names, lines, cache = self._names, self._lines, self._cache
-        count = len(names)
-        first = dict(zip(reversed(names), range(count - 1, -1, -1), strict=True))
-        if not first.keys() >= _REQUIRED_SET:
-            raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in first))}")
-        if len(first) != count:
-            for name in _SINGLE:
-                if names.count(name) > 1:
-                    raise MalformedMessage(f"more than one {written(name)}")
-        if names.count("via") == 1:
-            cache["via"] = _read_vias[lines[first["via"]]]
-        cache["top_via"] = (cache.get("via") or self.vias)[0]
-        cache["call-id"] = _read_call_id[lines[first["call-id"]]]
-        cache["cseq"] = _read_cseq[lines[first["cseq"]]]
-        cache["from"] = sender = _read_address[lines[first["from"]]]
-        cache["to"] = recipient = _read_address[lines[first["to"]]]
+        if len(set(names)) == len(names):
+            for name, line in zip(names, lines, strict=True):
+                read = _UNDERSTOOD.get(name)
+                if read is not None:
+                    cache[name] = read[line]
+        else:
+            self._read_repeated()
+        if not cache.keys() >= _REQUIRED_SET:
+            raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in names))}")
+        cache["top_via"] = cache["via"][0]
+        sender, recipient = cache["from"], cache["to"]
         # What is remembered has mostly been judged already.
         _ = (sender._uri or sender.uri, recipient._uri or recipient.uri)
-        if "max-forwards" in first:
-            cache["max-forwards"] = _read_hops[lines[first["max-forwards"]]]
-        if "contact" in first:
-            for address in self.contacts:
-                _ = (address._uri or address.uri, address.q)
-        for name in _ROUTE_HEADERS & first.keys():
-            for address in self._addresses(name):
-                _ = address._uri or address.uri
+
+    def _read_repeated(self) -> None:
+        """The same where a name stands in more than one line."""
+        names, cache = self._names, self._cache
+        for name in _SINGLE:
+            if names.count(name) > 1:
+                raise MalformedMessage(f"more than one {written(name)}")
+        for name, read in _UNDERSTOOD.items():
+            if names.count(name) == 1:
+                cache[name] = read[self._need(name)]
+            elif name == "contact" and name in names:
+                for address in self.contacts:
+                    _ = (address.uri, address.q)
+            elif name in names:
+                cache[name] = self._members(name, read)
 
     def _encoded(self, start: str) -> bytes:
         """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
@@ -477,15 +476,15 @@ def _plain_value(line: bytes) -> str:
     return text.strip(" \t\r\n")
 
 
-def _filled(line: bytes) -> str:
-    value = _plain_value(line)
-    if not value:
-        raise MalformedMessage(f"missing {written(line.partition(b':')[0].decode('ascii', 'replace').strip())}")
-    return value
+def _missing(line: bytes) -> MalformedMessage:
+    """A header that must say something, and is empty."""
+    return MalformedMessage(f"missing {written(line.partition(b':')[0].decode('ascii', 'replace').strip())}")
 
 
 def _call_id(line: bytes) -> str:
-    value = _filled(line)
+    value = _plain_value(line)
+    if not value:
+        raise _missing(line)
     if not _CALL_ID.fullmatch(value):
         raise MalformedMessage("bad Call-ID")
     return value
@@ -499,15 +498,23 @@ def _hops(line: bytes) -> int:
 
 
 def _cseq(line: bytes) -> CSeq:
-    return CSeq.parse(_filled(line))
+    value = _plain_value(line)
+    if not value:
+        raise _missing(line)
+    return CSeq.parse(value)
 
 
 def _address(line: bytes) -> NameAddr:
-    return NameAddr.parse(_filled(line))
+    value = _plain_value(line)
+    if not value:
+        raise _missing(line)
+    return NameAddr.parse(value)
 
 
 def _vias(line: bytes) -> tuple[Via, ...]:
-    value = _filled(line)
+    value = _plain_value(line)
+    if not value:
+        raise _missing(line)
     return (Via.parse(value),) if "," not in value else tuple([Via.parse(each) for each in split_list(value)])
 
 
@@ -515,6 +522,24 @@ def _addresses(line: bytes) -> tuple[NameAddr, ...]:
     # An empty line of a list header is a list without members.
     value = _plain_value(line)
     return tuple([NameAddr.parse(each) for each in split_list(value)]) if value else ()
+
+
+def _hop_addresses(line: bytes) -> tuple[NameAddr, ...]:
+    """The addresses of a Route, Record-Route or Path line, their URIs read as well."""
+    found = _addresses(line)
+    for address in found:
+        _ = address.uri
+    return found
+
+
+def _contact_addresses(line: bytes) -> tuple[NameAddr, ...]:
+    """The addresses of the only Contact line, their URIs and q read as well; none for "*"."""
+    if b"*" in line and _plain_value(line) == "*":
+        return ()
+    found = _addresses(line)
+    for address in found:
+        _ = (address.uri, address.q)
+    return found
 
 
 _written = Remembered(written, 256)
@@ -525,3 +550,18 @@ _read_cseq = Remembered(_cseq, 1024)
 _read_address = Remembered(_address, 4096)
 _read_addresses = Remembered(_addresses, 4096)
 _read_vias = Remembered(_vias, 4096)
+
+_read_hop_addresses = Remembered(_hop_addresses, 4096)
+_UNDERSTOOD: Mapping[str, Remembered[bytes, Any]] = {
+    "via": _read_vias,
+    "from": _read_address,
+    "to": _read_address,
+    "call-id": _read_call_id,
+    "cseq": _read_cseq,
+    "max-forwards": _read_hops,
+    "contact": Remembered(_contact_addresses, 4096),
+    "route": _read_hop_addresses,
+    "record-route": _read_hop_addresses,
+    "path": _read_hop_addresses,
+}
+"""The headers that a proxy or user agent must understand, and how a line of each is read."""

@@ -14,6 +14,8 @@ from p2psipd.proto.sip.uri import Uri, canonical_host, parse_uri
 
 __all__ = ["CSeq", "NameAddr", "Parameters", "Via", "quote", "split_list", "unquote"]
 
+# How nearly every address is written; the other expressions read what else may be.
+_USUAL_ADDRESS = re.compile(rf'(?:"([^"\\\r\n]*+)" ?)?<([^<>\s"]++)>(;tag=({TOKEN}++))?')
 _NAME_ADDR = re.compile(
     r'\s*+(?:"((?:[^"\\]|\\.)*+)"\s*+|([^"<>,;:@\\]*+))<([^<>\s"]++)>\s*+(;.*+)?', re.DOTALL
 )
@@ -25,6 +27,7 @@ _VIA = re.compile(
     r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])(?:\s*+:\s*+([0-9]{1,5}))?\s*+",
     re.DOTALL,
 )
+_USUAL_VIA_PARAMETERS = re.compile(rf"branch=({TOKEN}++)(;rport)?")
 MAX_MEMBERS = 256
 _CSEQ = re.compile(rf"([0-9]{{1,64}})\s++({TOKEN}++)", re.DOTALL)
 _UNTIL_DELIMITER = re.compile(r'(?:[^",<]|"(?:[^"\\]|\\.)*+"|<[^<>]*+>)*+', re.DOTALL)
@@ -107,8 +110,15 @@ class NameAddr:
     @classmethod
     def parse(cls, text: str) -> NameAddr:
         """One address.  Raises MalformedMessage; the URI itself is judged when `uri` is read."""
-        match = _NAME_ADDR.fullmatch(text)
         made = cls.__new__(cls)
+        made._uri = None
+        match = _USUAL_ADDRESS.fullmatch(text)
+        if match:
+            display, made.uri_text, params, tag = match.groups()
+            made.display, made._text, made.tag = display or "", text, tag
+            made.params = Parameters.trusted((("tag", tag),), params) if tag else NO_PARAMETERS
+            return made
+        match = _NAME_ADDR.fullmatch(text)
         if match:
             quoted, plain, made.uri_text, params = match.groups()
             made.display = unquote(f'"{quoted}"') if quoted is not None else plain.strip()
@@ -122,7 +132,6 @@ class NameAddr:
         if params:
             made.params = Parameters.parse(params)
             made.tag = made.params.get("tag") or None
-        made._uri = None
         made._text = text.strip()
         return made
 
@@ -233,9 +242,15 @@ class Via:
         sender, semicolon, params = text.partition(";")
         made = cls.__new__(cls)
         made.protocol, made.transport, made.host, made.port = _senders[sender]
+        made._text = text.strip()
+        match = _USUAL_VIA_PARAMETERS.fullmatch(params)
+        if match:
+            made.branch, rport = match.groups()
+            pair = ("branch", made.branch)
+            made.params = Parameters.trusted((pair, ("rport", None)) if rport else (pair,), f";{params}")
+            return made
         made.params = Parameters.parse(f";{params}") if semicolon else NO_PARAMETERS
         made.branch = made.params.get("branch") or None
-        made._text = text.strip()
         return made
 
     @property

@@ -20,7 +20,7 @@ from p2psipd.proto.sip.errors import (
 )
 from p2psipd.proto.sip.fields import Message
 from p2psipd.proto.sip.names import METHODS, RAW_NAMES, REASONS, canonical_raw
-from p2psipd.proto.sip.parameters import check_text
+from p2psipd.proto.sip.parameters import Remembered, check_text
 from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 
 __all__ = ["REASONS", "Message", "Request", "Response", "make_response", "parse_head", "parse_message"]
@@ -29,6 +29,8 @@ MAX_LINES = 512
 
 _LINE_END = re.compile(rb"\r?\n")
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+# How nearly every request begins; the other expression reads what else may.
+_USUAL_REQUEST_LINE = re.compile(rb"([A-Z]++) ([!#-;=?-~]++) SIP/2\.0")
 _REQUEST_LINE = re.compile(rb"([A-Za-z0-9\-.!%*_+`'~]++) ([!-~]++) ([Ss][Ii][Pp]/[0-9]++\.[0-9]++)")
 _STATUS_LINE = re.compile(rb"([Ss][Ii][Pp]/[0-9]++\.[0-9]++) ([0-9]{3})(?: (.*+))?", re.DOTALL)
 _METHOD = re.compile(r"[A-Za-z0-9\-.!%*_+`'~]++")
@@ -85,22 +87,20 @@ class Request(Message):
 
         Raises SipError; its `request` is this one unless it is an ACK, which is never answered.
         """
+        cache = self._cache
         try:
-            super().check()
-            self._check_start()
+            self._check_headers()
+            if cache["cseq"].method != self.method:
+                # RFC 4475 section 3.1.2.18: of a method that nobody knows it may be the CSeq that is right.
+                status = 400 if self.method in METHODS else 501
+                raise MalformedMessage("CSeq does not fit the method", status=status)
+            uri = cache["uri"] = parse_uri(self._uri_text)
+            # RFC 3261 section 19.1.1: headers must not stand in a Request-URI.
+            if isinstance(uri, SipUri) and uri.headers:
+                raise MalformedMessage("headers in the Request-URI")
         except SipError as error:
             error.request = self if self.method != "ACK" else None
             raise
-
-    def _check_start(self) -> None:
-        if self._cache["cseq"].method != self.method:
-            # RFC 4475 section 3.1.2.18: of a method that nobody knows it may be the CSeq that is right.
-            status = 400 if self.method in METHODS else 501
-            raise MalformedMessage("CSeq does not fit the method", status=status)
-        uri = self.uri
-        # RFC 3261 section 19.1.1: headers must not stand in a Request-URI.
-        if isinstance(uri, SipUri) and uri.headers:
-            raise MalformedMessage("headers in the Request-URI")
 
     def encode(self) -> bytes:
         """The request as octets, always with a Content-Length."""
@@ -143,6 +143,10 @@ class Response(Message):
         """The response as octets, always with a Content-Length."""
         return self._encoded(f"SIP/2.0 {self.status} {self.reason}")
 
+    def check(self) -> None:
+        """Decode all that a proxy or user agent must understand. Raises SipError."""
+        self._check_headers()
+
     def copy(self) -> Response:
         """An independent copy."""
         made = self._copied()
@@ -165,14 +169,14 @@ def parse_message(datagram: bytes) -> Request | Response:
         head, separator, body = _split_liberal(datagram)
     message, length = parse_head(head)
     message.body = body
+    if separator and (length is None or length == len(body)):
+        return message
     answerable = message if isinstance(message, Request) and message.method != "ACK" else None
     if not separator:
         raise MalformedMessage("no empty line after the headers", request=answerable)
-    if length is not None:
-        if length > len(body):
-            raise MalformedMessage("Content-Length beyond the datagram", request=answerable)
-        if length < len(body):
-            message.body = body[:length]
+    if length is not None and length > len(body):
+        raise MalformedMessage("Content-Length beyond the datagram", request=answerable)
+    message.body = body[:length]
     return message
 
 
@@ -192,21 +196,29 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     """
     lines = head.split(b"\r\n")
     start = lines.pop(0)
-    if len(lines) > MAX_LINES:
+    line_ends = len(lines)
+    if line_ends > MAX_LINES:
         raise MessageTooLarge("too many header lines")
     fault: SipError | None = None
     known = RAW_NAMES
     names = [known.get(name, "") if colon else "" for name, colon, _ in [line.partition(b":") for line in lines]]
     if "" in names:
         names, lines, fault = _read_names(lines)
-    if b"\r" in head and head.count(b"\r") != head.count(b"\r\n"):
+    if head.count(b"\r") != line_ends:
         fault = fault or MalformedMessage("bare CR in a header")
         # The answer copies lines of the request, and must not carry the fault on.
         lines = [b"\r\n".join([part.replace(b"\r", b" ") for part in line.split(b"\r\n")]) for line in lines]
     message = _parse_start(start, names, lines, fault)
-    length = None
-    if "content-length" in names:
-        length = _parse_length(message, names, lines)
+    if "content-length" not in names:
+        return message, None
+    try:
+        if names.count("content-length") > 1:
+            raise MalformedMessage("more than one Content-Length")
+        length = _read_length[lines[names.index("content-length")]]
+    except MalformedMessage as error:
+        error.request = message if isinstance(message, Request) and message.method != "ACK" else None
+        raise
+    message._has_length = True
     return message, length
 
 
@@ -249,15 +261,14 @@ def _join_folded(names: list[str], lines: list[bytes]) -> tuple[list[str], list[
     return [name for name, _ in kept], [b"\r\n".join(parts) for _, parts in kept]
 
 
-def _parse_length(message: Request | Response, names: list[str], lines: list[bytes]) -> int:
-    answerable = message if isinstance(message, Request) and message.method != "ACK" else None
-    if names.count("content-length") > 1:
-        raise MalformedMessage("more than one Content-Length", request=answerable)
-    value = lines[names.index("content-length")].partition(b":")[2].strip()
+def _length(line: bytes) -> int:
+    value = line.partition(b":")[2].strip()
     if not value.isdigit() or len(value) > 10:
-        raise MalformedMessage("bad Content-Length", request=answerable)
-    message._has_length = True
+        raise MalformedMessage("bad Content-Length")
     return int(value)
+
+
+_read_length = Remembered(_length, 1024)
 
 
 def _bare(kind: type[T], names: list[str], lines: list[bytes]) -> T:
@@ -270,6 +281,12 @@ def _bare(kind: type[T], names: list[str], lines: list[bytes]) -> T:
 def _parse_start(
     start: bytes, names: list[str], lines: list[bytes], fault: SipError | None
 ) -> Request | Response:
+    match = _USUAL_REQUEST_LINE.fullmatch(start)
+    if match and fault is None:
+        request = _bare(Request, names, lines)
+        request.method = match[1].decode("ascii")
+        request._uri_text = match[2].decode("ascii")
+        return request
     match = _REQUEST_LINE.fullmatch(start)
     if match:
         method, uri, version = match.groups()

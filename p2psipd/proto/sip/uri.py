@@ -20,13 +20,12 @@ __all__ = ["OpaqueUri", "SipUri", "TelUri", "Uri", "canonical_host", "parse_uri"
 _ESCAPED = "%[0-9A-Fa-f]{2}"
 # '#' is no user character of the grammar, but phones dial it unescaped.
 _SIP = re.compile(
-    r"(sips?):"
+    r"([Ss][Ii][Pp][Ss]?):"
     rf"(?:((?:[A-Za-z0-9\-_.!~*'()&=+$,;?/#]++|{_ESCAPED})++)(?::((?:[A-Za-z0-9\-_.!~*'()&=+$,]++|{_ESCAPED})*+))?@)?"
     r"([A-Za-z0-9_.\-]++|\[[0-9A-Fa-f:.]++\])"
     r"(?::([0-9]{1,5}))?"
     r"(;[^?]*+)?"
-    rf"(?:\?((?:[A-Za-z0-9\-_.!~*'()\[\]/?:+$=&]|{_ESCAPED})*+))?",
-    re.IGNORECASE,
+    rf"(?:\?((?:[A-Za-z0-9\-_.!~*'()\[\]/?:+$=&]|{_ESCAPED})*+))?"
 )
 _OTHER = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*+):([!-~]++)")
 _FORBIDDEN = re.compile(r"[<>\"\s]")
