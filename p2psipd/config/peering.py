@@ -134,6 +134,7 @@ class PeerIdentitySection:
     required: bool = True
     form: Form = "compact"
     shaken: bool = False
+    numbers: Literal["any", "owned"] = "any"
     host: Literal["certificate", "any"] = "certificate"
     url: IdentityUrl | None = None
     listen: tuple[Listener, ...] = ()

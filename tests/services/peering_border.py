@@ -22,6 +22,7 @@ from p2psipd.proto.sip.locating import DomainIdentity, Query, Target, Unreachabl
 from p2psipd.proto.sip.message import Request, Response, parse_message
 from p2psipd.proto.sip.next_hops import Hop
 from p2psipd.proto.sip.shared_secret import OwnSecret
+from p2psipd.proto.sip.uri import Uri
 from p2psipd.services.peering.connections import EDGE
 from p2psipd.services.peering.edge import PeeringEdge
 from p2psipd.services.peering.outbound import Outbound
@@ -154,6 +155,7 @@ class Border:
             now=self.world.clock.seconds,
             wall=self.world.wall,
             find_home=self._find_home,
+            owner=self._owner,
             counters=self.counters,
         )
         self.edge = PeeringEdge(
@@ -166,18 +168,23 @@ class Border:
             [LISTENER],
             self.counters,
         )
-        self.node = Node(self.world, 1, "10.0.0.1", steps=(self.outbound,), edges=(self.edge,))
+        self.node = Node(self.world, 1, "10.0.0.1", steps=(self.outbound,), edges=(self.edge,), owner=self._owner)
         self.alice = Phone(self.world, "alice", ("10.1.0.1", 5070), self.node)
         self.alice.register()
 
     def set_policy(
-        self, settings: PeerSettings | None = None, targets: DomainPolicy | None = None, **policy: Any
+        self,
+        settings: PeerSettings | None = None,
+        targets: DomainPolicy | None = None,
+        numbers: str = "any",
+        **policy: Any,
     ) -> None:
         """What is in force from now on, as after a reload."""
         policy.setdefault("accept_domains", ["b.test"])
         settings = (settings or PeerSettings())._replace(anchors=TrustAnchors([CA.der]))
         certificate = {"domains": [DOMAIN], "certificate": "x", "key": "x"}
-        file = read_table(PeeringFile, {"identity": {"url": "https://{domain}/identity"}, "certificate": [certificate]})
+        identity = {"url": "https://{domain}/identity", "numbers": numbers}
+        file = read_table(PeeringFile, {"identity": identity, "certificate": [certificate]})
         self.peering = Peering(
             file,
             PeeringPolicy(settings, **policy),
@@ -192,6 +199,10 @@ class Border:
     async def _find_home(self, query: Query) -> Sequence[Target] | None:
         return None
 
+    async def _owner(self, uri: Uri) -> str | None:
+        """Of the numbers of this domain alice has one."""
+        return self.alice.aor if "+12125551212" in str(uri) else None
+
     async def _fetch(self, url: str) -> Sequence[bytes]:
         for own in self.theirs.values():
             for one in own.certificates:
@@ -201,11 +212,13 @@ class Border:
 
     # ---- messages ----------------------------------------------------------------------------------------------
 
-    def call(self, uri: str, method: str = "INVITE", headers: Sequence[tuple[str, str]] = ()) -> Request:
+    def call(
+        self, uri: str, method: str = "INVITE", headers: Sequence[tuple[str, str]] = (), from_: str = ""
+    ) -> Request:
         """Alice's request, past the challenge."""
         from .sip_world import ack_for
 
-        request = self.alice.request(method, uri, headers)
+        request = self.alice.request(method, uri, headers, from_=from_)
         self.alice.send(request)
         challenge = self.alice.take_response(407)
         if method == "INVITE":

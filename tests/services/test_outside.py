@@ -56,6 +56,7 @@ class Outside:
             now=Clock().seconds,
             wall=lambda: WALL,
             find_home=self.find,
+            owner=self.owner,
             counters=Counter(),
         )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import pytest
 
-from p2psipd.proto.peering.peers import Federation
+from p2psipd.proto.identity.passport import parse_identity_header, read_full_token
+from p2psipd.proto.peering.peers import Federation, PeerSettings
 from p2psipd.proto.reload.errors import ReloadError
 from p2psipd.proto.sip.locating import LocationUnavailable, NotLocated, Origin, Query
 from p2psipd.proto.sip.message import Request, Response, make_response
@@ -203,6 +206,46 @@ def test_peering_055_a_bad_number_is_not_sent(uri: str) -> None:
     got = border.alice.ask(border.alice.request("MESSAGE", BOB, from_=f"<{uri}@{DOMAIN};user=phone>;tag=1"))
     assert isinstance(got, Response) and (got.status, got.reason) == (400, "Bad From Number")
     assert border.first.quiet()
+
+
+NUMBER, OTHER = f"<sip:+12125551212@{DOMAIN};user=phone>;tag=1", f"<sip:+12125550000@{DOMAIN};user=phone>;tag=1"
+
+
+@pytest.mark.parametrize(("user", "sender", "attest"), [("", "", "A"), ("", NUMBER, "A"), ("+12125550000", OTHER, "B")])
+def test_peering_053_attestation_says_how_the_caller_was_known(user: str, sender: str, attest: str) -> None:
+    """shaken: A for the caller's own address and a number that is hers by a signed alias, B for a number that she can
+    only log in as; the origid is one UUID for all tries of a call, and another for the next call.
+    """
+    border = Border(settings=PeerSettings(shaken=True))
+    if user:
+        border.alice.user = user
+        border.world.credentials.passwords[user] = "wonder"
+    seen = []
+    for _ in range(2):
+        border.call(BOB, "MESSAGE", from_=sender)
+        for server, status in ((border.first, 503), (border.second, 404)):
+            request = server.take()
+            token = read_full_token(parse_identity_header(request.get("identity") or ""))
+            assert token.ppt == "shaken" and token.claims.attest == attest
+            assert str(UUID(token.claims.origid)) == token.claims.origid
+            seen.append(token.claims.origid)
+            answer(server, request, status)
+        border.alice.take_response(404)
+        border.world.pass_time(40)
+    assert seen[0] == seen[1] != seen[2] == seen[3]
+
+
+def test_peering_053_only_owned_numbers_by_policy() -> None:
+    """With numbers = "owned" a From number without an alias of the caller is 403; her own goes out as before."""
+    border = Border(numbers="owned")
+    border.call(BOB, "MESSAGE", from_=NUMBER)
+    answer(border.first, border.first.take(), 404)
+    border.alice.take_response(404)
+    border.alice.user = "+12125550000"
+    border.world.credentials.passwords[border.alice.user] = "wonder"
+    got = border.alice.ask(border.alice.request("MESSAGE", BOB, from_=OTHER))
+    assert isinstance(got, Response) and (got.status, got.reason) == (403, "Not Your Number")
+    assert border.first.quiet() and border.second.quiet()
 
 
 def test_peering_060_option_tags_pass() -> None:

@@ -17,6 +17,7 @@ from p2psipd.proto.identity import passport, rfc4474
 from p2psipd.proto.identity.passport import Claims, Identifier
 from p2psipd.proto.identity.policy import normal_domain
 from p2psipd.proto.identity.sip_date import SipDate, parse_sip_date, write_sip_date
+from p2psipd.proto.identity.tn_auth_list import number_authority
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import IdentityKind, PeerSettings
 from p2psipd.proto.sip.message import Request
@@ -26,6 +27,7 @@ from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 __all__ = [
     "FRESH_FOR",
     "Signing",
+    "asserts_number",
     "attestation",
     "check_from",
     "claims_of",
@@ -110,30 +112,38 @@ def claims_of(request: Request, iat: int, attest: str = "", origid: str = "") ->
 
 class Signing(NamedTuple):
     """How one try of a request is signed: the kinds in their order, whether tokens are in full form, and for
-    "shaken" the attestation ("" for a baseline token) and the origid (a UUID).
+    "shaken" the attestation ("" for a baseline token) and the origid (a UUID). `gateway` is our domain that signs for
+    the number of a caller who only came in through us.
     """
 
     kinds: tuple[IdentityKind, ...]
     full_form: bool = False
     attest: str = ""
     origid: str = ""
+    gateway: str = ""
 
     @classmethod
-    def towards(cls, settings: PeerSettings, attest: str, origid: str) -> Signing:
+    def towards(cls, settings: PeerSettings, attest: str = "", origid: str = "", gateway: str = "") -> Signing:
         """As the settings of the peer want it first."""
-        full = settings.full_form or settings.shaken
-        return cls(settings.send, full, attest if settings.shaken else "", origid if settings.shaken else "")
+        if not settings.shaken:
+            return cls(settings.send, settings.full_form)
+        return cls(settings.send, True, attest, origid, gateway)
 
 
 def attestation(authenticated: bool, owns_identity: bool) -> str:
     """How far we answer for the caller (RFC 8588 section 4).
 
     "A": we authenticated the caller, and the From is the caller's own address or number; "B": authenticated,
-    but the number is not known to be the caller's; "C": it only came in through us.
+    but From is not known to be the caller's; "C": it only came in through us.
     """
     if not authenticated:
         return "C"
     return "A" if owns_identity else "B"
+
+
+def asserts_number(uri: Uri) -> bool:
+    """Whether a From address is one of a telephone number, to a verifier of RFC 8224 (section 8.1)."""
+    return identifier_of(uri)[0].kind == "tn"
 
 
 def check_from(request: Request, own_domains: Sequence[str]) -> str:
@@ -167,16 +177,19 @@ def sign_request(
 
     Nothing is added for a From of another domain (RFC 4474 section 5.1: a request in the backwards direction of
     a retargeted call), no second RFC 4474 pair, and no second token of ours: what is there already stays as it is.
+    A number that came in through us (``gateway``) without Identity is signed where a certificate of ours may.
     Raises Refused (403) for a Date that is too far off for a kind or outside of our certificate.
     """
-    domain = from_domain(request)
+    domain = signing.gateway or from_domain(request)
     if request.method in UNSIGNED_METHODS or not domain:
         return ()
     values = request.get_all("Identity")
+    if signing.gateway and (values or not asserts_number(request.from_.uri)):
+        return ()
     added: list[IdentityKind] = []
     for kind in signing.kinds:
         certificate = own.for_identity(domain, kind)
-        if certificate is None:
+        if certificate is None or (signing.gateway and not _may_sign(certificate, kind, request.from_.uri)):
             continue
         where = url(certificate, domain, kind)
         if _is_signed(values, kind, where):
@@ -188,6 +201,12 @@ def sign_request(
             _sign_rfc8224(request, certificate, where, date, signing)
         added.append(kind)
     return tuple(added)
+
+
+def _may_sign(own: OwnCertificate, kind: IdentityKind, uri: Uri) -> bool:
+    """Whether a certificate is one of a provider, or for the number in ``uri``, whoever calls from it (RFC 8226)."""
+    numbers = number_authority(own.certificate.loaded) if kind is IdentityKind.RFC8224 else None
+    return numbers is not None and bool(numbers.providers or numbers.covers(identifier_of(uri)[0].value))
 
 
 def _is_signed(values: Sequence[str], kind: IdentityKind, url: str) -> bool:

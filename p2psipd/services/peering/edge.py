@@ -141,7 +141,7 @@ class PeeringEdge:
         self._keep(refusal, wall, host, "")
 
     def note_dialled(self, domain: str, host: str, refusal: CertificateRefused, by_peer: bool, *, wall: float) -> None:
-        """A server of `domain` at `host`, which we dialled, was refused in the TLS handshake, or refused us (`by_peer`),
+        """A server of `domain` at `host`, which we dialled, was refused in its handshake, or refused us (`by_peer`),
         under TLS 1.3 soon after it.
         """
         self.counters[f"refused_{'by_peer' if by_peer else 'server'}_{refusal.step.value}"] += 1

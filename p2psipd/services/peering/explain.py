@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from p2psipd.proto.dns import Answer
@@ -13,11 +13,8 @@ from p2psipd.proto.sip.locating import LocationUnavailable
 from p2psipd.proto.sip.message import Request, parse_message
 from p2psipd.proto.sip.next_hops import NoRoute
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.uri import TelUri, Uri, parse_uri
-from p2psipd.services.peering.outbound import Outbound
-
-#: Whose a number of ours is: the user's AOR, None for a number that stands for nobody here.
-Owner = Callable[[Uri], Awaitable[str | None]]
+from p2psipd.proto.sip.uri import TelUri, parse_uri
+from p2psipd.services.peering.outbound import Outbound, Owner
 
 _MOST_CANDIDATES: Final = 8
 _MOST_HOPS: Final = 8
@@ -99,7 +96,8 @@ async def _explain(outbound: Outbound, uri: Any, request: Request, steps: list[S
     if analysis.domain:
         steps.append(Step("target policy", f"{analysis.domain} is allowed"))
     own = check_from(request, peering.own.domains)
-    steps.append(Step("from", f"{request.from_.uri_text}: sent in the name of {own}"))
+    attest = await outbound.attests(request)
+    steps.append(Step("from", f"{request.from_.uri_text}: sent in the name of {own}, attestation {attest}"))
     through = peering.policy.goes_through(own)
     if through:
         steps.append(Step("federation", f"{own} sends through {', '.join(through)}"))

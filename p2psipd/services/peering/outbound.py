@@ -17,16 +17,35 @@ from twisted.logger import Logger
 from p2psipd.config.peering import Peering
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.identity.policy import normal_domain
-from p2psipd.proto.peering.identity import Signing, attestation, check_from, from_domain, retry_after, sign_request
+from p2psipd.proto.peering.identity import (
+    Signing,
+    asserts_number,
+    attestation,
+    check_from,
+    from_domain,
+    retry_after,
+    sign_request,
+)
 from p2psipd.proto.peering.own_certificates import OwnCertificate
 from p2psipd.proto.peering.targets import Analysis, Candidate, Place, TargetRules, analyse, candidates
 from p2psipd.proto.sip.flow import Flow
-from p2psipd.proto.sip.locating import Attempt, NotLocated, Origin, Query, Route, Target, Unreachable
+from p2psipd.proto.sip.locating import (
+    Attempt,
+    LocationUnavailable,
+    NotLocated,
+    Origin,
+    Query,
+    Route,
+    Target,
+    Unreachable,
+)
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, is_numeric, living_first, message_hops, next_hops
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 
+#: Whose a number of ours is: the user's AOR, None for a number that stands for nobody here.
+Owner = Callable[[Uri], Awaitable[str | None]]
 #: Targets of this instance are alternatives: never rung in parallel.
 INSTANCE: Final = "peering"
 _TLS: Final = frozenset({"TLS"})
@@ -59,7 +78,8 @@ class Way(NamedTuple):
 
 class Outbound:
     """The initiating side. `peering` is the policy in force, `domains` are our SIP domains; `now` is monotonic, `wall`
-    unix seconds; `find_home` finds our users and numbers; `counters` count refusals by reason.
+    unix seconds; `find_home` finds our users and numbers, `owner` says whose a number is; `counters` count refusals by
+    reason.
     """
 
     log = Logger()
@@ -75,6 +95,7 @@ class Outbound:
         now: Callable[[], float],
         wall: Callable[[], float],
         find_home: Callable[[Query], Awaitable[Sequence[Target] | None]],
+        owner: Owner,
         counters: Counter[str],
     ) -> None:
         self.peering = peering
@@ -87,6 +108,7 @@ class Outbound:
         self.dead = DeadTargets()
         self._connections = connections
         self._find_home = find_home
+        self._owner = owner
 
     # ---- a locator step ----------------------------------------------------------------------------------------
 
@@ -262,6 +284,24 @@ class Outbound:
         """Whether a connection was lost because the peer did not take our certificate."""
         return bool(self._connections.refused_by_peer(flow))
 
+    async def attests(self, request: Request) -> str:
+        """The attestation of a request of our own users (RFC 8588): registrars let only those through who have proved
+        to be the user in From, or the owner of its number. "A" for a user and a number with an owner; "B" for another
+        number, whoever may log in by its name, and where the overlay cannot be asked.
+
+        Raises Refused (403) for such a number where the policy lets only owned ones go out.
+        """
+        sender = request.from_.uri
+        owned = True
+        if asserts_number(sender):
+            try:
+                owned = await self._owner(sender) is not None
+            except LocationUnavailable:
+                owned = False
+        if not owned and request.to_tag is None and self.peering().file.identity.numbers == "owned":
+            raise Refused(403, "Not Your Number", why="from number")
+        return attestation(True, owned)
+
     def certificate(self, own_domain: str, hop: Hop) -> OwnCertificate:
         """The certificate that we show to a hop in the name of `own_domain` (seed 4.1.6). Raises Refused."""
         peering = self.peering()
@@ -304,6 +344,7 @@ class PeeringRoute:
         self._taken = 0
         self._signing: Signing | None = None
         self._refusals = 0
+        self._origid = ""
 
     async def next(self, last: Response | None) -> Attempt | None:
         """See Route. Raises NotLocated where there is no way, Refused where the request may not go out."""
@@ -346,6 +387,7 @@ class PeeringRoute:
     async def _try(self, way: Way, signing: Signing | None) -> Attempt:
         outbound = self._outbound
         own_domain = self._own_domain()
+        signing = signing or await self._first_signing(way, own_domain)
         flow = await outbound.connect(way.hop, own_domain)
         request = self._request.copy()
         if way.candidate is not None and str(way.candidate.uri) != request.uri_text:
@@ -353,7 +395,7 @@ class PeeringRoute:
         # What nodes of one overlay tell each other about the caller ends here (RFC 3325 section 7).
         request.remove("p-asserted-identity")
         self._way = way
-        self._signing = signing or self._first_signing(request, way)
+        self._signing = signing
         peering = outbound.peering()
         sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
         self._flow = flow
@@ -377,11 +419,19 @@ class PeeringRoute:
             return next(name for name in names if name in peering.own.domains)
         return check_from(request, peering.own.domains)
 
-    def _first_signing(self, request: Request, way: Way) -> Signing:
-        settings = self._outbound.peering().policy.settings(way.hop.domain)
-        asserted = not self._relays
-        origid = _uuid(self._outbound.random) if settings.shaken else ""
-        return Signing.towards(settings, attestation(asserted, asserted), origid)
+    async def _first_signing(self, way: Way, own_domain: str) -> Signing:
+        outbound, request = self._outbound, self._request
+        settings = outbound.peering().policy.settings(way.hop.domain)
+        if not settings.shaken and (self._relays or outbound.peering().file.identity.numbers == "any"):
+            return Signing.towards(settings)
+        attest = attestation(False, False) if self._relays else await outbound.attests(request)
+        if settings.shaken:
+            # One for each call: only our log can tell which are the same caller's (RFC 8588 section 10).
+            self._origid = self._origid or _uuid(outbound.random)
+            message = "{call}: attestation {attest}, origid {origid}, for {sender}"
+            sender = request.from_.uri_text
+            self.log.info(message, call=request.call_id, attest=attest, origid=self._origid, sender=sender)
+        return Signing.towards(settings, attest, self._origid, own_domain if self._relays else "")
 
 
 def _uuid(random: Any) -> str:

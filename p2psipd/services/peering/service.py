@@ -25,8 +25,8 @@ from p2psipd.proto.sip.shared_secret import SharedSecret
 from p2psipd.proto.sip.uri import Uri
 from p2psipd.services.peering.connections import PeerConnections
 from p2psipd.services.peering.edge import PeeringEdge
-from p2psipd.services.peering.explain import Owner, explain
-from p2psipd.services.peering.outbound import Outbound
+from p2psipd.services.peering.explain import explain
+from p2psipd.services.peering.outbound import Outbound, Owner
 
 _DAY: Final = 86_400
 
@@ -92,6 +92,7 @@ class PeeringService(Service):
             now=reactor.seconds,
             wall=wall,
             find_home=find_home,
+            owner=owner,
             counters=self.counters,
         )
         self.edge = PeeringEdge(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from cryptography import x509
 
+from p2psipd.proto.identity.passport import parse_identity_header, read_full_token
 from p2psipd.proto.identity.sip_date import write_sip_date
-from p2psipd.proto.peering.identity import Signing, attestation, check_from, retry_after
+from p2psipd.proto.peering.identity import Signing, attestation, check_from, retry_after, sign_request
 from p2psipd.proto.peering.own_certificates import OwnCertificates
 from p2psipd.proto.peering.peers import IdentityKind, PeerSettings
 from p2psipd.proto.sip.proxy import Refused
-from tests.proto.peering.peering_world import KINDS, World, own_certificate, request
+from tests.proto.identity.domain_certificates import WALL
+from tests.proto.peering.peering_world import KINDS, World, own_certificate, request, url_of
 
 METHODS = ("INVITE", "OPTIONS", "MESSAGE", "SUBSCRIBE", "REFER", "PUBLISH", "NOTIFY")
 
@@ -127,6 +130,30 @@ def test_a_token_of_somebody_else_does_not_stop_ours() -> None:
 def test_attestation_follows_how_the_caller_was_authenticated() -> None:
     """A for the caller's own identity, B for an authenticated caller with another number, C for a gateway."""
     assert [attestation(True, True), attestation(True, False), attestation(False, True)] == ["A", "B", "C"]
+
+
+def test_a_gateway_signs_numbers_that_its_certificate_covers() -> None:
+    """What only came in through us is signed with C, if it is a number without Identity and our certificate is one for
+    numbers; a plain domain certificate would be refused for it, and what another signed stays as it is.
+    """
+    plain = OwnCertificates([own_certificate(IdentityKind.RFC8224)])
+    list_of_provider = bytes.fromhex("3008a00616043730394a")
+    extension = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.5.5.7.1.26"), list_of_provider)
+    provider = OwnCertificates([own_certificate(IdentityKind.RFC8224, extra=[(extension, False)])])
+    signing = Signing.towards(PeerSettings(shaken=True), "C", "123e4567-e89b-12d3-a456-426655440000", "a.test")
+    number = "<sip:+12125551212@c.test;user=phone>;tag=1"
+
+    def signed(own: OwnCertificates, sender: str, **headers: str) -> list[str]:
+        message = request(From=sender, **headers)
+        sign_request(message, signing, own, url_of, WALL)
+        return message.get_all("Identity")
+
+    (value,) = signed(provider, number)
+    assert read_full_token(parse_identity_header(value)).claims.attest == "C"
+    assert len(signed(provider, "<tel:+12125551212>;tag=1")) == 1
+    assert signed(plain, number) == [] == signed(provider, "<sip:carol@c.test>;tag=1")
+    theirs = "..c2ln;info=<https://c.test/theirs>"
+    assert signed(provider, number, Identity=theirs) == [theirs]
 
 
 def test_shaken_is_in_full_form() -> None:
