@@ -133,6 +133,70 @@ def test_refreshed_call_goes_on() -> None:
     assert diary.lines[-1] == "answered"
 
 
+def plain_call(alice: Phone, bob: Phone) -> Response:
+    """A call that stands, without a session interval."""
+    asked = invite(alice, bob.aor)
+    bob.respond(bob.take_request("INVITE"), 200)
+    answer = alice.take_response(200)
+    alice.send(in_dialog(alice, "ACK", answer, asked.cseq.number))
+    bob.take_request("ACK")
+    return answer
+
+
+def test_call_whose_phones_are_gone() -> None:
+    """A call whose phones both vanish ends with their registrations, within ten minutes: it does not count for its
+    user any more. As long as one of them is registered it goes on.
+    """
+    world, diary = World(), Diary()
+    node = Node(world, 1, "10.0.0.1", observers=(diary,), settings={"call_limits": CallLimits(per_user=1)})
+    alice, bob = phones(world, node)
+    assert alice.register(expires=1800).status == 200
+    plain_call(alice, bob)
+    world.pass_time(1799.0, step=0.4)
+    assert diary.lines[-1] == "answered", "bob's registration has run out, alice's has not"
+    invite(alice, bob.aor)
+    alice.take_response(403)
+    world.pass_time(610.0, step=0.4)
+    assert diary.lines[-1] == "ended lost"
+    bob.inbox.clear(), alice.inbox.clear()
+    assert bob.register().status == 200
+    invite(alice, bob.aor)
+    bob.take_request("INVITE")
+
+
+def test_call_of_phones_that_never_registered_here() -> None:
+    """Of a caller who has registered nowhere, and a callee at another node, nothing is known: the call has four hours
+    from its last re-INVITE or UPDATE.
+    """
+    world, diary = World(), Diary()
+    near, far = Node(world, 1, "10.0.0.1", observers=(diary,)), Node(world, 2, "10.0.0.2")
+    alice = Phone(world, "alice", ("10.1.0.1", 5070), near)
+    bob = Phone(world, "bob", ("10.1.0.2", 5070), far)
+    bob.register()
+    answer = plain_call(alice, bob)
+    world.pass_time(3 * 3600.0, step=60.0)
+    bob.inbox.clear()
+    alice.send(in_dialog(alice, "UPDATE", answer))
+    bob.respond(bob.take_request("UPDATE"), 200)
+    alice.take_response(200)
+    world.pass_time(3.9 * 3600.0, step=60.0)
+    assert diary.lines[-1] == "answered"
+    world.pass_time(0.2 * 3600.0, step=60.0)
+    assert diary.lines[-1] == "ended lost"
+
+
+@pytest.mark.parametrize(("status", "over"), [(481, True), (491, False)])
+def test_call_of_which_the_other_side_knows_nothing(status: int, over: bool) -> None:
+    """12.2.1.2: a re-INVITE that is answered 481 says that the dialog is gone; another refusal does not."""
+    world, diary = World(), Diary()
+    alice, bob = phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
+    answer = plain_call(alice, bob)
+    alice.send(in_dialog(alice, "INVITE", answer))
+    bob.respond(bob.take_request("INVITE"), status)
+    alice.take_response(status)
+    assert diary.lines[-1] == ("ended lost" if over else "answered")
+
+
 def test_calls_of_one_user_are_limited() -> None:
     """More calls of one user than allowed are 403; one that ends makes room, and others are not concerned."""
     world = World(alice="wonder", bob="builder", carol="singer")

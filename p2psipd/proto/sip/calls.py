@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.locating import Binding
 
 
 class Call:
@@ -16,14 +17,16 @@ class Call:
     `caller` and `callee` are URIs as text: who called (the asserted identity, else From) and the Request-URI that
     was asked for; `cseq` is the INVITE's; `user` is who proved to call, "user@domain", "" where another node or domain
     vouches. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their
-    `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that branch.
-    `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge said. Times are unix
+    `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that branch, and
+    `binding` the Binding that led there, None where the callee is no user of ours. `identity` is what was proved about
+    the caller: "digest", "node", "edge", or what an Edge said. Times are unix
     seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
     """
 
     __slots__ = (
         "answered_at",
         "began_at",
+        "binding",
         "call_id",
         "callee",
         "caller",
@@ -53,6 +56,7 @@ class Call:
         self.came_on: Any = came_on
         self.went_on: Any = None
         self.target = ""
+        self.binding: Binding | None = None
         self.user = user
         self.identity = ""
         self.cause = ""

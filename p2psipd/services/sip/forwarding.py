@@ -264,7 +264,8 @@ class Forwarder:
             return
         context = branch.context
         if context.call is not None and 100 < response.status < 300:
-            context.call.went_on, context.call.target = branch.flow, branch.target.uri
+            call = context.call
+            call.went_on, call.target, call.binding = branch.flow, branch.target.uri, branch.target.binding
         self._perform(context, context.receive(Answered(branch, response), self._clocks.now()))
 
     def failed(self, key: object, status: int) -> None:
@@ -324,10 +325,11 @@ class Forwarder:
             self._routing.released(context.flow, request)
         if context.call is not None:
             self._calls.responded(context.call, response, context.cancelled)
-        if request.method == "BYE" and response.status not in _NOT_HUNG_UP:
-            self._calls.hung_up(request)
-        elif 200 <= response.status < 300 and request.method in TARGET_REFRESH:
-            self._calls.refreshed(request, response)
+        if response.status >= 200 and request.to_tag is not None:
+            if request.method in TARGET_REFRESH:
+                self._calls.refreshed(request, response)
+            elif request.method == "BYE" and response.status not in _NOT_HUNG_UP:
+                self._calls.hung_up(request)
         self.reply(context.transaction, response)
 
     def _launch(self, branch: Branch) -> None:

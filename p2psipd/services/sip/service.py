@@ -144,7 +144,8 @@ class SipService(Service):
             self._clocks.now,
             self._edges,
         )
-        self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER)
+        registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
+        self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
         self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse)
         self._draining: Deferred[None] | None = None
         self._forwarder = self._new_forwarder(home)
