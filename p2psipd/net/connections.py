@@ -27,6 +27,9 @@ from p2psipd.proto.sip.stream import PING, PONG, KeepAlive, StreamParser
 
 Message = Request | Response
 
+#: Octets that wait for more: a few messages, so that nobody waits long for the first.
+_GATHERED_AT_MOST = 4096
+
 
 class Limits(NamedTuple):
     """What connections may cost: numbers, seconds and octets.
@@ -110,8 +113,9 @@ class StreamFlow(Flow):
 class SipConnection(Protocol):
     """A connection that carries SIP messages, whatever frames them.
 
-    `_name` is the Via transport. Subclasses say what octets mean (`_heard`), how a message is framed (`send`), and
-    when the connection is up (`_connected`).
+    `name` is the Via transport. Subclasses say what octets mean (`_heard`), how a message is framed (`send`), and
+    when the connection is up (`_connected`). What is sent while octets are taken goes out together: many messages in
+    one read are answered with few TLS records and system calls.
     """
 
     def __init__(self, owner: Table, number: int, transport_name: str, host: str, inbound: bool) -> None:
@@ -132,6 +136,8 @@ class SipConnection(Protocol):
         self.opened: Deferred[StreamFlow] | None = None
         self._owner = owner
         self._unread = 0
+        self._hearing = False
+        self._gathered = b""
         self._dropped = ""
         self._deadline: Any = None
         self._held: Any = None
@@ -212,7 +218,11 @@ class SipConnection(Protocol):
         if not self.usable:
             self._usable()
         before = self.messages
-        unfinished = self._heard(data, now)
+        self._hearing = True
+        try:
+            unfinished = self._heard(data, now)
+        finally:
+            self._release()
         if not unfinished:
             self.partial_since = None
         elif self.partial_since is None or self.messages > before:
@@ -262,8 +272,20 @@ class SipConnection(Protocol):
         """Send one message."""
         self._write(data)
 
+    def _release(self) -> None:
+        """Write what was held back, and hold nothing back from now on."""
+        self._hearing = False
+        if self._gathered:
+            data, self._gathered = self._gathered, b""
+            self._write(data)
+
     def _write(self, data: bytes) -> None:
         """Queue octets, unless the peer has left too much unread."""
+        if self._hearing:
+            self._gathered += data
+            if len(self._gathered) < _GATHERED_AT_MOST:
+                return
+            data, self._gathered = self._gathered, b""
         if not self.alive:
             return
         if self.stalled_since is not None:
@@ -303,6 +325,7 @@ class SipConnection(Protocol):
         if transport is None:
             return
         if gently and self.closing_since is None:
+            self._release()
             self.closing_since = self._owner.clock.seconds()
             if self.alive:
                 transport.unregisterProducer()
