@@ -35,6 +35,7 @@ from p2psipd.proto.identity.passport import (
     parse_identity_header,
     read_full_token,
     same_identifier,
+    says_exactly,
     sign,
     verify_compact,
     verify_full,
@@ -118,6 +119,44 @@ def test_full_and_compact_forms_verify(claims: Claims) -> None:
     assert not verify_full(ec_key(2).public_key(), full)
     assert not verify_full(rsa_key().public_key(), full)
     assert not verify_full(KEY.public_key(), full._replace(signature=full.signature[:-4]))
+
+
+def _texts() -> st.SearchStrategy[str]:
+    return st.text(max_size=20)
+
+
+@given(
+    st.sampled_from(["tn", "uri"]),
+    _texts(),
+    st.lists(st.tuples(st.sampled_from(["tn", "uri"]), _texts()), min_size=1, max_size=3),
+    st.lists(st.tuples(_texts(), _texts()), max_size=2),
+    st.sampled_from(["", "A"]),
+    _texts(),
+)
+def test_what_is_written_is_deterministic_json(
+    kind: str, value: str, dest: list[tuple[str, str]], mky: list[tuple[str, str]], attest: str, info: str
+) -> None:
+    """Any claims are written as a JSON library writes them without white space and with sorted keys, and a token that
+    was written so, and no other, is known without being read.
+    """
+    orig, called = Identifier(kind, value), tuple(Identifier(*one) for one in dest)
+    claims = Claims(orig, called, 1443208345, tuple(mky), attest, "id" if attest else "")
+    made = sign(KEY, info, claims)
+    expected: dict[str, object] = {"iat": claims.iat, "orig": {kind: value}}
+    expected["dest"] = {name: [text for one, text in dest if one == name] for name in {one for one, _ in dest}}
+    if mky:
+        expected["mky"] = [{"alg": alg, "dig": dig} for alg, dig in mky]
+    if attest:
+        expected |= {"attest": attest, "origid": "id"}
+    written = json.dumps(expected, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    assert decoded(made.payload) == written
+    assert json.loads(decoded(made.header))["x5u"] == info
+    assert says_exactly(made, claims)
+    assert not says_exactly(made, claims._replace(iat=claims.iat + 1))
+    assert not says_exactly(made, claims._replace(attest="B", origid="id"))
+    assert not says_exactly(made._replace(ppt="div"), claims)
+    assert not says_exactly(made._replace(info=info + "x"), claims)
+    assert not says_exactly(made._replace(header=made.header[:-1]), claims)
 
 
 def test_headers_as_they_come_in_the_wild() -> None:

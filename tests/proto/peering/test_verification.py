@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64encode
 from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2psipd.proto.identity import passport
 from p2psipd.proto.identity.sip_date import write_sip_date
+from p2psipd.proto.peering.identity import claims_of
 from p2psipd.proto.peering.own_certificates import OwnCertificates
 from p2psipd.proto.peering.peers import IdentityKind, PeerSettings
 from p2psipd.proto.peering.replay import ReplayCache
@@ -25,6 +31,7 @@ from tests.proto.peering.peering_world import (
     own_certificate,
     request,
     resent,
+    url_of,
 )
 
 OLD, NEW = KINDS
@@ -302,6 +309,36 @@ def test_peering_090_dest_and_iat_are_compared() -> None:
     assert answer(world, request(Identity=token, Date=write_sip_date(world.wall))) == (403, "Stale Date")
     broken = token.replace("info=<https://a.test/", "info=<https://a.test/x")
     assert answer(world, request(Identity=broken, Date=write_sip_date(WALL)), required=True)[0] in (403, 438)
+
+
+def test_peering_090_tokens_need_not_be_written_our_way() -> None:
+    """White space, other orders of keys and numbers with "+" are read; the time in the token counts without a Date."""
+    world = World(NEW)
+    own = world.own.for_identity("a.test", NEW)
+    assert own is not None
+    url = url_of(own, "a.test", NEW)
+
+    def token(iat: float, orig: str = '{"uri": "sip:alice@a.test"}') -> str:
+        header = f'{{"x5u": "{url}", "typ": "passport", "alg": "ES256"}}'
+        payload = f'{{"orig": {orig}, "iat": {iat:.0f}, "dest": {{"uri": ["sip:bob@b.test"]}}}}'
+        signed = ".".join(urlsafe_b64encode(part.encode()).rstrip(b"=").decode() for part in (header, payload))
+        r, s = decode_dss_signature(own.key.sign(signed.encode(), ECDSA(SHA256())))  # type: ignore[call-arg,arg-type]
+        signature = urlsafe_b64encode(r.to_bytes(32, "big") + s.to_bytes(32, "big")).rstrip(b"=").decode()
+        return f"{signed}.{signature};info=<{url}>"
+
+    assert answer(world, request(Identity=token(WALL), Date=write_sip_date(WALL))) == (0, "")
+    assert answer(world, request(Identity=token(WALL))) == (0, "")
+    assert answer(world, request(Identity=token(0))) == (403, "Stale Date")
+    assert answer(world, request(Identity=token(WALL, '{"uri": "sip:eve@a.test"}')))[0] == 438
+    call = request(From="<sip:+12125551212@a.test>;tag=1", Identity=token(WALL, '{"tn": "+12125551212"}'))
+    assert answer(world, call) == (0, "")
+    ours = world.sign(request(), full_form=True)
+    ours.remove("Date")
+    world.wall += 61
+    assert answer(world, ours) == (403, "Stale Date")
+    world.wall = WALL
+    made = passport.sign(own.key, url, claims_of(request(), 0))  # type: ignore[arg-type]
+    assert answer(world, request(Identity=passport.write_identity_header(made))) == (403, "Stale Date")
 
 
 def test_peering_090_numbers_by_rfc8226() -> None:
