@@ -246,7 +246,7 @@ _WEB = '[sip]\nwss = ["[::]:5443"]\n'
         (("[peer]", "[peer"), "p2psipd.toml:8: expected TOML"),
         (("[peer]", "[echo]\nports = [1]\n[peer]"), "p2psipd.toml:9: echo.ports: expected a list of 2 elements"),
         (("[peer]", '[echo]\nuser = "A b"\n[peer]'), "p2psipd.toml:9: echo.user: expected a name of a-z"),
-        (("[peer]", "[peer]\nconnect_seconds = nan"), "p2psipd.toml:9: peer.connect_seconds: expected a number above 0"),
+        (("[peer]", "[peer]\nconnect_seconds = nan"), "toml:9: peer.connect_seconds: expected a number above 0"),
         (("[peer]", "dns = 3\n[peer]"), "node.dns: unknown key"),
         (('[node]\nroles = ["peer"]', ""), "p2psipd.toml: node: missing; expected this table"),
         (('"node.pem"', '"plain/node.pem"'), "identity.key"),
