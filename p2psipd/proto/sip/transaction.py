@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from enum import Enum, auto
 from hashlib import blake2b
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 from p2psipd.proto.sip.errors import SipError
@@ -40,6 +39,7 @@ from p2psipd.proto.sip.transaction_items import (
     TransactionTimedOut,
     TransportFailed,
 )
+from p2psipd.proto.sip.transaction_timers import TimerTable
 
 __all__ = [
     "COOKIE",
@@ -129,14 +129,12 @@ class _Client(_Transaction):
 
 
 class _Server(_Transaction):
-    """`data` is the last response sent."""
+    """`data` is the last response sent, `request` what it answers: only routes and credentials of it may change."""
 
     __slots__ = ("began_at", "to_tag")
 
-    def __init__(self, name: str, index: _Key, flow: Flow, invite: bool, now: float) -> None:
-        super().__init__(name, index, flow, invite, State.PROCEEDING if invite else State.TRYING)
-        self.to_tag: str | None = None
-        self.began_at = now
+    began_at: float
+    to_tag: str | None
 
 
 class TransactionLayer:
@@ -178,12 +176,12 @@ class TransactionLayer:
         self._by_flow: dict[Flow, dict[_Transaction, None]] = {}
         # A plain dict finds its oldest entry only past all those that were deleted before it.
         self._lingering: OrderedDict[_Transaction, None] = OrderedDict()
-        self._heap: list[tuple[float, int, _Transaction]] = []
-        self._armed = 0
-        self._count = 0
+        self._begun = 0
         self._out: list[Output] = []
+        self._table: TimerTable[_Transaction] = TimerTable(
+            (timers.trying_after or timers.t1, timers.t1, self._until_t2, timers.t4, self._timeout)
+        )
         self._handlers: dict[type, Callable[[Any, float], None]] = {
-            MessageReceived: self._message_received,
             SendRequest: self._start_client,
             SendResponse: self._send_response,
             SendStateless: self._send_stateless,
@@ -195,49 +193,34 @@ class TransactionLayer:
 
     def receive(self, item: Input, now: float, wall: float = 0.0) -> list[Output]:
         """Take one input; what to do because of it."""
-        self._handlers[type(item)](item, now)
-        return self._taken()
+        if type(item) is not MessageReceived:
+            self._handlers[type(item)](item, now)
+        elif isinstance(item.message, Request):
+            self._request_received(item.flow, item.message, now)
+        else:
+            self._response_received(item.flow, item.message, now)
+        out, self._out = self._out, []
+        return out
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
-        heap = self._heap
-        while heap:
-            at, _, transaction = heap[0]
-            if at == transaction.repeat_at or at == transaction.expire_at:
-                return at
-            heappop(heap)
-        return None
+        return self._table.next()
 
     def handle_timer(self, now: float, wall: float = 0.0) -> list[Output]:
         """Do what is due at `now`."""
-        heap = self._heap
-        while heap and heap[0][0] <= now:
-            at, _, transaction = heappop(heap)
-            if at == transaction.expire_at:
-                transaction.expire_at = None
-                self._armed -= 1
+        while (due := self._table.due(now)) is not None:
+            transaction, expired = due
+            if expired:
                 self._expired(transaction, now)
-            elif at == transaction.repeat_at:
-                transaction.repeat_at = None
-                self._armed -= 1
+            else:
                 self._repeat(transaction, now)
-        return self._taken()
-
-    def _message_received(self, item: MessageReceived, now: float) -> None:
-        flow, message = item
-        if isinstance(message, Request):
-            self._request_received(flow, message, now)
-        else:
-            self._response_received(flow, message, now)
+        out, self._out = self._out, []
+        return out
 
     def _send_response(self, item: SendResponse, now: float) -> None:
         server = self._server_names.get(item.transaction)
         if server is not None:
             self._respond(server, item.response, now)
-
-    def _taken(self) -> list[Output]:
-        out, self._out = self._out, []
-        return out
 
     @property
     def most_open(self) -> int:
@@ -264,33 +247,11 @@ class TransactionLayer:
 
     # -- timers and bookkeeping ----------------------------------------------------------------------------
 
-    def _arm(self, transaction: _Transaction, at: float) -> None:
-        self._count += 1
-        self._armed += 1
-        heappush(self._heap, (at, self._count, transaction))
-        if len(self._heap) > 2 * self._armed + 64:
-            # Most entries are of timers stopped long ago: free what they hold.
-            self._heap = [e for e in self._heap if e[0] == e[2].repeat_at or e[0] == e[2].expire_at]
-            heapify(self._heap)
-
-    def _repeat_at(self, transaction: _Transaction, at: float | None) -> None:
-        if transaction.repeat_at is not None:
-            self._armed -= 1
-        transaction.repeat_at = at
-        if at is not None:
-            self._arm(transaction, at)
-
-    def _expire_at(self, transaction: _Transaction, at: float) -> None:
-        if transaction.expire_at is not None:
-            self._armed -= 1
-        transaction.expire_at = at
-        self._arm(transaction, at)
-
-    def _linger(self, transaction: _Transaction, state: State, until: float) -> None:
+    def _linger(self, transaction: _Transaction, state: State, now: float, seconds: float) -> None:
         """Answered: keep it only for retransmissions.  Under pressure the oldest such go early."""
         transaction.state = state
-        self._repeat_at(transaction, None)
-        self._expire_at(transaction, until)
+        self._table.stop_repeat(transaction)
+        self._table.expire(transaction, now, seconds)
         self._lingering[transaction] = None
         if len(self._lingering) > self._limits.lingering:
             self._end(next(iter(self._lingering)))
@@ -299,8 +260,7 @@ class TransactionLayer:
         if transaction.state is State.ENDED:
             return
         transaction.state = State.ENDED
-        self._armed -= (transaction.repeat_at is not None) + (transaction.expire_at is not None)
-        transaction.repeat_at = transaction.expire_at = None
+        self._table.stop(transaction)
         transaction.request = transaction.data = None
         self._lingering.pop(transaction, None)
         peers = self._by_flow.get(transaction.flow)
@@ -336,7 +296,7 @@ class TransactionLayer:
                 transaction.data = make_response(transaction.request, 100).encode()
                 transaction.state = State.PROCEEDING
                 self._send(transaction, transaction.data)
-            self._expire_at(transaction, self._patience(transaction))
+            self._table.expire(transaction, now, self._patience(transaction) - now)
             return
         if transaction.data is None:
             return
@@ -346,7 +306,7 @@ class TransactionLayer:
             transaction.interval = self._timers.t2
         elif transaction.state is not State.CALLING:
             transaction.interval = min(transaction.interval, self._timers.t2)
-        self._repeat_at(transaction, now + transaction.interval)
+        self._table.repeat(transaction, now, transaction.interval)
 
     def _patience(self, server: _Server) -> float:
         """Until when an unanswered server transaction waits for its user."""
@@ -422,11 +382,11 @@ class TransactionLayer:
     def _start_server(self, flow: Flow, request: Request, index: _Key, now: float) -> None:
         timers = self._timers
         via = request.set_via_received(*flow.remote)
-        self._count += 1
-        name = f"s{self._count}"
+        self._begun += 1
+        name = f"s{self._begun}"
         invite = request.method == "INVITE"
-        server = _Server(name, index, _flow_back(flow, via), invite, now)
-        server.request = request.copy()
+        server = _Server(name, index, _flow_back(flow, via), invite, State.PROCEEDING if invite else State.TRYING)
+        server.request, server.began_at, server.to_tag = request, now, None
         self._servers[index] = server
         self._server_names[name] = server
         if server.flow.reliable:
@@ -434,11 +394,11 @@ class TransactionLayer:
         # The end of one that is never answered is armed when its automatic 100 is due: most never get there.
         if not invite:
             # RFC 4320 section 4.1: by the time timer E would have reached T2.
-            self._repeat_at(server, now + self._until_t2)
+            self._table.repeat(server, now, self._until_t2)
         elif timers.trying_after is not None:
-            self._repeat_at(server, now + timers.trying_after)
+            self._table.repeat(server, now, timers.trying_after)
         else:
-            self._expire_at(server, now + timers.abandon_after)
+            self._table.expire(server, now, timers.abandon_after)
         cancelled = None
         if request.method == "CANCEL":
             original = self._servers.get(_server_index(request, request.top_via, "INVITE", index))
@@ -454,11 +414,11 @@ class TransactionLayer:
         elif server.state is State.COMPLETED:
             server.data = None
             server.state = State.CONFIRMED
-            self._repeat_at(server, None)
+            self._table.stop_repeat(server)
             if server.flow.reliable:
                 self._end(server)
             else:
-                self._expire_at(server, now + self._timers.t4)
+                self._table.expire(server, now, self._timers.t4)
 
     def _respond(self, server: _Server, response: Response, now: float) -> None:
         if server in self._lingering:
@@ -472,20 +432,20 @@ class TransactionLayer:
         self._send(server, data)
         if response.status < 200:
             server.data = data
-            self._repeat_at(server, None)
-            self._expire_at(server, now + self._timers.abandon_after)
+            self._table.stop_repeat(server)
+            self._table.expire(server, now, self._timers.abandon_after)
             return
         server.request = server.data = None
         if response.status < 300:
             self._note_tag(server, response)
-            self._linger(server, State.ACCEPTED, now + self._timeout)
+            self._linger(server, State.ACCEPTED, now, self._timeout)
             return
         server.data = data
         self._note_tag(server, response)
-        self._linger(server, State.COMPLETED, now + self._timeout)
+        self._linger(server, State.COMPLETED, now, self._timeout)
         if not server.flow.reliable and server.state is State.COMPLETED:
             server.interval = self._timers.t1
-            self._repeat_at(server, now + server.interval)
+            self._table.repeat(server, now, server.interval)
 
     def _note_tag(self, server: _Server, response: Response) -> None:
         """An RFC 2543 client's ACK is told from others' by the To tag (RFC 3261 section 17.2.3)."""
@@ -503,8 +463,8 @@ class TransactionLayer:
             if status == 100 and not early:
                 server.data = response.encode()
                 server.state = State.PROCEEDING
-                self._repeat_at(server, None)
-                self._expire_at(server, self._patience(server))
+                self._table.stop_repeat(server)
+                self._table.expire(server, now, self._patience(server) - now)
                 self._send(server, server.data)
             return
         server.request = server.data = None
@@ -514,7 +474,7 @@ class TransactionLayer:
         if server.flow.reliable:
             self._end(server)
         else:
-            self._linger(server, State.COMPLETED, now + self._timeout)
+            self._linger(server, State.COMPLETED, now, self._timeout)
 
     # -- client side ---------------------------------------------------------------------------------------
 
@@ -546,8 +506,8 @@ class TransactionLayer:
         if not client.flow.reliable:
             client.data = data
             client.interval = self._timers.t1
-            self._repeat_at(client, now + client.interval)
-        self._expire_at(client, now + self._timeout)
+            self._table.repeat(client, now, client.interval)
+        self._table.expire(client, now, self._timeout)
         self._send(client, data)
 
     def _send_stateless(self, item: SendStateless, now: float) -> None:
@@ -587,9 +547,9 @@ class TransactionLayer:
         if status < 200:
             client.state = State.PROCEEDING
             client.data = None
-            self._repeat_at(client, None)
+            self._table.stop_repeat(client)
             if client.cancel is None:
-                self._expire_at(client, now + self._timers.abandon_after)
+                self._table.expire(client, now, self._timers.abandon_after)
             self._out.append(ResponseReceived(client.name, response, flow))
             if client.cancel is not None and client.request is not None:
                 self._send_cancel(client, client.request, now)
@@ -601,11 +561,11 @@ class TransactionLayer:
             self._send(client, ack)
         self._out.append(ResponseReceived(client.name, response, flow))
         if status < 300:
-            self._linger(client, State.ACCEPTED, now + self._timeout)
+            self._linger(client, State.ACCEPTED, now, self._timeout)
         elif client.flow.reliable:
             self._end(client)
         else:
-            self._linger(client, State.COMPLETED, now + self._timeout)
+            self._linger(client, State.COMPLETED, now, self._timeout)
 
     def _plain_answered(self, client: _Client, response: Response, flow: Flow, now: float) -> None:
         if client in self._lingering:
@@ -618,7 +578,7 @@ class TransactionLayer:
             self._end(client)
         else:
             client.data = None
-            self._linger(client, State.COMPLETED, now + self._timers.t4)
+            self._linger(client, State.COMPLETED, now, self._timers.t4)
 
     def _cancel(self, item: Cancel, now: float) -> None:
         client = self._client_names.get(item.key)
@@ -637,7 +597,7 @@ class TransactionLayer:
         cancel = _derived(request, "CANCEL")
         if reason is not None:
             cancel.add("Reason", reason)
-        self._expire_at(client, now + self._timeout)
+        self._table.expire(client, now, self._timeout)
         child = _Client(None, index, client.flow, False)
         child.silent = True
         self._launch(child, cancel, now)

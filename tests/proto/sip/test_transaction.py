@@ -67,7 +67,7 @@ class Bench:
     def empty(self) -> bool:
         layer = self.layer
         indexes = (layer._servers, layer._clients, layer._server_names, layer._client_names, layer._by_flow)
-        return layer.next_timer() is None and not any(indexes) and not layer._lingering and layer._armed == 0
+        return layer.next_timer() is None and not any(indexes) and not layer._lingering and layer._table.armed == 0
 
 
 def new_request(method: str = "INVITE", branch: str | None = "z9hG4bKone", **headers: str) -> Request:
@@ -583,7 +583,7 @@ def test_lingering_is_bounded() -> None:
     for number in range(100):
         name, request = arrived(bench, "OPTIONS", branch=f"z9hG4bK{number}")
         ended += len(of(respond(bench, name, request, 200), TransactionEnded))
-    assert ended == 90 and bench.layer.lingering_count == 10 and len(bench.layer._heap) < 200
+    assert ended == 90 and bench.layer.lingering_count == 10 and len(bench.layer._table) < 200
 
 
 @pytest.mark.parametrize("flow", [UDP, TCP])
@@ -600,9 +600,9 @@ def test_calls_leave_nothing(flow: Flow) -> None:
         bench.put(MessageReceived(flow, new_request("ACK", f"z9hG4bK{number}")))
         bench.until(bench.now + 0.01)
         bench.log.clear()
-        assert len(bench.layer._heap) < 5000
+        assert len(bench.layer._table) < 5000
     bench.until(bench.now + 700)
-    assert bench.empty() and not bench.layer._heap
+    assert bench.empty() and not bench.layer._table
 
 
 def test_timer_order_is_stable() -> None:

@@ -45,7 +45,7 @@ def layer_is_empty(layer: TransactionLayer) -> bool:
         layer._by_flow,
         layer._lingering,
     )
-    return layer.next_timer() is None and not any(tables) and layer._armed == 0
+    return layer.next_timer() is None and not any(tables) and layer._table.armed == 0
 
 
 def new_request(method: str, number: int) -> Request:
