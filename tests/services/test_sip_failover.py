@@ -212,6 +212,17 @@ def test_ack_after_a_new_connection() -> None:
     bob.take_request("ACK")
 
 
+def test_ack_of_a_refusal_goes_no_further() -> None:
+    """17.1.1.3: the ACK of a refusal that left no transaction, and comes from another node, is not the phone's."""
+    flows = Flows(1)
+    flows.nodes[0].service._refuse(1.0)
+    invite(flows.alice, flows.ends[0].aor)
+    flows.alice.take_response(500)
+    flows.world.settle()
+    assert any(what.startswith("ACK") and to == "node 02" for _, to, what in flows.world.trace)
+    assert flows.ends[0].quiet()
+
+
 def test_ack_to_nobody() -> None:
     """Where the phone is nowhere to be found, or nobody of ours wrote the Route, an ACK is dropped and counted."""
     flows = Flows(1)

@@ -103,6 +103,11 @@ class RecordRouter:
         self._check_keys()
         return self._node_value
 
+    def route_to(self, node_id: bytes) -> str:
+        """A Route value for another registrar, which can tell by its token that one of us has written it."""
+        self._check_keys()
+        return self._node_value.partition(";")[0] + f";gr={encode_gr(node_id)};lr>"
+
     def token(self, flow: Flow, user: str = "") -> str:
         """The authenticated name of `flow`, and of its `user`."""
         self._check_keys()

@@ -27,15 +27,7 @@ from p2psipd.proto.sip.fork import (
     Respond,
     Silent,
 )
-from p2psipd.proto.sip.locating import (
-    Attempt,
-    DomainIdentity,
-    LocationUnavailable,
-    NodeIdentity,
-    NotLocated,
-    Target,
-    Unreachable,
-)
+from p2psipd.proto.sip.locating import Attempt, DomainIdentity, LocationUnavailable, NotLocated, Target, Unreachable
 from p2psipd.proto.sip.message import Request, Response, make_response
 from p2psipd.proto.sip.proxy import Home, Refused, build, take_routes
 from p2psipd.proto.sip.transaction import Cancel, RequestReceived, SendRequest, SendResponse, SendStateless
@@ -178,11 +170,12 @@ class Forwarder:
                 raise Refused(483)
             taken = take_routes(request, self.home)
             if not taken:
+                # Without one of our Routes it is the ACK of a refusal that left no transaction.
                 user = self._routing.drop_routes(request)
-                if user is None and (request.has("route") or not isinstance(peer_of(flow), NodeIdentity)):
+                if user is None:
                     raise Refused(404)
                 if not request.has("route"):
-                    raise FlowGone(user or "")
+                    raise FlowGone(user)
             crossing = self._routing.crossing(request, taken, flow)
             if crossing is not None:
                 self._start(self._acknowledge_across(crossing, request))
@@ -216,8 +209,8 @@ class Forwarder:
 
     async def _acknowledge_anew(self, flow: Flow, request: Request, user: str) -> None:
         """To where the phone of `user` is now that has the dialog."""
-        targets: Sequence[Target] = () if request.has("route") else await self._heirs(request, flow, user)
-        if not await self._acknowledged(request, targets):
+        heirs: Sequence[Target] = () if request.has("route") else await self._heirs(request, flow, user)
+        if not await self._acknowledged(request, [self._routing.with_route(target) for target in heirs]):
             self._counters["ack_dropped"] += 1
 
     async def _acknowledged(self, request: Request, targets: Sequence[Target]) -> bool:

@@ -81,6 +81,12 @@ class Routing:
             return self._edges[peer.edge].record_route(flow)
         return self._router.node_value
 
+    def with_route(self, target: Target) -> Target:
+        """A target that knows, if it is another registrar, that a request without Route belongs to a dialog of ours."""
+        if target.node_id is None:
+            return target
+        return target._replace(route=(self._router.route_to(target.node_id), *target.route))
+
     def drop_routes(self, request: Request) -> str | None:
         """Take off the Routes of another registrar of ours that stand on top; the user on its far side ("" if it
         does not say), None if there were none.
