@@ -4,6 +4,7 @@ has one comes back with the next REGISTER.
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from p2psipd.proto.sip.digest import Challenge, answer
 from p2psipd.proto.sip.message import Request, Response, parse_message
 
 from .phones import Baresip, Sipp, free_ports, outcome, sipp_register, sipsak_unregister, ua
+from .sip_line import Line, registered
 
 CALLER, DIES, LIVES = 2, 5, 6
 PHONE = "127.0.252.31"
@@ -133,24 +135,67 @@ class BarePhone:
 
 
 def test_a_nonce_is_known_at_every_registrar(lab: Lab) -> None:
-    """A phone that goes on at another registrar with the nonce that it has is told that it is stale, which it answers
-    by itself; what nobody here made is a challenge like the first.
+    """A phone goes on at another registrar with the nonce that it has: its next count passes there, and each once; what
+    nobody here made is a challenge like the first.
     """
     phone = BarePhone(lab)
     with phone.socket:
         deadline = time.monotonic() + 10
-        for peer in (3, 7):
+        first = Challenge.parse(phone.register(1).get("www-authenticate") or "")
+        assert phone.register(1, first).status == 200
+        for count, peer in enumerate((3, 7), 2):
             # Peers of a lab that was just provisioned look for the epoch's key every three seconds until they have it.
-            while True:
-                first = Challenge.parse(phone.register(1).get("www-authenticate") or "")
-                refused = phone.register(peer, first)
-                stale = Challenge.parse(refused.get("www-authenticate") or "")
-                if stale.stale or time.monotonic() > deadline:
-                    break
+            while (passed := phone.register(peer, first, count)).status != 200 and time.monotonic() < deadline:
                 time.sleep(0.2)
-            assert refused.status == 401 and stale.stale and not first.stale, refused
-            assert phone.register(peer, stale).status == 200
+                first = Challenge.parse(phone.register(1).get("www-authenticate") or "")
+            assert passed.status == 200, passed
+            again = phone.register(peer, first, count)
+            assert again.status == 401 and Challenge.parse(again.get("www-authenticate") or "").stale
         made_up = phone.register(3, first._replace(nonce="A" * 48))
         assert made_up.status == 401
         assert not Challenge.parse(made_up.get("www-authenticate") or "").stale
-        assert phone.register(1, first).status == 200
+
+
+def test_a_node_that_ends_lets_its_calls_end(lab: Lab) -> None:
+    """SIGTERM: new calls are 503 with Retry-After, and who calls a phone of this node hears soon that it is not there;
+    the call that stands goes on, its BYE passes, and then the node is gone at once.
+    """
+    domain = lab.overlay_name
+
+    def line(user: str, number: int, host: str) -> Line:
+        return Line(user, domain, lab.user(user).password, host, f"{lab.host(number)}:5060")
+
+    with (
+        registered(line("bob", LIVES, "127.0.252.32")) as bob,
+        line("alice", DIES, "127.0.252.33") as alice,
+        line("carol", CALLER, "127.0.252.34") as carol,
+    ):
+        assert alice.register(headers={"Expires": "600"}).status == 200
+        alice.call(bob.aor)
+        bob.respond(bob.take_request("INVITE"), 200)
+        accepted = alice.take(200)
+        alice.send(alice.within("ACK", accepted))
+        bob.take_request("ACK")
+        pid = lab.pid(DIES)
+        try:
+            lab.signal(DIES, signal.SIGTERM)
+            time.sleep(0.5)
+            alice.send(refused := alice.invite(bob.aor))
+            answer = alice.take(503)
+            assert answer.get("retry-after") is not None and bob.quiet(0.1)
+            alice.acknowledge(refused, answer)
+            carol.call(alice.aor)
+            late = carol.next()
+            assert isinstance(late, Response) and late.status in (480, 500), late.encode()
+            assert alice.quiet(0.1)
+            alice.send(alice.within("BYE", accepted))
+            bob.respond(bob.take_request("BYE"), 200)
+            alice.take(200)
+            began = time.monotonic()
+            while lab.pid(DIES) == pid and time.monotonic() < began + 10:
+                time.sleep(0.02)
+            assert lab.pid(DIES) is None and time.monotonic() - began < 3.0, time.monotonic() - began
+        finally:
+            lab.kill(DIES)
+            lab.start(DIES)
+            lab.wait_joined([DIES])
