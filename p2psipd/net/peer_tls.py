@@ -217,35 +217,32 @@ class PeerTls:
         def judge(chain: list[bytes]) -> PeerIdentity:
             return policy.client(chain, self._wall())
 
-        return self._connection(own, protocol, judge, self._refused)
+        connection = SSL.Connection(self._contexts[own.name], None)
+        return _attached(connection, protocol, _Handshake(judge, own, self._pinning, self._refused))
 
     def towards(self, domain: str, from_domain: str, certificate: str = "") -> DialledPeer:
-        """The creator of connections to ``domain`` (the one that was asked for, before any look-up) in the name of
-        ``from_domain``; ``certificate`` asks for one of ours by name. Raises NoOwnCertificate.
+        """The creator of one connection to ``domain`` (the one that was asked for, before any look-up) in the name of
+        ``from_domain``; ``certificate`` asks for one of ours by name. Raises NoOwnCertificate, and what OpenSSL or a
+        name that is none raise: later, in the midst of Twisted, nobody would be told.
         """
         own = self._own.for_tls(from_domain, certificate)
         if own is None:
             raise NoOwnCertificate(f"no certificate of ours speaks for {from_domain}")
         policy = self._policy
+        connection = SSL.Connection(self._contexts[own.name], None)
+        connection.set_tlsext_host_name(domain.removesuffix(".").encode("ascii"))
 
         def judge(chain: list[bytes]) -> PeerIdentity:
             return policy.server(domain, chain, self._wall())
 
-        def create(protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-            connection = self._connection(own, protocol, judge)
-            connection.set_tlsext_host_name(domain.removesuffix(".").encode("ascii"))
-            return connection
+        return DialledPeer(connection, _Handshake(judge, own, self._pinning, None))
 
-        return DialledPeer(create)
 
-    def _connection(
-        self, own: OwnCertificate, protocol: TLSMemoryBIOProtocol, judge: _Judge, refused: _Refused | None = None
-    ) -> SSL.Connection:
-        connection = SSL.Connection(self._contexts[own.name], None)
-        # OpenSSL's callbacks know the connection alone.  Newer versions of Twisted keep the protocol there too.
-        connection.set_app_data(protocol)
-        protocol.peer_handshake = _Handshake(judge, own, self._pinning, refused)  # type: ignore[attr-defined]
-        return connection
+def _attached(connection: SSL.Connection, protocol: TLSMemoryBIOProtocol, handshake: _Handshake) -> SSL.Connection:
+    # OpenSSL's callbacks know the connection alone.  Newer versions of Twisted keep the protocol there too.
+    connection.set_app_data(protocol)
+    protocol.peer_handshake = handshake  # type: ignore[attr-defined]
+    return connection
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -262,18 +259,17 @@ class AcceptedPeers:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class DialledPeer:
-    """Creates the dialling side of connections to one domain. `transport` is the last of them: what is known of a
-    connection that never came about.
-    """
+    """The dialling side of one connection to a domain. `transport` is what is known of it, also if it fails."""
 
-    def __init__(self, create: Callable[[TLSMemoryBIOProtocol], SSL.Connection]) -> None:
-        self._create = create
+    def __init__(self, connection: SSL.Connection, handshake: _Handshake) -> None:
+        self._connection = connection
+        self._handshake = handshake
         self.transport: TLSMemoryBIOProtocol | None = None
 
     def clientConnectionForTLS(self, protocol: TLSMemoryBIOProtocol) -> SSL.Connection:
-        """A connection whose server must speak for the domain."""
+        """The connection, whose server must speak for the domain."""
         self.transport = protocol
-        return self._create(protocol)
+        return _attached(self._connection, protocol, self._handshake)
 
 
 def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:

@@ -296,9 +296,9 @@ class TwistedTests(TestCase):
         """Both protocols, connected over loopback."""
         ends = Known(), Known()
         accepting, dialling = (ClientFactory.forProtocol(lambda end=end: end) for end in ends[::-1])
-        port = reactor.listenTCP(0, tls_factory(server.server, False, accepting, reactor), interface="127.0.80.1")  # type: ignore
+        port = reactor.listenTCP(0, tls_factory(server.server, False, accepting, reactor), interface="127.0.80.1")  # type: ignore[arg-type]
         self.addCleanup(port.stopListening)
-        creator = tls_factory(client.towards("b.test", "a.test"), True, dialling, reactor)  # type: ignore
+        creator = tls_factory(client.towards("b.test", "a.test"), True, dialling, reactor)
         reactor.connectTCP("127.0.80.1", port.getHost().port, creator)  # type: ignore[attr-defined]
         return ends
 

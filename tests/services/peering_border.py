@@ -115,6 +115,10 @@ class MemoryConnections:
     def alias(self, flow: Flow, request: Request) -> None:
         """None here."""
 
+    def is_open(self, hop: Hop, own_domain: str) -> bool:
+        server = self.border.servers.get(hop.host)
+        return server is not None and server.domain == hop.domain and server.flow is not None and server.flow.alive
+
     def refused_by_peer(self, flow: Flow) -> bool:
         return flow in self.refused
 

@@ -403,6 +403,27 @@ def test_peering_092_both_directions_of_a_dialog_come_through_us() -> None:
     assert bye.method == "BYE" and not bye.has("route") and bye.has("identity")
 
 
+def test_peering_043_a_dialog_keeps_to_the_connection_that_is_open() -> None:
+    """Of the servers of its Route a BYE takes the one that a connection is open to, though another comes first in the
+    DNS; without one the first that did not fail of late.
+    """
+    border = Border()
+    border.first.refuses = True
+    border.call(BOB)
+    sent = border.second.take()
+    answer(border.second, sent, 200, Record_Route=f"<sip:b.test;lr>, {', '.join(sent.get_all('record-route'))}")
+    response = border.alice.take_response(200)
+    border.alice.send(in_dialog(border.alice, "ACK", response, sent.cseq.number))
+    assert border.second.take().method == "ACK"
+    border.first.refuses = False
+    border.world.pass_time(40)
+    border.alice.send(in_dialog(border.alice, "INFO", response))
+    assert border.second.take().method == "INFO" and border.first.flow is None
+    border.second.flow = None
+    border.alice.send(in_dialog(border.alice, "BYE", response))
+    assert border.first.take().method == "BYE"
+
+
 def test_peering_094_our_domain_sends_through_another() -> None:
     """By a federation's entry a call to b.test goes to the servers of c.test, signed by us, its target unchanged."""
     border = Border(federations=[Federation(DOMAIN, ("c.test",))])

@@ -161,6 +161,15 @@ class ConnectionTests(TestCase):
         assert a.refused == [("b.test", B_HOST, Step.AUTHORITY, False)] * 2
         assert b.clients == [Step.AUTHORITY] * 2, "the server is told by the alert"
 
+    async def test_a_connection_that_cannot_be_made_ends(self) -> None:
+        """A name that TLS cannot say: whoever waits is told at once, and the next try begins anew."""
+        a, b = self.side(A_HOST, "a.test"), self.side(B_HOST, "b.test")
+        for _ in range(2):
+            waiting: Deferred[Flow] = ensureDeferred(a.connections.reach(b.hop("b\u00fccher.test"), "a.test"))  # type: ignore[arg-type]
+            with self.assertRaises(Unreachable):
+                await waiting.addTimeout(2, reactor)  # type: ignore[arg-type]
+            assert self.flushLoggedErrors(UnicodeEncodeError)
+
     async def test_peering_044_refused_after_the_handshake(self) -> None:
         """TLS 1.3: our handshake is over when the server refuses our certificate; the lost connection says so, once."""
         a, b = self.side(A_HOST, "a.test", ca=OTHER_CA), self.side(B_HOST, "b.test")

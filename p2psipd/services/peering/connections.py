@@ -109,8 +109,8 @@ class PeerConnections:
         5923 section 8). Raises Unreachable; the message names the step, domain and authority of a refusal.
         """
         found = self._table.find((hop.host, hop.port), hop.domain, own_domain)
-        if found is not None and found.alive:
-            if self._still_proves(found, hop.domain):
+        if found is not None:
+            if self.is_open(hop, own_domain):
                 return found
             # Expired, revoked, or no longer believed since a reload: whoever waits on it may finish, nobody begins.
             self._table.remove(found)
@@ -121,6 +121,11 @@ class PeerConnections:
         if len(waiters) == 1:
             Deferred.fromCoroutine(self._dial(key)).addErrback(self._broken, key)
         return await waiting
+
+    def is_open(self, hop: Hop, own_domain: str) -> bool:
+        """Whether a connection to `hop` in the name of `own_domain` is there, and proves its domain still."""
+        found = self._table.find((hop.host, hop.port), hop.domain, own_domain)
+        return found is not None and found.alive and self._still_proves(found, hop.domain)
 
     def refused_by_peer(self, flow: Flow) -> CertificateRefused | None:
         """How the other side of a connection that is lost refused our certificate: under TLS 1.3 one only learns that

@@ -24,8 +24,9 @@ from p2psipd.proto.sip.locating import DomainIdentity, Target
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri
+from p2psipd.services.peering import INSTANCE
 from p2psipd.services.peering.connections import EDGE, PeerConnections
-from p2psipd.services.peering.outbound import INSTANCE, Outbound
+from p2psipd.services.peering.outbound import Outbound
 
 _REMEMBERED_REFUSALS: Final = 200
 

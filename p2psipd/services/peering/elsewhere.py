@@ -18,6 +18,7 @@ from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import LocationUnavailable, NotLocated, Origin, Query, Target, is_dialled
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
+from p2psipd.services.peering import INSTANCE
 
 if TYPE_CHECKING:
     from p2psipd.proto.reload.ids import NodeId
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 #: The namespace under which edges are announced.
 NAMESPACE: Final = "peering"
-INSTANCE: Final = "peering"
 _MOST_EDGES: Final = 4
 _SOS: Final = re.compile(r"urn:service:sos(\.[a-z0-9.-]+)?", re.IGNORECASE)
 _SEPARATORS: Final = re.compile(r"[-.() ]")

@@ -43,11 +43,10 @@ from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.next_hops import DeadTargets, Hop, NoRoute, is_numeric, living_first, message_hops, next_hops
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
+from p2psipd.services.peering import INSTANCE
 
 #: Whose a number of ours is: the user's AOR, None for a number that stands for nobody here.
 Owner = Callable[[Uri], Awaitable[str | None]]
-#: Targets of this instance are alternatives: never rung in parallel.
-INSTANCE: Final = "peering"
 _TLS: Final = frozenset({"TLS"})
 
 
@@ -59,6 +58,10 @@ class Connections(Protocol):
 
         A kept one where RFC 5923 allows it. Raises Unreachable; its message says which step refused.
         """
+        ...
+
+    def is_open(self, hop: Hop, own_domain: str) -> bool:
+        """Whether `reach` has such a connection at hand."""
         ...
 
     def refused_by_peer(self, flow: Flow) -> object:
@@ -246,29 +249,51 @@ class Outbound:
 
     async def dialog_ways(self, request: Request, other: str) -> AsyncIterator[Way]:
         """The servers for a request inside a dialog with the domain `other`: by its next Route, else its
-        Request-URI; a numeric address there is proved by the name `other`, as the connection was.
+        Request-URI; a numeric address there is proved by the name `other`, as the connection was. Of several servers
+        that are the same to the DNS those come first that a connection is open to (RFC 5923), and the dead ones last.
         """
+        own = _speaker(request, self.peering().own.domains)
         uri = request.routes[0].uri if request.has("route") else request.uri
         if not isinstance(uri, SipUri):
             raise NoRoute(416, "Unsupported URI Scheme", f"{uri}: no way to get there")
         servers = self.peering().policy.servers(other)
         if servers is not None:
-            async for hop in self._servers(servers, other, self.ask):
+            async for hop in self._open_first(self._servers(servers, other, self.ask), own):
                 yield Way(None, hop)
             return
         given = 0
         try:
-            async for hop in next_hops(uri.replace(scheme="sips"), self.ask, self.random, transports=_TLS):
+            found = next_hops(uri.replace(scheme="sips"), self.ask, self.random, transports=_TLS)
+            async for hop in self._open_first(found, own, other):
                 given += 1
-                yield Way(None, hop._replace(domain=other if is_numeric(hop.domain) else hop.domain))
+                yield Way(None, hop)
         except NoRoute:
             if normal_domain(uri.host) == other:
                 raise
         if not given or is_numeric(uri.host):
             # What the other side wrote leads nowhere from here; any of its domain's servers knows the dialog.
             home = SipUri.parse(f"sip:{other}")
-            async for hop in next_hops(home, self.ask, self.random, transports=_TLS, tls_only=True):
+            found = next_hops(home, self.ask, self.random, transports=_TLS, tls_only=True)
+            async for hop in self._open_first(found, own):
                 yield Way(None, hop)
+
+    async def _open_first(self, hops: AsyncIterator[Hop], own: str, other: str = "") -> AsyncIterator[Hop]:
+        """`hops`, those first that a connection in the name of `own` is open to, those last that failed of late."""
+        later = []
+        fault: NoRoute | None = None
+        try:
+            async for hop in hops:
+                proved = hop._replace(domain=other) if other and is_numeric(hop.domain) else hop
+                if self._connections.is_open(proved, own):
+                    yield proved
+                else:
+                    later.append(proved)
+        except NoRoute as error:
+            fault = error
+        for hop in sorted(later, key=lambda hop: self.dead.holds(hop, self.now())):
+            yield hop
+        if fault is not None:
+            raise fault
 
     def dialog_route(self, other: str) -> Callable[[Request, Target], Route]:
         """The Route of a request inside a dialog with the domain `other`."""
@@ -413,10 +438,7 @@ class PeeringRoute:
                 raise Refused(404, why="relay")
             return ours
         if request.to_tag is not None:
-            # In the backwards direction From is the peer's: then the To names who of us speaks (seed 4.1.7).
-            to = request.to.uri
-            names = [domain, normal_domain(to.host) if isinstance(to, SipUri) else "", *peering.own.domains]
-            return next(name for name in names if name in peering.own.domains)
+            return _speaker(request, peering.own.domains)
         return check_from(request, peering.own.domains)
 
     async def _first_signing(self, way: Way, own_domain: str) -> Signing:
@@ -432,6 +454,13 @@ class PeeringRoute:
             sender = request.from_.uri_text
             self.log.info(message, call=request.call_id, attest=attest, origid=self._origid, sender=sender)
         return Signing.towards(settings, attest, self._origid, own_domain if self._relays else "")
+
+
+def _speaker(request: Request, own_domains: Sequence[str]) -> str:
+    """Who of us speaks inside a dialog: in the backwards direction From is the peer's, then To says it (seed 4.1.7)."""
+    to = request.to.uri
+    names = [from_domain(request), normal_domain(to.host) if isinstance(to, SipUri) else "", *own_domains]
+    return next(name for name in names if name in own_domains)
 
 
 def _uuid(random: Any) -> str:
