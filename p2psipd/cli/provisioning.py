@@ -58,7 +58,13 @@ def place_options(command: _Function) -> _Function:
     path = click.Path(path_type=Path)
     decorated: Any = bound
     for option in (
-        click.option("--seconds", default=15.0, show_default=True, help="How long to wait for the overlay."),
+        click.option(
+            "--seconds",
+            default=15.0,
+            show_default=True,
+            type=click.FloatRange(0),
+            help="How long to wait for the overlay.",
+        ),
         click.option("--peer", "peers", multiple=True, type=address_option, metavar="HOST:PORT",
                      help="A peer to go through. Default: the document's bootstrap nodes."),
         click.option("--registrar", "registrars", multiple=True, type=path, metavar="PEM",

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -67,6 +69,11 @@ def _target(text: str) -> str:
     return text if colon and "@" not in scheme and "." not in scheme else f"sip:{text}"
 
 
+_PORT = click.IntRange(0, 65535)
+_COUNT = click.IntRange(0)
+_DURATION = click.FloatRange(0)
+_HERTZ = click.FloatRange(0, 4000, min_open=True, max_open=True)
+
 _PHONE_OPTIONS = (
     click.option("--user", required=True, metavar="ADDRESS", help="Who the phone is: alice@overlay.example."),
     click.option("--password", envvar="P2PSIP_PASSWORD", default="", help="Its password; better in $P2PSIP_PASSWORD."),
@@ -79,7 +86,7 @@ _PHONE_OPTIONS = (
         "Without one, calls go straight to the address called.",
     ),
     click.option("--bind", default="", metavar="IP", help="Local address; default 127.0.0.1 for a loopback server."),
-    click.option("--port", default=0, metavar="PORT", help="Local SIP port; default any."),
+    click.option("--port", default=0, metavar="PORT", type=_PORT, help="Local SIP port; default any."),
     click.option("--transport", type=click.Choice(["udp", "tcp"]), help="Without a server: udp (default) or tcp."),
     click.option(
         "--ca",
@@ -97,7 +104,9 @@ _PHONE_OPTIONS = (
     click.option(
         "--instance", default="", metavar="URN", help="Which device this is; default one of this host and user."
     ),
-    click.option("--session", "session_seconds", default=0, metavar="SECONDS", help="Session interval (RFC 4028)."),
+    click.option(
+        "--session", "session_seconds", default=0, metavar="SECONDS", type=_COUNT, help="Session interval (RFC 4028)."
+    ),
     click.option("--ladder", is_flag=True, help="Print every message sent and received."),
     json_option,
 )
@@ -184,7 +193,8 @@ def _run(phone: Phone, work: Callable[[UserAgent], Awaitable[dict[str, Any]]], r
     import time
 
     from twisted.internet import reactor as installed
-    from twisted.internet.defer import Deferred
+    from twisted.internet.defer import CancelledError, Deferred
+    from twisted.internet.error import CannotListenError, ReactorNotRunning
 
     from p2psipd.net.tls import CertificateFileError
     from p2psipd.net.user_agent import UserAgent, UserAgentError
@@ -210,26 +220,40 @@ def _run(phone: Phone, work: Callable[[UserAgent], Awaitable[dict[str, Any]]], r
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     result: dict[str, Any] = {}
-    code = 0
+    code = EXIT_NEGATIVE
 
     async def main() -> None:
         nonlocal code
         try:
             result.update(await work(agent))
+            code = 0
         except UserAgentError as error:
             result.update(ok=False, status=error.status, error=str(error))
-            code = EXIT_NEGATIVE
-        except CertificateFileError as error:
+        except (CertificateFileError, CannotListenError) as error:
             result.update(ok=False, error=str(error))
-            code = EXIT_NEGATIVE
+        except CancelledError:
+            result.update(ok=False, error="interrupted")
         except Exception as error:
             result.update(ok=False, error=f"{type(error).__name__}: {error}")
-            code = EXIT_NEGATIVE
         finally:
             await agent.stop()
+
+    def stop(_: object) -> None:
+        with suppress(ReactorNotRunning):
             reactor.stop()
 
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(main()))
+    def begin() -> None:
+        running = Deferred.fromCoroutine(main())
+
+        def interrupt() -> Deferred[None]:
+            # A signal stops the reactor; what is under way ends first, an open call with a BYE.
+            running.cancel()
+            return running
+
+        reactor.addSystemEventTrigger("before", "shutdown", interrupt)
+        running.addBoth(stop)
+
+    reactor.callWhenRunning(begin)
     reactor.run()
     steps = [[round(entry.at, 4), entry.direction, entry.line] for entry in agent.ladder]
     _print(phone, result, code, steps, render)
@@ -288,6 +312,7 @@ def _sleep(reactor: Any, seconds: float) -> Any:
 
 
 _TONES = (440.0, 880.0)
+_FAREWELL_SECONDS = 3.0
 
 
 def _listened(tone: float | None) -> tuple[float, ...]:
@@ -322,13 +347,35 @@ def _parse_hold(text: str | None) -> tuple[float, float] | None:
     return hold
 
 
+def _writable(context: click.Context, option: click.Parameter, name: str | None) -> str | None:
+    """A file that can be written when the call is over; click.BadParameter otherwise, before anybody is called."""
+    if name is not None and (Path(name).is_dir() or not Path(name).absolute().parent.is_dir()):
+        raise click.BadParameter(f"{name}: no file can be written there")
+    return name
+
+
+def _keys(context: click.Context, option: click.Parameter, digits: str) -> str:
+    """Keys that a phone has; click.BadParameter otherwise."""
+    from p2psipd.proto.media.telephone_event import DIGITS
+
+    if not set(digits.upper()) <= set(DIGITS):
+        raise click.BadParameter(f"a phone has the keys {DIGITS}, not {digits!r}")
+    return digits
+
+
 def _audio_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What both sides of a call can do."""
     for option in (
-        click.option("--tone", type=float, help="Send a tone of so many Hz; default silence."),
+        click.option("--tone", type=_HERTZ, help="Send a tone of so many Hz; default silence."),
         click.option("--play", metavar="FILE.wav", help="Send what is in a WAV file, then silence."),
-        click.option("--record", metavar="FILE.wav", help="Write what was heard to a WAV file."),
-        click.option("--dtmf", default="", metavar="KEYS", help="Send these keys (RFC 4733) when the call is up."),
+        click.option("--record", metavar="FILE.wav", callback=_writable, help="Write what was heard to a WAV file."),
+        click.option(
+            "--dtmf",
+            default="",
+            metavar="KEYS",
+            callback=_keys,
+            help="Send these keys (RFC 4733) when the call is up.",
+        ),
         click.option("--hold", metavar="FROM-TO", help="Put the far side on hold, in seconds after the call is up."),
     ):
         command = option(command)
@@ -353,6 +400,17 @@ async def _talk(call: UserCall, reactor: Any, dtmf: str, hold: tuple[float, floa
     await call.hang_up()
 
 
+async def _leave(agent: UserAgent) -> None:
+    """Unregister, also where nothing came of it all; a registrar that says nothing to it is not waited for."""
+    from twisted.internet.defer import Deferred, TimeoutError
+
+    from p2psipd.net.user_agent import UserAgentError
+
+    if agent.has_server:
+        with suppress(TimeoutError, UserAgentError):
+            await Deferred.fromCoroutine(agent.unregister()).addTimeout(_FAREWELL_SECONDS, agent.reactor)
+
+
 @click.group()
 def ua() -> None:
     """A small phone of G.711 audio: register, call, answer, message."""
@@ -360,7 +418,9 @@ def ua() -> None:
 
 @ua.command()
 @_phone_options
-@click.option("--seconds", default=0.0, help="Stay registered for so long, then unregister; 0: leave at once.")
+@click.option(
+    "--seconds", default=0.0, type=_DURATION, help="Stay registered for so long, then unregister; 0: leave at once."
+)
 def register(phone: Phone, seconds: float) -> None:
     """Register this phone, with digest if it is asked for; unregister again after --seconds."""
 
@@ -371,8 +431,10 @@ def register(phone: Phone, seconds: float) -> None:
             for (host, port), told in zip(phone.servers, agent.registrations, strict=False)
         ]
         if seconds:
-            await _sleep(agent.reactor, seconds)
-            await agent.unregister()
+            try:
+                await _sleep(agent.reactor, seconds)
+            finally:
+                await _leave(agent)
         return {
             "ok": True, "aor": agent.aor, "contact": agent.contact, "expires": granted, "registrars": registrars
         }  # fmt: skip
@@ -393,8 +455,20 @@ def _registered_text(result: Any) -> str:
 @click.argument("target")
 @_phone_options
 @_audio_options
-@click.option("--seconds", default=3.0, show_default=True, help="Hang up after so long; 0: leave that to the callee.")
-@click.option("--ring", default=30.0, show_default=True, help="Give up if nobody has answered after so many seconds.")
+@click.option(
+    "--seconds",
+    default=3.0,
+    show_default=True,
+    type=_DURATION,
+    help="Hang up after so long; 0: leave that to the callee.",
+)
+@click.option(
+    "--ring",
+    default=30.0,
+    show_default=True,
+    type=_DURATION,
+    help="Give up if nobody has answered after so many seconds.",
+)
 def call(
     phone: Phone,
     target: str,
@@ -422,9 +496,19 @@ def call(
 @ua.command()
 @_phone_options
 @_audio_options
-@click.option("--seconds", default=0.0, help="Hang up after so long; 0: leave that to the caller.")
-@click.option("--wait", default=60.0, show_default=True, help="Give up if nobody has called after so many seconds.")
-@click.option("--messages", default=0, metavar="COUNT", help="Do not wait for a call but for so many texts.")
+@click.option(
+    "--seconds", default=0.0, type=_DURATION, help="Hang up after so long; 0: leave that to the caller."
+)
+@click.option(
+    "--wait",
+    default=60.0,
+    show_default=True,
+    type=_DURATION,
+    help="Give up if nobody has called after so many seconds.",
+)
+@click.option(
+    "--messages", default=0, metavar="COUNT", type=_COUNT, help="Do not wait for a call but for so many texts."
+)
 @click.option("--reject", default=0, metavar="STATUS", help="Refuse the call with this status, for example 486.")
 def answer(
     phone: Phone,
@@ -449,18 +533,19 @@ def answer(
         if agent.has_server:
             await agent.register()
         click.echo(f"{agent.aor} answers at {agent.contact}", err=True)
-        taken = await post.first(wait)
         result: dict[str, Any] = {"ok": True}
-        if taken is not None and reject:
-            result.update(remote=taken.remote, cause=await taken.ended())
-        elif taken is not None:
-            await taken.established()
-            await _talk(taken, agent.reactor, dtmf, held, seconds)
-            if record:
-                taken.write_wav(record)
-            result = _describe(taken, _listened(tone))
-        if agent.has_server:
-            await agent.unregister()
+        try:
+            taken = await post.first(wait)
+            if taken is not None and reject:
+                result.update(remote=taken.remote, cause=await taken.ended())
+            elif taken is not None:
+                await taken.established()
+                await _talk(taken, agent.reactor, dtmf, held, seconds)
+                if record:
+                    taken.write_wav(record)
+                result = _describe(taken, _listened(tone))
+        finally:
+            await _leave(agent)
         return {**result, "texts": post.texts}
 
     _run(phone, work, lambda result: _call_text(result) if "heard" in result else "\n".join(_answer_lines(result)))

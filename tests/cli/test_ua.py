@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import subprocess
 import sys
 import wave
@@ -104,6 +105,12 @@ def test_a_text_between_two_processes() -> None:
         (["call", "b@c", "--user", "a@b", "--hold", "2-1"], "ends after it began"),
         (["call", "b@c", "--user", "a@b", "--play", "/nowhere.wav"], "No such file"),
         (["answer", "--user", "a@b", "--reject", "200"], "300 to 699"),
+        (["answer", "--user", "a@b", "--wait", "-1"], "--wait"),
+        (["call", "b@c", "--user", "a@b", "--dtmf", "1x"], "0123456789*#ABCD"),
+        (["call", "b@c", "--user", "a@b", "--record", "/nowhere/x.wav"], "/nowhere/x.wav"),
+        (["call", "b@c", "--user", "a@b", "--tone", "4000"], "0<x<4000"),
+        (["call", "b@c", "--user", "a@b", "--ring", "-1"], "--ring"),
+        (["call", "b@c", "--user", "a@b", "--port", "70000"], "65535"),
     ],
 )
 def test_usage(arguments: list[str], expected: str) -> None:
@@ -123,3 +130,18 @@ def test_a_call_that_fails_says_why() -> None:
     )
     assert failed.returncode == 1
     assert "503" in failed.stderr
+
+
+def test_a_phone_that_is_interrupted() -> None:
+    """A signal ends what is under way: exit code 1 and one word, no trace of Python."""
+    with subprocess.Popen(
+        [*P2PSIP, "answer", "--user", "bob@127.0.60.33", "--bind", "127.0.60.33"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as answering:
+        assert answering.stderr is not None
+        assert "answers at" in answering.stderr.readline()
+        answering.send_signal(signal.SIGINT)
+        output, errors = answering.communicate(timeout=20)
+    assert (answering.returncode, output, errors) == (1, "", "interrupted\n")
