@@ -226,10 +226,6 @@ def _written_header(info: str, ppt: str) -> str:
 
 def _written_payload(claims: Claims) -> str:
     attest = f'"attest":{encode_basestring(claims.attest)},' if claims.attest else ""
-    dest: dict[str, list[str]] = {}
-    for kind, value in claims.dest:
-        dest.setdefault(kind, []).append(encode_basestring(value))
-    called = ",".join([f'"{kind}":[{",".join(dest[kind])}]' for kind in sorted(dest)])
     mky = ""
     if claims.mky:
         keys = [f'{{"alg":{encode_basestring(alg)},"dig":{encode_basestring(dig)}}}' for alg, dig in claims.mky]
@@ -237,7 +233,17 @@ def _written_payload(claims: Claims) -> str:
     kind, value = claims.orig
     origid = f',"origid":{encode_basestring(claims.origid)}' if claims.attest else ""
     orig = f'"orig":{{"{kind}":{encode_basestring(value)}}}'
-    return _base64(f'{{{attest}"dest":{{{called}}},"iat":{claims.iat},{mky}{orig}{origid}}}')
+    return _base64(f'{{{attest}{_written_dest(claims.dest)},"iat":{claims.iat},{mky}{orig}{origid}}}')
+
+
+def _written_dest(dest: tuple[Identifier, ...]) -> str:
+    members = [f'"{kind}":[{encode_basestring(value)}]' for kind, value in dest]
+    if len(members) > 1:
+        texts: dict[str, list[str]] = {}
+        for kind, value in sorted(dest, key=lambda one: one.kind):
+            texts.setdefault(kind, []).append(encode_basestring(value))
+        members = [f'"{kind}":[{",".join(values)}]' for kind, values in texts.items()]
+    return f'"dest":{{{",".join(members)}}}'
 
 
 _TO_URL_ALPHABET: Final = bytes.maketrans(b"+/", b"-_")
@@ -384,7 +390,7 @@ def verify_compact(key: object, identity: IdentityHeader, claims: Claims) -> boo
 
 
 def _verify(key: object, signed: str, signature: str) -> bool:
-    if not isinstance(key, EllipticCurvePublicKey) or not isinstance(key.curve, SECP256R1):
+    if not isinstance(key, EllipticCurvePublicKey) or type(key.curve) is not SECP256R1:
         return False
     try:
         octets = _octets(signature)

@@ -21,8 +21,9 @@ from p2psipd.proto.identity.tn_auth_list import number_authority
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
 from p2psipd.proto.peering.peers import IdentityKind, PeerSettings
 from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.parameters import Remembered
 from p2psipd.proto.sip.proxy import Refused
-from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
+from p2psipd.proto.sip.uri import SipUri, TelUri, Uri, parse_uri
 
 __all__ = [
     "FRESH_FOR",
@@ -98,12 +99,16 @@ def identifier_of(uri: Uri) -> tuple[Identifier, str]:
     return Identifier("uri", str(uri).lower()), ""
 
 
+#: By the text of a URI: who calls and who is called come again.
+_identified: Final = Remembered[str, Identifier](lambda text: identifier_of(parse_uri(text))[0], 4096)
+
+
 def claims_of(request: Request, iat: int, attest: str = "", origid: str = "") -> Claims:
     """What a token of RFC 8224 section 4.1 says of a request."""
-    content = (request.content_type or "").lower()
-    keys = passport.media_keys(request.body) if content.startswith(_SDP_TYPES) else ()
-    orig, _ = identifier_of(request.from_.uri)
-    dest, _ = identifier_of(request.to.uri)
+    keys: tuple[tuple[str, str], ...] = ()
+    if request.body and (request.content_type or "").lower().startswith(_SDP_TYPES):
+        keys = passport.media_keys(request.body)
+    orig, dest = _identified[request.from_.uri_text], _identified[request.to.uri_text]
     return Claims(orig, (dest,), iat, keys, attest, origid)
 
 

@@ -9,7 +9,7 @@ a reload makes a new one, which every connection sees with its next request.
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from p2psipd.proto.identity.certificate import remember
@@ -44,7 +44,7 @@ _KNOWN_SIZE: Final = 1024
 UNSUPPORTED_PEER: Final = (403, "Unsupported Peer")
 
 
-class IdentityKind(Enum):
+class IdentityKind(StrEnum):
     """The two mechanisms that share the name of the Identity header."""
 
     RFC4474 = "rfc4474"

@@ -86,7 +86,7 @@ class Verification(NamedTuple):
     @property
     def summary(self) -> str:
         """What was proved, for the record of a call: "TN-Validation-Passed rfc8224 A", "No-TN-Validation"."""
-        return " ".join(filter(None, (self.verstat, self.kind.value if self.kind else "", self.attest)))
+        return " ".join(filter(None, (self.verstat, self.kind, self.attest)))
 
 
 class _Case(NamedTuple):
