@@ -142,11 +142,11 @@ def parse_configuration(
         raise ConfigurationError(*faults)
     if configuration.expiration <= wall and not allow_expired:
         until = datetime.fromtimestamp(configuration.expiration, UTC).isoformat()
-        raise ConfigurationError((element.line, f"the configuration expired at {until}"), reason="expired")
+        raise ConfigurationError((element.sourceline, f"the configuration expired at {until}"), reason="expired")
     if supported:
         check_supported(configuration)
     _check_trust(configuration, trusted_fingerprint, previous)
-    _check_signatures(configuration, ranges[index], element.line, wall, previous)
+    _check_signatures(configuration, ranges[index], element.sourceline, wall, previous)
     return configuration
 
 
@@ -162,7 +162,7 @@ def parse_kind_block(block: bytes, configuration: OverlayConfiguration, wall: fl
         raise ConfigurationError((0, "one kind-block expected"))
     tree = parse_tree(document)
     faults = Faults()
-    kinds, _ = read_kinds(next(iter(tree)), faults)
+    kinds, _ = read_kinds(tree[0], faults)
     faults.extend([] if faults else grammar_faults(tree))
     if faults:
         raise ConfigurationError(*faults)

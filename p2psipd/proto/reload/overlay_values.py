@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -44,7 +44,6 @@ from p2psipd.proto.reload.overlay_xml import (
     text_of,
 )
 from p2psipd.proto.reload.redir import DEFAULT_BRANCHING_FACTOR
-from p2psipd.proto.reload.xml_tree import Element
 
 _SIP_RESTRICTION: Final = f"{{{SIP_NAMESPACE}}}domain-restriction"
 _SIP_PATTERN: Final = f"{{{SIP_NAMESPACE}}}pattern"
@@ -67,7 +66,7 @@ _KIND_PARAMETERS: Final = frozenset(
 class ConfigurationReading:
     """Reads one configuration element into an ``OverlayConfiguration``, noting every fault."""
 
-    def __init__(self, element: Element, faults: Faults) -> None:
+    def __init__(self, element: Any, faults: Faults) -> None:
         self._element = element
         self._faults = faults
         self._reader = ElementReader(element, faults, _PARAMETERS, "configuration")
@@ -112,7 +111,7 @@ class ConfigurationReading:
         )
 
     def _attribute(self, name: str, convert: Callable[[str], Any], default: Any) -> Any:
-        text = self._element.attributes.get(name)
+        text = self._element.get(name)
         if text is None:
             self._faults.add(self._element, f"configuration: attribute {name} expected")
             return default
@@ -131,20 +130,21 @@ class ConfigurationReading:
     def _self_signed(self) -> str | None:
         child = self._reader.one("self-signed-permitted")
         permitted = self._reader.value("self-signed-permitted", as_boolean, False)
-        digest = None if child is None else child.attributes.get("digest")
-        if child is not None and digest not in ("sha1", "sha256"):
-            self._faults.add(child, f"self-signed-permitted: digest sha1 or sha256 expected, got {digest}")
+        if child is not None and child.get("digest") not in ("sha1", "sha256"):
+            self._faults.add(
+                child, f"self-signed-permitted: digest sha1 or sha256 expected, got {child.get('digest')}"
+            )
             return None
         if not permitted and not self._reader.all("root-cert"):
             self._faults.add(self._element, "configuration: element root-cert expected")
-        return digest if permitted else None
+        return child.get("digest") if permitted else None
 
     def _bootstrap_nodes(self) -> tuple[tuple[str, int], ...]:
         nodes = []
         for child in self._reader.all("bootstrap-node"):
             try:
-                address = str(ipaddress.ip_address(child.attributes.get("address", "").strip()))
-                nodes.append((address, as_integer(1, 65535)(child.attributes.get("port", str(DEFAULT_PORT)).strip())))
+                address = str(ipaddress.ip_address(child.get("address", "").strip()))
+                nodes.append((address, as_integer(1, 65535)(child.get("port", str(DEFAULT_PORT)).strip())))
             except ValueError as error:
                 self._faults.add(child, f"bootstrap-node: an IP address and port expected: {error}")
         return tuple(nodes)
@@ -159,12 +159,12 @@ class ConfigurationReading:
 _OWN_DOMAIN: Final = ("",)
 
 
-def read_kinds(configuration: Element, faults: Faults) -> tuple[dict[int, Kind], tuple[str, ...] | None]:
+def read_kinds(configuration: Any, faults: Faults) -> tuple[dict[int, Kind], tuple[str, ...] | None]:
     """The required kinds by Kind-ID, and the domain restriction of SIP-REGISTRATION."""
     kinds: dict[int, Kind] = {}
     patterns: tuple[str, ...] | None = None
-    for block in _blocks(configuration):
-        element = next(block.named(f"{{{BASE}}}kind"), None)
+    for block in configuration.iterfind(f"{{{BASE}}}required-kinds/{{{BASE}}}kind-block"):
+        element = block.find(f"{{{BASE}}}kind")
         if element is None:
             faults.add(block, "kind-block: element kind expected")
             continue
@@ -180,13 +180,8 @@ def read_kinds(configuration: Element, faults: Faults) -> tuple[dict[int, Kind],
     return kinds, patterns
 
 
-def _blocks(configuration: Element) -> Iterator[Element]:
-    for required in configuration.named(f"{{{BASE}}}required-kinds"):
-        yield from required.named(f"{{{BASE}}}kind-block")
-
-
-def _read_kind(element: Element, reader: ElementReader, faults: Faults) -> Kind | None:
-    name, number = element.attributes.get("name"), element.attributes.get("id")
+def _read_kind(element: Any, reader: ElementReader, faults: Faults) -> Kind | None:
+    name, number = element.get("name"), element.get("id")
     if (name is None) == (number is None):
         faults.add(element, "kind: either a name or an id expected")
         return None
@@ -206,7 +201,7 @@ def _read_kind(element: Element, reader: ElementReader, faults: Faults) -> Kind 
         kind = registered
     else:
         try:
-            kind_id = as_integer(1, 0xFFFFFFFE)((number or "").strip())
+            kind_id = as_integer(1, 0xFFFFFFFE)(number.strip())
         except ValueError as error:
             faults.add(element, f"kind id: {error}")
             return None
@@ -233,7 +228,7 @@ def _read_restriction(reader: ElementReader, faults: Faults) -> tuple[str, ...] 
     if element is None:
         return None
     try:
-        enabled = as_boolean((element.attributes.get("enable") or "false").strip())
+        enabled = as_boolean((element.get("enable") or "false").strip())
     except ValueError as error:
         faults.add(element, f"enable: {error}")
         return None

@@ -1,8 +1,9 @@
 """The XML beneath the overlay configuration document: exact octet ranges, grammar, typed elements.
 
 Signatures cover exact octets (RFC 6940 section 11.1), which a parsed tree no longer knows.  So a document is
-read twice: for where each signed element begins and ends, and as a tree, which is checked against the grammar and
-gives the values.  Entities, DOCTYPE and other encodings than UTF-8 are refused.
+read twice: by expat, which tells where each signed element begins and ends, and by lxml, which checks it
+against the grammar and gives the values.  Entities, DOCTYPE, network access and other encodings than UTF-8
+are refused.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.resources import files
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from xml.parsers import expat
-
-from p2psipd.proto.reload.relax_ng import Grammar
-from p2psipd.proto.reload.xml_tree import Element, XmlError, parse_xml
 
 BASE: Final = "urn:ietf:params:xml:ns:p2p:config-base"
 MAXIMUM_DOCUMENT_SIZE: Final = 256 * 1024
@@ -199,19 +198,40 @@ def tag_prefix(element: bytes) -> bytes:
 # ---- grammar ----
 
 
-def parse_tree(document: bytes) -> Element:
-    """The tree of a document that ``locate`` has accepted; ``ConfigurationError`` if there is none."""
-    try:
-        return parse_xml(document)[0]
-    except XmlError as error:
-        raise ConfigurationError((error.line, str(error))) from None
+@cache
+def _grammar() -> Any:
+    from lxml import etree  # late: lxml costs 5 MB and 20 ms, and the simulator reads no documents
 
-
-def grammar_faults(tree: Element) -> list[tuple[int, str]]:
-    """What the grammar of RFC 6940 section 11.1.1 finds wrong with a tree; empty if nothing."""
     schema = files("p2psipd.proto.reload").joinpath("overlay_config.rng").read_bytes()
-    faults = Grammar(schema).faults(tree)
-    return [(line, f"grammar: {text}") for line, text in faults[:_MAXIMUM_FAULTS]]
+    return etree.RelaxNG(etree.fromstring(schema))
+
+
+def parse_tree(document: bytes) -> Any:
+    """The lxml tree of a document that ``locate`` has accepted; ``ConfigurationError`` if lxml does not like
+    it.
+    """
+    from lxml import etree  # late, as above
+
+    parser = etree.XMLParser(
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+    try:
+        return etree.fromstring(document, parser)
+    except etree.XMLSyntaxError as error:
+        raise ConfigurationError((error.lineno or 0, f"not well-formed XML: {error.msg}")) from None
+
+
+def grammar_faults(tree: Any) -> list[tuple[int, str]]:
+    """What the grammar of RFC 6940 section 11.1.1 finds wrong with a tree; empty if nothing."""
+    grammar = _grammar()
+    if grammar.validate(tree):
+        return []
+    return [(entry.line, f"grammar: {entry.message}") for entry in grammar.error_log][:_MAXIMUM_FAULTS]
 
 
 # ---- typed elements ----
@@ -220,20 +240,20 @@ def grammar_faults(tree: Element) -> list[tuple[int, str]]:
 class Faults(list[tuple[int, str]]):
     """The faults found so far, bounded."""
 
-    def add(self, element: Element | None, text: str) -> None:
+    def add(self, element: Any, text: str) -> None:
         """Note a fault at the line of ``element`` (None: no line)."""
         if len(self) < _MAXIMUM_FAULTS:
-            self.append((0 if element is None else element.line, text))
+            self.append((0 if element is None else element.sourceline or 0, text))
 
 
-def text_of(element: Element) -> str:
+def text_of(element: Any) -> str:
     """An element's text without the white space around it."""
-    return element.text().strip()
+    return "".join(element.itertext()).strip()
 
 
-def local_name(element: Element) -> str:
+def local_name(element: Any) -> str:
     """An element's name: bare in the base namespace, "{namespace}name" in another."""
-    tag = element.tag
+    tag: str = element.tag
     prefix = "{" + BASE + "}"
     return tag[len(prefix) :] if tag.startswith(prefix) else tag
 
@@ -241,12 +261,12 @@ def local_name(element: Element) -> str:
 class ElementReader:
     """Reads the children of one element, by name; every fault is noted with line and expectation."""
 
-    def __init__(self, element: Element, faults: Faults, known: frozenset[str], where: str) -> None:
+    def __init__(self, element: Any, faults: Faults, known: frozenset[str], where: str) -> None:
         self.element = element
         self.faults = faults
         self.where = where
-        self._children: dict[str, list[Element]] = {}
-        self.foreign: list[Element] = []
+        self._children: dict[str, list[Any]] = {}
+        self.foreign: list[Any] = []
         for child in element:
             name = local_name(child)
             if name in known:
@@ -256,11 +276,11 @@ class ElementReader:
             else:
                 faults.add(child, f"{where}: unknown element {name}")
 
-    def all(self, name: str) -> list[Element]:
+    def all(self, name: str) -> list[Any]:
         """All children of that name."""
         return self._children.get(name, [])
 
-    def one(self, name: str) -> Element | None:
+    def one(self, name: str) -> Any:
         """The only child of that name, or None; a second one is a fault."""
         found = self.all(name)
         for extra in found[1:]:
@@ -284,7 +304,7 @@ class ElementReader:
         """The converted texts of all children of that name that are right."""
         return tuple(self._converted(self.all(name), convert))
 
-    def _converted(self, children: list[Element], convert: Callable[[str], T]) -> Iterator[T]:
+    def _converted(self, children: list[Any], convert: Callable[[str], T]) -> Iterator[T]:
         for child in children:
             try:
                 yield convert(text_of(child))
