@@ -44,10 +44,6 @@ class _Call:
         return self.name
 
 
-def _nothing() -> None:
-    """The default flush."""
-
-
 class Driver:
     """Feeds one core and performs what it orders.
 
@@ -67,7 +63,7 @@ class Driver:
         *,
         name: str,
         otherwise: Callable[[Any], object] | None = None,
-        flush: Callable[[], object] = _nothing,
+        flush: Callable[[], object] | None = None,
         on_fault: Callable[[object], object] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -96,9 +92,10 @@ class Driver:
         """Hand ``item`` to the core, now or after what is being performed.  After :meth:`stop` it is
         dropped.
         """
-        self._inbox.append(item)
-        if not self._running and not self._stopped:
-            self._run()
+        if self._running:
+            self._inbox.append(item)
+        elif not self._stopped:
+            self._run(item)
 
     def stop(self) -> None:
         """No more inputs, no more timer."""
@@ -114,15 +111,20 @@ class Driver:
         """
         self.feed(_Call(getattr(action, "__name__", "call"), action))
 
-    def _run(self) -> None:
+    def _run(self, item: object) -> None:
         self._running = True
         inbox = self._inbox
         try:
-            while inbox:
+            self._step(item)
+            while True:
                 while inbox:
                     self._step(inbox.popleft())
-                # Flushing may lose a connection, and so feed.
+                if self._flush is None:
+                    break
                 self._flush()
+                # Flushing may lose a connection, and so feed.
+                if not inbox:
+                    break
         finally:
             self._running = False
         if not self._stopped:
@@ -175,7 +177,7 @@ class Driver:
         retransmission), and one early call is cheaper than moving the timer at each step.
         """
         at = self._core.next_timer()
-        if at is None:
+        if at is None or (self._timer is not None and self._timer_at <= at):
             return
         at = max(at, self._not_before)
         if self._timer is not None:

@@ -48,6 +48,9 @@ class Message:
         self._cache = {}
         self._has_length = False
         self.body = body
+        self._append(headers)
+
+    def _append(self, headers: Iterable[tuple[str, str]]) -> None:
         for name, value in headers:
             lower = CANONICAL.get(name) or canonical(name)
             if lower != "content-length":
@@ -280,7 +283,7 @@ class Message:
         """Put a Via above all others."""
         names = self._names
         at = names.index("via") if "via" in names else 0
-        self._lines.insert(at, f"Via: {check_text(str(via))}".encode("utf-8", "replace"))
+        self._lines.insert(at, _line("Via", str(via)))
         names.insert(at, "via")
         self._changed("via")
         if isinstance(via, Via):
@@ -303,7 +306,7 @@ class Message:
             at = self._names.index("via")
             value = _value[self._lines[at]]
             rest = split_list(value)[1:] if "," in value else []
-            self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]))
+            self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]) if rest else str(stamped))
             self._changed("via")
             self._cache["top_via"] = stamped
         return stamped
@@ -466,7 +469,9 @@ class Message:
 
 
 def _line(name: str, value: str) -> bytes:
-    return f"{_written[name]}: {check_text(value)}".encode("utf-8", "replace")
+    if "\n" in value or "\r" in value:
+        check_text(value)
+    return f"{_written[name]}: {value}".encode("utf-8", "replace")
 
 
 def _plain_value(line: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.flow import Flow
@@ -45,18 +46,19 @@ class Ladder:
         if steps is not None and len(steps) < self._steps:
             steps.append((wall, flow, outbound, start))
 
-    def sent(self, data: bytes, wall: float, flow: Flow) -> None:
+    def sent(self, data: bytes, wall: Callable[[], float], flow: Flow) -> None:
         """Bytes that left on `flow`; to which call they belong stands in them."""
-        start = data.find(_USUAL)
-        if start >= 0:
-            start += len(_USUAL)
+        start = data.find(_USUAL) + len(_USUAL)
+        if start >= len(_USUAL):
             call_id = data[start : data.find(b"\r\n", start)]
         else:
             match = _CALL_ID.search(data)
             if match is None:
                 return
             call_id = match[1]
-        self.note(call_id.decode("utf-8", "surrogateescape").strip(), wall, flow, True, data)
+        steps = self._calls.get(call_id.decode("utf-8", "surrogateescape").strip())
+        if steps is not None and len(steps) < self._steps:
+            steps.append((wall(), flow, True, data))
 
     def __contains__(self, call_id: object) -> bool:
         return call_id in self._calls

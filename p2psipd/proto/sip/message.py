@@ -345,19 +345,24 @@ def make_response(
     a dialog (section 12.1.1), Timestamp into 100.  Works for malformed requests too (what is missing stays
     missing).
     """
-    response = Response(status, reason, headers)
+    if not 100 <= status <= 699:
+        raise MalformedMessage("bad status code")
     names: list[str] = []
     lines: list[bytes] = []
     with_route = 101 <= status <= 299 and request.method in _DIALOG_METHODS
     copied = _COPIED_IN_DIALOG if with_route else _COPIED_TO_100 if status == 100 else _COPIED
     for name, line in zip(request._names, request._lines, strict=True):
         if name in copied:
-            if name == "to" and to_tag is not None and status > 100 and not _has_tag(request):
-                line = b"%s;tag=%s" % (line.rstrip(), check_text(to_tag).encode("utf-8", "replace"))
             names.append(name)
             lines.append(line)
-    response._names = names + response._names
-    response._lines = lines + response._lines
+    response = _bare(Response, names, lines)
+    response.status = status
+    response.reason = REASONS.get(status, "") if reason is None else check_text(reason)
+    if to_tag is not None and status > 100 and "to" in names and not _has_tag(request):
+        response.add_to_tag(to_tag)
+    elif "to" in request._cache:
+        response._cache["to"] = request._cache["to"]
+    response._append(headers)
     return response
 
 

@@ -70,6 +70,8 @@ from p2psipd.services.sip.routing import FlowGone, Routing, nothing_known, peer_
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
 
 _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})
+_NOT_NOTED: Final = frozenset({"ACK", "REGISTER"})
+"""Requests that are in the ladder of their call already, or belong to none."""
 _NO_DOMAINS: Final[frozenset[str]] = frozenset()
 _AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
@@ -355,12 +357,14 @@ class SipService(Service):
     # ---- from and to the wire ------------------------------------------------------------------------------
 
     def _received(self, flow: Flow, message: Message) -> None:
-        if isinstance(message, Request) and message.method == "ACK":
-            # The ACK of a refusal goes no further than its transaction, and belongs into the ladder all the same.
-            with suppress(SipError):
-                self._note(flow, message)
-        if not isinstance(message, Request) or not self._door.is_scanner(flow, message):
-            self._driver.feed(MessageReceived(flow, message))
+        if isinstance(message, Request):
+            if message.method == "ACK":
+                # The ACK of a refusal goes no further than its transaction, and belongs into the ladder all the same.
+                with suppress(SipError):
+                    self._note(flow, message)
+            if self._door.is_scanner(flow, message):
+                return
+        self._driver.feed(MessageReceived(flow, message))
 
     def _malformed(self, flow: Flow, error: SipError) -> None:
         """A datagram that is no SIP message: answered if it can be, else dropped (RFC 3261 section 18.3)."""
@@ -381,7 +385,7 @@ class SipService(Service):
     def _send(self, order: SendMessage) -> None:
         flow: Any = order.flow
         flow.write(order.data)
-        self._ladder.sent(order.data, self._clocks.wall(), flow)
+        self._ladder.sent(order.data, self._clocks.wall, flow)
 
     def _rejected(self, event: MessageRejected) -> None:
         self.counters["rejected"] += 1
@@ -410,7 +414,7 @@ class SipService(Service):
         self.counters[method if method in _COUNTED else "other_method"] += 1
         if method == "INVITE" and request.to_tag is None:
             self._ladder.begin(request.call_id)
-        if method != "ACK":
+        if method not in _NOT_NOTED:
             self._note(flow, request)
         if flow.transport == "TLS" and peer_of(flow) is None:
             self._transports.alias(flow, request)

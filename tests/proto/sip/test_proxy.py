@@ -387,7 +387,7 @@ def test_ladder_is_bounded() -> None:
         ladder.begin(f"c{number}")
     assert ladder.call_ids() == ["c1", "c2"]
     for _ in range(5):
-        ladder.sent(b"INVITE sip:b SIP/2.0\r\ni: c2\r\n\r\n", 5.0, flow)
+        ladder.sent(b"INVITE sip:b SIP/2.0\r\ni: c2\r\n\r\n", lambda: 5.0, flow)
     assert [step.line for step in ladder.steps("c2")] == ["INVITE sip:b SIP/2.0"] * 3
     assert ladder.steps("c0") == [] == ladder.steps("other")
     assert isinstance(make_response(request(), 200), Response)
