@@ -220,6 +220,17 @@ def test_faults_of_numbers(tmp_path: Path) -> None:
     assert "number_plan.region" in found[0] and found[1].startswith("routes.txt:2: expected a SIP URI")
 
 
+def test_who_receives_through_us_must_be_reached(tmp_path: Path) -> None:
+    """A federation through a domain of ours without servers would lead back to us: a fault, in the words of a line."""
+    entry = '\n[[federation]]\ndomain = "branch.test"\nthrough = ["x.test", "a2.test"]\n'
+    (fault,) = faults(tmp_path, FILE + entry)
+    line = (FILE + entry).splitlines().index('domain = "branch.test"')
+    assert fault.startswith(f"peering.toml:{line}: federation[1].servers: expected where branch.test itself is reached")
+    assert "a2.test is ours" in fault
+    assert read(tmp_path, FILE + entry + 'servers = "sip:branch.test"\n').policy.servers("branch.test")
+    assert read(tmp_path, FILE + entry.replace("a2.test", "c2.test")).policy.servers("branch.test") is None
+
+
 # ---- the example -------------------------------------------------------------------------------------------
 
 EXAMPLE = Path(__file__).parents[1] / "etc" / "peering.toml"

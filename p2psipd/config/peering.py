@@ -321,6 +321,7 @@ class _Reader:
         plan, sources = self._plan(), self._sources()
         if not self._faults:
             self._check_names(own)
+            self._check_federation(own)
             self._check_identity(own, policy)
         if self._faults:
             raise ConfigError(self._faults)
@@ -544,6 +545,19 @@ class _Reader:
                 self._fault(("peer", index, "certificate"), message)
         if not own.domains:
             self._fault(("certificate",), 'expected one with use "tls": nobody could connect to us')
+
+    def _check_federation(self, own: OwnCertificates) -> None:
+        """Whoever receives through us must be reached by another name than the DNS has for them, or by the DNS if that
+        does not lead to us: we cannot know, and a call that leads back to us would go round in a circle (482).
+        """
+        for index, entry in enumerate(self._checked.federation):
+            through = next((domain for domain in entry.through if domain in own.domains), None)
+            if through is not None and entry.servers is None:
+                message = (
+                    f"expected where {entry.domain} itself is reached, as {through} is ours: the SIP URI of its servers, "
+                    f'or "sip:{entry.domain}" if its DNS does not lead to us'
+                )
+                self._fault(("federation", index, "servers"), message)
 
     def _check_identity(self, own: OwnCertificates, policy: PeeringPolicy) -> None:
         """Whether every own domain can sign what is to be sent, under a URL that its peers will accept."""
