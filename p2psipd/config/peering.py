@@ -554,7 +554,7 @@ class _Reader:
             through = next((domain for domain in entry.through if domain in own.domains), None)
             if through is not None and entry.servers is None:
                 message = (
-                    f"expected where {entry.domain} itself is reached, as {through} is ours: the SIP URI of its servers, "
+                    f"expected where {entry.domain} itself is reached, as {through} is ours: a SIP URI of its servers, "
                     f'or "sip:{entry.domain}" if its DNS does not lead to us'
                 )
                 self._fault(("federation", index, "servers"), message)
