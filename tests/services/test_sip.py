@@ -275,6 +275,20 @@ def test_options_for_the_node_needs_no_credentials(alice: Phone) -> None:
     assert "INVITE" in alice.take_response(200).allow
 
 
+def test_max_forwards_of_what_ends_here(alice: Phone) -> None:
+    """RFC 4475 3.3.11: who is the last one takes a request as if its Max-Forwards were positive; who forwards: 483."""
+    for method, uri, status in (
+        ("OPTIONS", "sip:10.0.0.1:5060", 200),
+        ("REGISTER", f"sip:{DOMAIN}", 401),
+        ("OPTIONS", f"sip:bob@{DOMAIN}", 483),
+        ("MESSAGE", f"sip:bob@{DOMAIN}", 483),
+    ):
+        asked = alice.request(method, uri)
+        asked.set("Max-Forwards", "0")
+        alice.send(asked)
+        assert alice.take_response(status).cseq.method == method
+
+
 def test_unregistered_user_is_480(alice: Phone) -> None:
     """RFC 3261 16.5: a user of a served domain without bindings is not available."""
     request = alice.request("MESSAGE", f"sip:bob@{DOMAIN}")

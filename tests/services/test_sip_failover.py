@@ -260,6 +260,19 @@ def test_bye_after_a_new_connection() -> None:
     bob.take_request("BYE")
 
 
+def test_bye_after_a_new_connection_from_another_port() -> None:
+    """The Contact of a phone that comes over TCP may name the port of its connection; that changes with each one."""
+    flows = Flows(1)
+    (bob,) = flows.ends
+    _, _, answer = standing_call(flows)
+    bob.disconnect()
+    bob.connect()
+    bob.contact = "sip:bob@10.1.0.2:49152"
+    bob.register(f"<{bob.contact}>")
+    flows.alice.send(in_dialog(flows.alice, "BYE", answer))
+    bob.take_request("BYE")
+
+
 # ---- next hops
 
 

@@ -478,8 +478,8 @@ class ForwardingContext:
         if all(_is_stale(b) for b in counted) and (again := self._look_again()):
             return again
         best = choose_best([b.response for b in counted if b.response is not None])
-        if best.status == 503 and self.request.to_tag is not None and all(_is_stale(b) for b in counted):
-            # The registrar of the other side is gone, and its phone is nowhere else: so is the dialog.
+        if best.status in (404, 430, 503) and self.request.to_tag is not None and all(_is_stale(b) for b in counted):
+            # The other side's registrar, or what it knew, is gone, and the phone is nowhere else: so is the dialog.
             return self._end(make_response(self.request, 481))
         return self._end(self._upstream(best))
 

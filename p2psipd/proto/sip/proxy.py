@@ -76,16 +76,17 @@ class Refused(SipError):
 # ---- one request -------------------------------------------------------------------------------------------
 
 
-def validate(request: Request, own_hops: frozenset[tuple[str, int]]) -> None:
+def validate(request: Request, own_hops: frozenset[tuple[str, int]], *, ends_here: bool = False) -> None:
     """Section 16.3 as far as it does not ask who the sender is; `own_hops` are the (host, port) of our own
-    Vias.
+    Vias. `ends_here`: it is answered by this node and goes no further, with whatever Max-Forwards (RFC 4475 section
+    3.3.11).
 
     Raises Refused: 416 scheme, 483 Max-Forwards, 440 Max-Breadth, 482 loop, 420 Proxy-Require.
     """
     uri = request.uri
     if not isinstance(uri, SipUri | TelUri):
         raise Refused(416, why="bad_scheme")
-    if request.max_forwards == 0:
+    if request.max_forwards == 0 and not ends_here:
         raise Refused(483, why="too_many_hops")
     if request.has("max-breadth") and max_breadth(request) < 1:
         raise Refused(440, why="too_broad")

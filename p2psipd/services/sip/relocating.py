@@ -15,7 +15,7 @@ from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.fork import ForwardingContext
 from p2psipd.proto.sip.locating import Locate, LocationUnavailable, NodeIdentity, NotLocated, Origin, Query, Target
 from p2psipd.proto.sip.message import Request, make_response
-from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.uri import SipUri, parse_uri
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import Forwarder
 from p2psipd.services.sip.routing import Routing, peer_of
@@ -57,8 +57,7 @@ class Relocating:
             found = await self._locate(Query(uri, origin_of(flow), self._clocks.wall(), fresh=True))
         except (NotLocated, LocationUnavailable, SipError):
             return ()
-        contact = request.uri_text
-        same = [each for each in found if each.binding is not None and each.binding.contact == contact]
+        same = [each for each in found if each.binding is not None and _is_same_phone(request, each.binding.contact)]
         self._counters["dialog_found_anew"] += bool(same)
         return same
 
@@ -98,6 +97,18 @@ class Relocating:
                 continue
             targets += [target._replace(q=q) for target in found]
         self._forwarder.forward(context, targets)
+
+
+def _is_same_phone(request: Request, contact: str) -> bool:
+    """Whether a Contact is that of the phone which the request is for: over TCP or TLS it names another port each time
+    that the phone connects anew. Another phone of this user with the same address knows nothing of the dialog (481).
+    """
+    if contact == request.uri_text:
+        return True
+    asked, here = request.uri, parse_uri(contact)
+    if not isinstance(asked, SipUri) or not isinstance(here, SipUri):
+        return False
+    return asked.user is not None and (asked.user, asked.host) == (here.user, here.host)
 
 
 def origin_of(flow: Flow) -> Origin:

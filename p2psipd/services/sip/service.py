@@ -509,7 +509,7 @@ class SipService(Service):
         if not registers and self._settings.redirect_domains and not self._settings.redirect_authenticates:
             return None
         try:
-            validate(request, self._gate.home.addresses)
+            validate(request, self._gate.home.addresses, ends_here=registers)
             challenge = self._gate.challenge_registrant if registers else self._gate.challenge_caller
             refused = challenge(flow, request, self._clocks.wall())
         except Refused as error:
@@ -532,7 +532,7 @@ class SipService(Service):
             if isinstance(peer_of(flow), DomainIdentity):
                 # Phones register at our listeners for phones; no policy of peering lets another domain do so.
                 raise Refused(403, "Not For Other Domains", why="register_from_outside")
-            validate(request, self._gate.home.addresses)
+            validate(request, self._gate.home.addresses, ends_here=True)
             take_routes(request, self._gate.home)
             response = await self._registering.register(request, flow)
             self._door.proved(flow)
@@ -570,7 +570,8 @@ class SipService(Service):
         """A request from top to bottom: validity, routes, who asks, policy, where to, forward."""
         request, flow = context.request, context.flow
         forwarder, home = self._forwarder, self._gate.home
-        validate(request, home.addresses)
+        asked = request.method == "OPTIONS" and self._gate.is_node(self._gate.place(request.uri))
+        validate(request, home.addresses, ends_here=asked)
         peer = peer_of(flow)
         outside = isinstance(peer, DomainIdentity)
         # Whether the Route of what comes from outside is all ours is part of the judgement.

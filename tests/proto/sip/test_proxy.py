@@ -160,6 +160,18 @@ def test_service_unavailable_of_a_branch_is_500() -> None:
     assert kinds(Fork(target("a")).answer(0, 503)) == ["Respond 500", "Finished"]
 
 
+@pytest.mark.parametrize("status", [404, 430, 503])
+def test_dialog_whose_other_side_is_forgotten(status: int) -> None:
+    """12.2.1.2: the answer of a node that has forgotten the phone tells the caller that the dialog is gone."""
+    fork = Fork(method="BYE")
+    fork.request.set("To", "<sip:bob@overlay.example>;tag=2")
+    context = ForwardingContext(fork.request)
+    (forward,) = context.receive(Located([target("a", node_id=b"n" * 16)]), 0.0)
+    assert isinstance(forward, Forward)
+    answered = Answered(forward.branch, make_response(fork.request, status))
+    assert kinds(context.receive(answered, 0.0)) == ["Respond 481", "Finished"]
+
+
 def test_nowhere_to_go() -> None:
     """16.5: no target at all is answered at once."""
     assert kinds(Fork().outputs) == ["Respond 480", "Finished"]
@@ -271,6 +283,7 @@ def test_request_validation() -> None:
             validate(made, OUR_HOPS)
         assert caught.value.status == status
     validate(request(uri="tel:+15551234"), OUR_HOPS)
+    validate(request(Max_Forwards="0"), OUR_HOPS, ends_here=True)
 
 
 def test_loop_and_spiral() -> None:
