@@ -182,7 +182,7 @@ class Message:
     def _addresses(self, name: str) -> tuple[NameAddr, ...]:
         found: tuple[NameAddr, ...] | None = self._cache.get(name)
         if found is None:
-            found = self._cache[name] = self._members(name, _read_addresses)
+            found = self._cache[name] = self._members(name, _read_addresses) if name in self._names else ()
         return found
 
     @property
@@ -307,8 +307,11 @@ class Message:
             value = _value[self._lines[at]]
             rest = split_list(value)[1:] if "," in value else []
             self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]) if rest else str(stamped))
+            vias = self._cache.get("via")
             self._changed("via")
             self._cache["top_via"] = stamped
+            if vias is not None:
+                self._cache["via"] = (stamped, *vias[1:])
         return stamped
 
     def set(self, name: str, value: str) -> None:
