@@ -120,7 +120,9 @@ def make_sip(
     echo = _make_echo(reactor, checked, domains, location, overlay.node_id) if checked.has("echo") else None
     keys = EpochKeys(overlay, configuration.overlay_name, material.credential, OwnSecret(secret), reactor)
     names = checked.dns
-    dns = client_for(reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom())
+    dns = client_for(
+        reactor, names.servers, names.timeout_seconds, names.dnssec, random.SystemRandom(), names.validating
+    )
     directory = ServiceDirectory(
         reactor, overlay, overlay.node_id, configuration.redir_branching_factor, random.SystemRandom()
     )

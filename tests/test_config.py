@@ -236,6 +236,10 @@ _WEB = '[sip]\nwss = ["[::]:5443"]\n'
         (('"127.0.0.1:6084"', '"0.0.0.0:6084"'), "p2psipd.toml:9: peer.listen: expected peer.advertise beside it"),
         (('"127.0.0.1:6084"', '"host.example:6084"'), "p2psipd.toml:9: peer.listen: expected a numeric IP address"),
         (('["peer"]', '["peer", "sip"]'), "sip: expected this table"),
+        (
+            ("[peer]", '[dns]\nservers = ["192.0.2.53"]\ndnssec = ["b.test"]\n[peer]'),
+            "p2psipd.toml:8: dns.validating: expected one of dns.servers, whose word on DNSSEC counts",
+        ),
         (('["peer"]', "[]"), "p2psipd.toml:7: node.roles: expected at least one element"),
         (('["peer"]', '["peer"]\nstate = "no/such/x.sqlite"'), "p2psipd.toml:8: node.state: expected a directory at"),
         (('["peer"]', '["peer"]\ncontrol = "' + "x" * 120 + '"'), "p2psipd.toml:8: node.control: expected a path of"),

@@ -82,6 +82,13 @@ def _to_name_server(value: object) -> Address:
     return _to_listener(_to_dialable(_to_address(value)))
 
 
+def _to_ip_address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        raise Expected('expected a numeric IP address such as "192.0.2.53"') from None
+
+
 def _to_domain(name: str) -> str:
     name = name.rstrip(".").lower()
     labels = name.split(".")
@@ -104,6 +111,7 @@ AnyAddress = Annotated[Address, Read(_to_address)]
 Listener = Annotated[Address, Read(_to_address), Then(_to_listener)]
 Dialable = Annotated[Address, Read(_to_address), Then(_to_dialable)]
 Dialled = Annotated[str, Matches(r"[0-9*#]{1,32}", "expected a number as it is dialled")]
+IpAddress = Annotated[str, Then(_to_ip_address)]
 NameServer = Annotated[Address, Read(_to_name_server)]
 OptionalListener = Annotated[Address | None, Read(_to_optional_listener)]
 Domain = Annotated[str, Then(_to_domain)]
@@ -217,6 +225,7 @@ class DnsSection:
     servers: Annotated[tuple[NameServer, ...], Length(0, 8)] = ()
     timeout_seconds: Annotated[float, Bounds(0.1, 30)] = 5.0
     dnssec: tuple[Domain, ...] = ()
+    validating: tuple[IpAddress, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

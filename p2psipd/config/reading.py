@@ -6,11 +6,12 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from p2psipd.config.faults import ConfigError, Fault
-from p2psipd.config.model import Address, EchoSection, NodeConfig, SipSection
+from p2psipd.config.model import Address, DnsSection, EchoSection, NodeConfig, SipSection
 from p2psipd.config.tables import read_table
 from p2psipd.toml_lines import KeyPath, key_lines
 
@@ -114,6 +115,7 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
         faults += _echo_faults(config)
     if "peering" in config.node.roles:
         faults += _peering_faults(config)
+    faults += _dns_faults(config.dns)
     names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
     names.append(("identity.key", config.identity.key))
     if sip is not None and "sip" in config.node.roles:
@@ -129,6 +131,13 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
     if len(os.fsencode(config.node.control)) > 107:
         faults.append(("node.control", "expected a path of at most 107 bytes, the limit of Unix sockets"))
     return faults
+
+
+def _dns_faults(dns: DnsSection) -> list[tuple[str, str]]:
+    hosts = [server.host for server in dns.servers]
+    if dns.dnssec and hosts and not any(ip_address(host).is_loopback or host in dns.validating for host in hosts):
+        return [("dns.validating", "expected one of dns.servers, whose word on DNSSEC counts: none is on this machine")]
+    return []
 
 
 def _peering_faults(config: NodeConfig) -> list[tuple[str, str]]:

@@ -5,8 +5,9 @@ for its TTL, what was surely not there for as long as its SOA says, and a failur
 the domain. CNAME and DNAME are followed, here and not by the askers.
 
 DNSSEC: for the domains that require it, only answers with the AD bit count. That bit is the verdict of the name
-server, so the servers must validate and be reached over a path that nobody else can write to, best on the same
-machine. (Validating here would mean to carry root keys and clocks into every node, for what each resolver does.)
+server, so it counts only from servers on the same machine, and from those that are said to validate and to be reached
+over a path that nobody else can write to (RFC 6840 section 5.8); the others are not even asked. (Validating here would mean to carry root
+keys and clocks into every node, for what each resolver does.)
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ class DnsClient(Service):
 
     `servers` are numeric addresses and ports, asked in order. `hosts` maps canonical names to addresses (see
     :func:`hosts_of`); of such a name the DNS is asked nothing at all, so that it works where there is no DNS.
-    Names at or below one of `dnssec` are believed only with the servers' word that DNSSEC vouches for them. A
-    look-up takes at most `timeout_seconds` for each name that it is led to. At most `capacity` answers are kept.
+    Names at or below one of `dnssec` are believed only with the word of a server that DNSSEC vouches for them, which
+    servers on this machine and those of `validating` (addresses) can give. A look-up takes at most `timeout_seconds`
+    for each name that it is led to. At most `capacity` answers are kept.
     """
 
     def __init__(
@@ -54,11 +56,14 @@ class DnsClient(Service):
         timeout_seconds: float = 5.0,
         hosts: Mapping[str, Sequence[str]] = _LOCALHOST,
         dnssec: Iterable[str] = (),
+        validating: Iterable[str] = (),
         capacity: int = 20_000,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._reactor = reactor
-        self._servers = DnsServers(reactor, servers, random, timeout_seconds, self.counters)
+        self._servers = DnsServers(
+            reactor, servers, random, timeout_seconds, self.counters, frozenset(validating)
+        )
         self._hosts = hosts
         self._dnssec = tuple([canonical(domain) for domain in dnssec])
         self._capacity = capacity
@@ -137,7 +142,7 @@ class DnsClient(Service):
         required = any(name == domain or name.endswith(f".{domain}") or domain == "." for domain in self._dnssec)
         seen = {name}
         while True:
-            reply = await self._servers.exchange(question)
+            reply = await self._servers.exchange(question, required)
             if isinstance(reply, str):
                 return Answer(Status.FAILED, reason=reply)
             authentic = authentic and reply.authentic
@@ -211,10 +216,17 @@ def client_for(
     timeout_seconds: float,
     dnssec: Iterable[str],
     random: RandomSource,
+    validating: Iterable[str] = (),
 ) -> DnsClient:
     """The client of a node: the servers of its configuration, else the machine's, and the machine's hosts file."""
     return DnsClient(
-        reactor, servers or name_servers(), random, timeout_seconds=timeout_seconds, hosts=hosts_of(), dnssec=dnssec
+        reactor,
+        servers or name_servers(),
+        random,
+        timeout_seconds=timeout_seconds,
+        hosts=hosts_of(),
+        dnssec=dnssec,
+        validating=validating,
     )
 
 

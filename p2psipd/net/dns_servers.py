@@ -7,7 +7,8 @@ identifier and the question of the query; anything else is dropped and counted w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from ipaddress import ip_address
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -191,8 +192,11 @@ class _StreamFactory(ClientFactory):
 class _Server:
     """One name server."""
 
-    def __init__(self, reactor: Any, address: tuple[str, int], random: RandomSource, counters: Counter[str]) -> None:
+    def __init__(
+        self, reactor: Any, address: tuple[str, int], random: RandomSource, counters: Counter[str], trusted: bool
+    ) -> None:
         self.address = address
+        self.trusted = trusted
         self.down_until = 0.0
         self._reactor = reactor
         self._random = random
@@ -220,7 +224,7 @@ class _Server:
             return _Failure(_CODES.get(reply.code, f"response code {reply.code}"), False)
         if reply.referral:
             return _Failure("a referral to other servers", False)
-        return reply
+        return reply if self.trusted else reply._replace(authentic=False)
 
     async def _datagram(self, question: Question, seconds: float, edns: bool) -> bytes | _Failure:
         try:
@@ -285,17 +289,25 @@ class DnsServers:
         random: RandomSource,
         timeout_seconds: float,
         counters: Counter[str],
+        validating: Container[str] = (),
     ) -> None:
+        """The AD bit of those counts that are on this machine (RFC 6840 section 5.8), and of the hosts `validating`."""
         self._reactor = reactor
-        self._servers = [_Server(reactor, address, random, counters) for address in addresses]
+        self._servers = [
+            _Server(reactor, address, random, counters, address[0] in validating or ip_address(address[0]).is_loopback)
+            for address in addresses
+        ]
         self._timeout = timeout_seconds
 
-    async def exchange(self, question: Question) -> Reply | str:
-        """The reply to `question`, or in a few words why there is none."""
+    async def exchange(self, question: Question, trusted: bool = False) -> Reply | str:
+        """The reply to `question`, or in a few words why there is none; of the `trusted` servers alone if so asked."""
         now = self._reactor.seconds()
         end, share = now + self._timeout, self._timeout / (8 * max(1, len(self._servers)))
         waiting = sorted(self._servers, key=lambda server: server.down_until > now)
         failure = "no name server"
+        if trusted:
+            waiting = [server for server in waiting if server.trusted]
+            failure = "no name server that is trusted with DNSSEC"
         while waiting:
             for server in list(waiting):
                 left = end - self._reactor.seconds()

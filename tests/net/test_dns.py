@@ -24,6 +24,9 @@ from twisted.trial.unittest import TestCase
 from p2psipd.net.dns import DnsClient, hosts_of, name_servers
 from p2psipd.net.dns_messages import BadReply, answers, ask_for, canonical, read_reply
 from p2psipd.proto.dns import A, Aaaa, Naptr, Other, Srv, Status, Txt
+from p2psipd.proto.peering.targets import Analysis, NumberSources, Place, TargetRules, candidates
+from p2psipd.proto.sip.next_hops import Hop, NoRoute, next_hops
+from p2psipd.proto.sip.uri import TelUri
 
 HOST, OTHER = "127.0.70.11", "127.0.70.12"
 SOA = "b.test. 30 IN SOA ns.b.test. h.b.test. 1 2 3 4 20"
@@ -360,6 +363,67 @@ class DnsTests(TestCase):
         answer = await client.ask("b.test", "A")
         assert (answer.status, answer.authentic) == (Status.FOUND, True)
         assert (await client.ask("b.test", "AAAA")).status is Status.NONE
+
+    async def test_peering_033_unsigned_is_refused_at_every_step(self) -> None:
+        """Where a domain, or the tree of the numbers, requires DNSSEC, one unsigned answer on the way is 503, any;
+        nothing less is taken instead, and where all are signed the server is found.
+        """
+        zone = {
+            ("2.1.2.1.5.5.5.2.1.2.1.e164.arpa.", "NAPTR"): '10 10 "u" "E2U+sip" "!^.*$!sip:bob@b.test!" .',
+            ("b.test.", "NAPTR"): '10 10 "s" "SIPS+D2T" "" _sips._tcp.b.test.',
+            ("_sips._tcp.b.test.", "SRV"): "10 1 5061 n1.b.test.",
+            ("n1.b.test.", "A"): "192.0.2.1",
+            ("n1.b.test.", "AAAA"): "2001:db8::1",
+        }
+        unsigned: list[str] = []
+
+        def handle(query: dns.message.Message) -> dns.message.Message:
+            name, kind = str(query.question[0].name), _type(query)
+            flags = 0 if kind in unsigned or name in unsigned else dns.flags.AD
+            found = zone.get((name, kind))
+            records = (f"{name} 60 IN {kind} {found}",) if found else ()
+            return reply(query, *records, authority=() if found else (SOA,), flags=flags)
+
+        server = self.serve(handle)
+
+        async def found(number: str = "+12125551212") -> list[Hop]:
+            ask = self.client(server, dnssec=["b.test", "e164.arpa"]).ask
+            analysis = Analysis(Place.NUMBER, TelUri(f"tel:{number}"), number, number)
+            rules = TargetRules(frozenset({"a.test"}))
+            async for candidate in candidates(analysis, ask, NumberSources(), rules):
+                hops = next_hops(candidate.uri, ask, random.Random(1), transports={"TLS"}, tls_only=True)
+                return [hop async for hop in hops]
+            return []
+
+        assert [hop.host for hop in await found()] == ["2001:db8::1", "192.0.2.1"]
+        for faults in (["2.1.2.1.5.5.5.2.1.2.1.e164.arpa."], ["b.test."], ["SRV"], ["A", "AAAA"]):
+            unsigned[:] = faults
+            with self.assertRaises(NoRoute) as caught:
+                await found()
+            assert caught.exception.status == 503, faults
+        unsigned[:] = ["A"]
+        assert [hop.host for hop in await found()] == ["2001:db8::1"], "of two families the signed one counts"
+
+    async def test_only_trusted_servers_vouch(self) -> None:
+        """AD counts from servers on this machine and those that are named; others are not asked where it matters."""
+
+        def handle(query: dns.message.Message) -> dns.message.Message:
+            return reply(query, "b.test. 60 IN A 192.0.2.1", flags=dns.flags.AD)
+
+        servers = [self.serve(handle) for _ in range(2)]
+        client = self.client(*servers, dnssec=["b.test"])
+        far, near = client._servers._servers
+        far.trusted = False
+        assert (await client.ask("b.test", "A")).authentic
+        assert not servers[0].asked and len(servers[1].asked) == 1
+        near.trusted = False
+        client.flush()
+        answer = await client.ask("b.test", "A")
+        assert (answer.status, answer.reason) == (Status.FAILED, "no name server that is trusted with DNSSEC")
+        other = await self.client(*servers).ask("b.test", "A")
+        assert other.authentic
+        made = self.client(("192.0.2.53", 53), ("192.0.2.54", 53), ("::1", 53), validating=["192.0.2.54"])
+        assert [server.trusted for server in made._servers._servers] == [False, True, True]
 
     async def test_names_that_cannot_be(self) -> None:
         """What is no domain name does not exist; nothing is asked."""
