@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from enum import Enum
+from enum import StrEnum
 from hmac import compare_digest
 from typing import Any, Final, Protocol
 
@@ -39,8 +39,7 @@ ALGORITHMS: Final = (Algorithm.MD5, Algorithm.SHA_256, Algorithm.SHA_512_256)
 #: JsSIP 3 and SIP.js 0.21 at the last, the only one that they keep.
 _KNOWS_MD5_ALONE: Final = re.compile(r"baresip v[01]\.|JsSIP |SIP\.js/", re.IGNORECASE)
 
-_NOBODY: Final = {Algorithm.MD5.value: bytes(16), Algorithm.SHA_256.value: bytes(32),
-                  Algorithm.SHA_512_256.value: bytes(32)}  # fmt: skip
+_NOBODY: Final = {Algorithm.MD5: bytes(16), Algorithm.SHA_256: bytes(32), Algorithm.SHA_512_256: bytes(32)}
 _MAX_CREDENTIALS: Final = 8
 _CLAIMS: Final = ("p-asserted-identity", "p-preferred-identity", "remote-party-id")
 _TEMPLATES: Final = 100
@@ -58,7 +57,7 @@ class RandomSource(Protocol):
         ...
 
 
-class Verdict(Enum):
+class Verdict(StrEnum):
     """What a presented digest is worth."""
 
     GOOD = "good"
@@ -139,7 +138,7 @@ class DigestGate:
         """Judge `credentials` with this `nonce` against the user's HA1 values (None: unknown user, who takes as long
         to refuse).
         """
-        secret = (known or _NOBODY).get(credentials.algorithm.value)
+        secret = (known or _NOBODY).get(credentials.algorithm)
         if nonce.state is NonceState.FORGED or secret is None:
             return Verdict.WRONG
         right = verify(credentials, request.method, secret.hex(), request.body)
@@ -382,7 +381,7 @@ class Gatekeeper:
             await self._waiting.wait(max(0.0, REFUSAL_SECONDS - (self._waiting.now() - began)))
         if failed is not None:
             raise failed
-        return verdict, f"digest_{verdict.value}"
+        return verdict, f"digest_{verdict}"
 
     async def _owns(self, presented: Credentials, uri: SipUri, realm: str) -> bool:
         """Whether `uri` is a number of the user that has proved itself."""

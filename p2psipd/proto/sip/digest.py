@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hmac
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
+from enum import Enum, StrEnum
 from hashlib import md5, sha256
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
@@ -40,7 +40,8 @@ __all__ = [
     "verify",
 ]
 
-_PARAM = re.compile(rf'[\s,]*+({TOKEN}++)\s*+=\s*+("(?:[^"\\]|\\.)*+"|[^\s,"]*+)\s*+(?=,|$)', re.DOTALL)
+_PARAM = re.compile(rf'[\s,]*+({TOKEN}++)\s*+=\s*+("[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,"]*+)\s*+(?=,|$)', re.DOTALL)
+_PARAMS = re.compile(rf'(?:[\s,]*+{TOKEN}++\s*+=\s*+(?:"[^"\\]*+(?:\\.[^"\\]*+)*+"|[^\s,"]*+)\s*+(?=,|$))*+', re.DOTALL)
 _HEX8 = re.compile(r"[0-9A-Fa-f]{8}")
 _MAX_LENGTH = 8192
 _SOURCES = 10_000
@@ -65,11 +66,8 @@ def _sha512_256(data: bytes) -> str:
     return digest.finalize().hex()
 
 
-class Algorithm(Enum):
+class Algorithm(StrEnum):
     """The hash algorithms of RFC 8760 section 2.1; the value is the token."""
-
-    # Enum's own is a Python function.
-    __hash__ = object.__hash__
 
     MD5 = "MD5"
     SHA_256 = "SHA-256"
@@ -91,17 +89,13 @@ def ha1(algorithm: Algorithm, user: str, realm: str, password: str) -> str:
 
     As good as the password itself: keep it so.
     """
-    return _hash(algorithm, f"{user}:{realm}:{password}")
+    return _HASHES[algorithm](f"{user}:{realm}:{password}".encode("utf-8", "replace"))
 
 
 def user_of(username: str, realm: str) -> str | None:
     """The user that an authentication user name means: phones write "alice" or "alice@realm"; None for others."""
     user, at, domain = username.partition("@")
     return user if user and (not at or domain == realm) else None
-
-
-def _hash(algorithm: Algorithm, text: str) -> str:
-    return _HASHES[algorithm](text.encode("utf-8", "replace"))
 
 
 def _parse_parameters(text: str) -> dict[str, str]:
@@ -114,19 +108,13 @@ def _parse_parameters(text: str) -> dict[str, str]:
         raise MalformedMessage("not the Digest scheme")
     if len(rest) > _MAX_LENGTH:
         raise MalformedMessage("credentials too long")
-    found: dict[str, str] = {}
-    position = 0
     rest = rest.rstrip(" \t\r\n,")
-    while position < len(rest):
-        match = _PARAM.match(rest, position)
-        if match is None:
-            raise MalformedMessage("bad digest parameters")
-        name, value = match.groups()
-        name = name.lower()
-        if name in found:
-            raise MalformedMessage("repeated digest parameter")
-        found[name] = unquote(value) if value[:1] == '"' else value
-        position = match.end()
+    if not _PARAMS.fullmatch(rest):
+        raise MalformedMessage("bad digest parameters")
+    pairs: list[tuple[str, str]] = _PARAM.findall(rest)
+    found = {name.lower(): unquote(value) if "\\" in value else value.strip('"') for name, value in pairs}
+    if len(found) != len(pairs):
+        raise MalformedMessage("repeated digest parameter")
     return found
 
 
@@ -271,15 +259,13 @@ def _response(
     body: bytes,
 ) -> str:
     """The request-digest (RFC 7616 sections 3.4.1 to 3.4.3; without qop as RFC 2617 section 3.2.2.1)."""
+    digest = _HASHES[algorithm]
     if session:
-        secret = _hash(algorithm, f"{secret}:{nonce}:{cnonce}")
-    if qop == "auth-int":
-        ha2 = _hash(algorithm, f"{method}:{uri}:{_HASHES[algorithm](body)}")
-    else:
-        ha2 = _hash(algorithm, f"{method}:{uri}")
-    if qop is None:
-        return _hash(algorithm, f"{secret}:{nonce}:{ha2}")
-    return _hash(algorithm, f"{secret}:{nonce}:{nc}:{cnonce}:{qop}:{ha2}")
+        secret = digest(f"{secret}:{nonce}:{cnonce}".encode("utf-8", "replace"))
+    last = f":{digest(body)}" if qop == "auth-int" else ""
+    ha2 = digest(f"{method}:{uri}{last}".encode("utf-8", "replace"))
+    between = "" if qop is None else f"{nc}:{cnonce}:{qop}:"
+    return digest(f"{secret}:{nonce}:{between}{ha2}".encode("utf-8", "replace"))
 
 
 def verify(credentials: Credentials, method: str, secret: str, body: bytes = b"") -> bool:
@@ -378,6 +364,8 @@ class OpenedNonce(NamedTuple):
 
 
 _NONCE_OCTETS = 36
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
 _FORGED = OpenedNonce(NonceState.FORGED)
 
 
@@ -403,7 +391,8 @@ class NonceIssuer:
         """A new nonce for who asks from the address `source`."""
         stamp = max(0, int(wall * 1000)).to_bytes(8, "big")
         head = stamp + self._issuer + self._source(source) + random.getrandbits(32).to_bytes(4, "big")
-        return urlsafe_b64encode(head + _mac(self._secrets.keys(NONCES)[0], head)).decode("ascii")
+        signed = head + _mac(self._secrets.keys(NONCES)[0], head)
+        return b2a_base64(signed, newline=False).translate(_TO_URL).decode("ascii")
 
     def _source(self, source: str) -> bytes:
         known = self._sources.get(source)
@@ -418,14 +407,17 @@ class NonceIssuer:
         if len(nonce) != 48 or not nonce.isascii():
             return _FORGED
         try:
-            raw = urlsafe_b64decode(nonce)
+            raw = a2b_base64(nonce.encode("ascii").translate(_FROM_URL))
         except (Base64Error, ValueError):
             return _FORGED
         # One text a nonce: the decoder skips characters outside its alphabet.
         if len(raw) != _NONCE_OCTETS:
             return _FORGED
         head, mac = raw[:20], raw[20:]
-        if not any(hmac.compare_digest(mac, _mac(key, head)) for key in self._secrets.keys(NONCES)):
+        for key in self._secrets.keys(NONCES):
+            if hmac.compare_digest(mac, _mac(key, head)):
+                break
+        else:
             return _FORGED
         issued_at = int.from_bytes(head[:8], "big") / 1000
         for_source = head[12:16] == self._source(source)

@@ -17,7 +17,7 @@ __all__ = ["CSeq", "NameAddr", "Parameters", "Via", "quote", "split_list", "unqu
 # How nearly every address is written; the other expressions read what else may be.
 _USUAL_ADDRESS = re.compile(rf'(?:"([^"\\\r\n]*+)" ?)?<([^<>\s"]++)>(;tag=({TOKEN}++))?')
 _NAME_ADDR = re.compile(
-    r'\s*+(?:"((?:[^"\\]|\\.)*+)"\s*+|([^"<>,;:@\\]*+))<([^<>\s"]++)>\s*+(;.*+)?', re.DOTALL
+    r'\s*+(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+|([^"<>,;:@\\]*+))<([^<>\s"]++)>\s*+(;.*+)?', re.DOTALL
 )
 # Without brackets all parameters are the header's, and the URI may hold neither "?" nor "," (RFC 3261
 # section 20.10).
@@ -30,7 +30,7 @@ _VIA = re.compile(
 _USUAL_VIA_PARAMETERS = re.compile(rf"branch=({TOKEN}++)(;rport)?")
 MAX_MEMBERS = 256
 _CSEQ = re.compile(rf"([0-9]{{1,64}})\s++({TOKEN}++)", re.DOTALL)
-_UNTIL_DELIMITER = re.compile(r'(?:[^",<]|"(?:[^"\\]|\\.)*+"|<[^<>]*+>)*+', re.DOTALL)
+_UNTIL_DELIMITER = re.compile(r'(?:[^",<]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|<[^<>]*+>)*+', re.DOTALL)
 _BARE_RPORT = re.compile(r";\s*+rport(?=\s*+(?:;|$))", re.IGNORECASE)
 _Q = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
 _TO_ESCAPE = re.compile(r'["\\\x00-\x08\x0b-\x1f\x7f]')

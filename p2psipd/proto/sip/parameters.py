@@ -15,7 +15,7 @@ _REMEMBERED_LENGTH = 256
 K = TypeVar("K", str, bytes)
 V = TypeVar("V")
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]"
-_QUOTED = r'"(?:[^"\\]|\\.)*+"'
+_QUOTED = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # Header parameters.  Wider than the grammar where nothing can be confused: IPv6 with or without brackets
 # (RFC 5118 section 4.5), '=' inside values (base64), UTF-8, and an empty value.
 _ITEM = rf"\s*+;\s*+({TOKEN}++)(?:\s*+=\s*+({_QUOTED}|[^\s;,\"<>?]*+))?"
