@@ -269,6 +269,18 @@ def test_message_to_another_node(alice: Phone, far_bob: Phone) -> None:
     alice.take_response(200)
 
 
+@pytest.mark.parametrize("status", [200, 486])
+@pytest.mark.parametrize("value", ["<sip:bob@[fe80::1%25eth0]:5060>", "<<bob>>", "bob"])
+def test_answer_with_a_contact_that_cannot_be_read(alice: Phone, far_bob: Phone, value: str, status: int) -> None:
+    """RFC 3261 16.3: what a proxy need not understand passes as it is; the caller would wait in vain otherwise."""
+    far_bob.register()
+    request = alice.request("MESSAGE", far_bob.aor)
+    alice.send(request)
+    alice.send(alice.answer_challenge(request, alice.take_response(407)))
+    far_bob.respond(far_bob.take_request("MESSAGE"), status, [("Contact", value)])
+    assert alice.take_response(status).get("contact") == value
+
+
 def test_options_for_the_node_needs_no_credentials(alice: Phone) -> None:
     """RFC 3261 11.2: OPTIONS addressed to the node itself is answered with what it can do."""
     alice.send(alice.request("OPTIONS", "sip:10.0.0.1:5060", from_="<sip:probe@10.1.0.1>;tag=1"))

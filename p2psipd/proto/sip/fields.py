@@ -29,7 +29,8 @@ _REQUIRED_SET = frozenset(_REQUIRED)
 class Message:
     """What requests and responses have in common.  Typed properties raise MalformedMessage when first read.
 
-    After `check()` has passed none of them raises.  `body` is the octets as they came; `set_body` replaces it.
+    After `check()` has passed none of them raises, but for the addresses in a response's Contact, Route, Record-Route
+    and Path.  `body` is the octets as they came; `set_body` replaces it.
     """
 
     __slots__ = ("_cache", "_has_length", "_lines", "_names", "body")
@@ -421,15 +422,20 @@ class Message:
     # -- checking and writing ------------------------------------------------------------------------------
 
     def _check_headers(self) -> None:
-        """Decode all headers that a proxy or user agent must understand.  Raises SipError."""
+        """Decode all headers that must be understood before the message is used.  Raises SipError.
+
+        Where a response says that requests lead (Contact, Record-Route) is judged by who reads it: a proxy passes it on
+        as it is (RFC 3261 section 16.3), and one that drops an answer for it leaves the caller without any.
+        """
         names, lines, cache = self._names, self._lines, self._cache
+        understood = _UNDERSTOOD if self.is_request else _UNDERSTOOD_OF_RESPONSE
         if len(set(names)) == len(names):
             for name, line in zip(names, lines, strict=True):
-                read = _UNDERSTOOD.get(name)
+                read = understood.get(name)
                 if read is not None:
                     cache[name] = read[line]
         else:
-            self._read_repeated()
+            self._read_repeated(understood)
         if not cache.keys() >= _REQUIRED_SET:
             raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in names))}")
         cache["top_via"] = cache["via"][0]
@@ -437,13 +443,13 @@ class Message:
         # What is remembered has mostly been judged already.
         _ = (sender._uri or sender.uri, recipient._uri or recipient.uri)
 
-    def _read_repeated(self) -> None:
+    def _read_repeated(self, understood: Mapping[str, Remembered[bytes, Any]]) -> None:
         """The same where a name stands in more than one line."""
         names, cache = self._names, self._cache
         for name in _SINGLE:
             if names.count(name) > 1:
                 raise MalformedMessage(f"more than one {written(name)}")
-        for name, read in _UNDERSTOOD.items():
+        for name, read in understood.items():
             if names.count(name) == 1:
                 cache[name] = read[self._need(name)]
             elif name == "contact" and name in names:
@@ -572,4 +578,7 @@ _UNDERSTOOD: Mapping[str, Remembered[bytes, Any]] = {
     "record-route": _read_hop_addresses,
     "path": _read_hop_addresses,
 }
-"""The headers that a proxy or user agent must understand, and how a line of each is read."""
+"""The headers of a request that must be understood, and how a line of each is read."""
+
+_UNDERSTOOD_OF_RESPONSE: Mapping[str, Remembered[bytes, Any]] = {name: _UNDERSTOOD[name] for name in _REQUIRED}
+"""The same of a response."""
