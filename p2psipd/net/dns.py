@@ -6,8 +6,8 @@ the domain. CNAME and DNAME are followed, here and not by the askers.
 
 DNSSEC: for the domains that require it, only answers with the AD bit count. That bit is the verdict of the name
 server, so it counts only from servers on the same machine, and from those that are said to validate and to be reached
-over a path that nobody else can write to (RFC 6840 section 5.8); the others are not even asked. (Validating here would mean to carry root
-keys and clocks into every node, for what each resolver does.)
+over a path that nobody else can write to (RFC 6840 section 5.8); the others are not even asked. (Validating here would
+mean to carry root keys and clocks into every node, for what each resolver does.)
 """
 
 from __future__ import annotations

@@ -340,6 +340,40 @@ def within(border: Border, method: str, invite: Request, response: Response, num
     return Request(method, response.contacts[0].uri_text, lines)
 
 
+def test_peering_090_the_next_response_says_which_identity_was_bad() -> None:
+    """RFC 9410: the first response but 100 names the header that was bad beside a good one, the others do not; where
+    all are bad the refusal names each.
+    """
+    border = Border()
+    invite = border.foreign("INVITE")
+    invite.prepend("Identity", "..AAAA;info=<https://b.test/dead>")
+    border.first.send(invite)
+    ringing = border.alice.take_request("INVITE")
+    border.alice.respond(ringing, 180)
+    reason = 'STIR;cause=436;text="Bad Identity Info";ppi="..AAAA"'
+    assert border.first.take().get_all("reason") == [reason]
+    border.alice.respond(ringing, 200)
+    assert not border.first.take().has("reason")
+    bad = border.foreign("MESSAGE")
+    bad.set("Identity", "..AAAA;info=<https://b.test/dead>")
+    bad.add("Identity", "..BBBB;info=<https://b.test/gone>")
+    border.first.send(bad)
+    assert border.first.take().get_all("reason") == [reason, reason.replace("AAAA", "BBBB")]
+
+
+def test_peering_090_what_is_said_of_our_identity_stays_here() -> None:
+    """RFC 9410 section 7: a Reason of STIR is counted and logged, and no phone of ours sees it; other Reasons pass."""
+    border = Border()
+    border.call(BOB)
+    sent = border.first.take()
+    said = 'STIR ;cause=436 ;text="Bad Identity Info" ;ppi="..x", Q.850;cause=16;text="Terminated"'
+    answer(border.first, sent, 183, Reason=said)
+    assert border.alice.take_response(183).get_all("reason") == ['Q.850;cause=16;text="Terminated"']
+    answer(border.first, sent, 486, Reason='stir;cause=438;text="Invalid Identity Header"')
+    assert not border.alice.take_response(486).has("reason")
+    assert border.counters["identity_reported"] == 2
+
+
 def test_peering_086_inside_a_dialog_our_route_decides() -> None:
     """Without our Route, with one that was made up, or with a foreign one on top: 403, and nothing moves."""
     border = Border()

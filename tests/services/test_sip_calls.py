@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from p2psipd.proto.sip.calls import Call
+from p2psipd.proto.sip.edge import Admitted
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.limits import LimitSettings
 from p2psipd.proto.sip.locating import DomainIdentity, NodeIdentity, Target, decode_gr
@@ -379,10 +380,13 @@ class Border:
     def stop(self) -> None:
         self.stopped = True
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> Admitted:
         if self.refuse:
             raise Refused(403, "Not From There")
-        return "TN-Validation-Passed rfc8224 A"
+        return Admitted("TN-Validation-Passed rfc8224 A")
+
+    def reported(self, response: Response) -> None:
+        """Nothing is signed here."""
 
     def released(self, request: Request) -> None:
         self.given_back.append(request.call_id)

@@ -68,7 +68,8 @@ class Verification(NamedTuple):
     24.229): passed, failed, or nothing to validate.  ``kind``, ``attest``, ``origid``, ``url``, ``authority``
     describe the header that was valid, "" or None where there was none; ``authority`` is also who refused.
     ``step`` is the step that refused ("" if none did), ``detail`` its words.  ``replay`` is to be remembered
-    once the request is accepted: key and time, None where nothing was verified.
+    once the request is accepted: key and time, None where nothing was verified.  ``reasons`` are values of Reason
+    that tell the signers of several headers which of them were bad (RFC 9410 sections 5 and 6).
     """
 
     status: int = 0
@@ -82,6 +83,7 @@ class Verification(NamedTuple):
     step: str = ""
     detail: str = ""
     replay: tuple[bytes, float] | None = None
+    reasons: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -109,10 +111,12 @@ class _Refusal(Exception):
     def __init__(self, answer: tuple[int, str], step: str, detail: str, authority: str = "", url: str = "") -> None:
         super().__init__(detail)
         self.answer, self.step, self.detail, self.authority, self.url = answer, step, detail, authority, url
+        self.signature = ""
 
 
 # Of several refusals the answer is that of the header that came furthest (RFC 8224 section 6.2.2).
 _RANK: Final = {428: 0, 400: 1, 403: 2, 436: 3, 437: 4, 438: 5}
+_REPORTED: Final = frozenset({403, 436, 437, 438})
 
 
 class IdentityVerifier:
@@ -165,12 +169,13 @@ class IdentityVerifier:
                 try:
                     result = await candidate.verify(case, self._fetch)
                 except _Refusal as refusal:
+                    refusal.signature = candidate.identifier
                     refusals.append(refusal)
                 else:
                     # The same request may have come again, and in, while a certificate was being fetched.
                     if self._replays.holds(key, wall):
                         return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
-                    return result
+                    return result if not refusals else result._replace(reasons=_reasons(refusals))
         return _answer(refusals)
 
     def accepted(self, verification: Verification, wall: float) -> None:
@@ -204,8 +209,25 @@ class IdentityVerifier:
 def _answer(refusals: Sequence[_Refusal]) -> Verification:
     worst = max(refusals, key=lambda refusal: _RANK[refusal.answer[0]])
     return Verification(
-        *worst.answer, FAILED, url=worst.url, authority=worst.authority, step=worst.step, detail=worst.detail
+        *worst.answer,
+        FAILED,
+        url=worst.url,
+        authority=worst.authority,
+        step=worst.step,
+        detail=worst.detail,
+        reasons=_reasons(refusals) if len(refusals) > 1 else (),
     )
+
+
+def _reasons(refusals: Sequence[_Refusal]) -> tuple[str, ...]:
+    """A value of Reason for each bad header, by its signature (ppi); one that is ignored (428) has none."""
+    found = []
+    for refusal in refusals:
+        status, phrase = refusal.answer
+        if status in _REPORTED:
+            named = f';ppi="..{refusal.signature}"' if refusal.signature else ""
+            found.append(f'STIR;cause={status};text="{phrase}"{named}')
+    return tuple(found)
 
 
 def _read_rfc4474(request: Request, value: str) -> _Rfc4474:
@@ -302,6 +324,8 @@ class _Rfc4474:
 
     kind = IdentityKind.RFC4474
     fresh_for = FRESH_FOR[kind]
+    #: No token that RFC 9410 could name.
+    identifier = ""
 
     def __init__(self, info: IdentityInfo, signature: bytes) -> None:
         self.info = info
@@ -339,6 +363,11 @@ class _Rfc8224:
 
     def __init__(self, header: IdentityHeader) -> None:
         self.header = header
+
+    @property
+    def identifier(self) -> str:
+        """The signature, which tells this token from others."""
+        return self.header.signature
 
     async def verify(self, case: _Case, fetch: FetchChain) -> Verification:
         """The positive result; raises _Refusal."""

@@ -41,7 +41,6 @@ from p2psipd.proto.reload.wire import (
     answer_options,
     check_extensions,
     check_options,
-    decode_contents,
     decode_header,
     transit,
 )
@@ -156,8 +155,7 @@ class Messaging(LinkLayer):
             data = whole
             header, offset = decode_header(data)
         try:
-            contents, octets, block = decode_contents(data, offset)
-            signer, certificates = self.opener.open(header.transaction_id, octets, block, self.wall)
+            contents, signer, certificates = self.opener.open(header.transaction_id, data, offset, self.wall)
         except ReloadError as error:
             # RFC 6940 section 6.3.4: a message that does not verify is dropped and not processed.
             self.misbehaved(previous, "signature" if isinstance(error, Forbidden) else "malformed", str(error))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from struct import Struct
+from struct import error as StructError
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy, remember
@@ -13,18 +14,26 @@ from p2psipd.proto.reload.security import (
     CERT_HASH,
     HASH_SHA256,
     X509,
-    SecurityBlock,
     SignerIdentity,
     message_signature_input,
 )
-from p2psipd.proto.reload.wire import ForwardingHeader, MessageContents
+from p2psipd.proto.reload.wire import ForwardingHeader, MessageContents, decode_contents
 
 if TYPE_CHECKING:
     from p2psipd.proto.identity.signing import Signer, Verifier
 
 _U16 = Struct(">H")
 _CERTIFICATE = Struct(">BH")
+_CODE_LENGTH = Struct(">HI")
+_EXTENSIONS_BUCKET = Struct(">IH")
+_SIGNATURE = Struct(">BB37sH")
+_BY_SHA256 = bytes((CERT_HASH, 0, 34, HASH_SHA256, 32))
 _HASHES_KEPT = 2048
+_BUCKETS_KEPT = 1024
+_BUCKET_OCTETS = 2048
+
+_Parts = tuple[MessageContents, bytes, bytes, int, int, bytes, Mapping[bytes, bytes]]
+"""Contents, their octets, SignerIdentity, the two algorithms and the value of the signature, certificates by hash."""
 
 
 class Sealer:
@@ -65,13 +74,18 @@ class Sealer:
 
 
 class Opener:
-    """Checks the signature and the signer's certificate of a message."""
+    """Checks the signature and the signer's certificate of a message.
+
+    Nearly all messages have no extensions, and certificates that came before in the same octets: these are known by
+    their octets and not taken apart again.
+    """
 
     def __init__(self, trust: TrustPolicy, verifier: Verifier, overlay_hash: int) -> None:
         self.trust = trust
         self.verifier = verifier
         self._overlay_hash = overlay_hash
         self._hashes: dict[bytes, bytes] = {}
+        self._buckets: dict[bytes, Mapping[bytes, bytes]] = {}
 
     def by_hash(self, certificates: Iterable[bytes]) -> dict[bytes, bytes]:
         """SHA-256 -> DER.  The hashes of certificates seen before are kept: nearly all come again and again."""
@@ -85,28 +99,64 @@ class Opener:
         return found
 
     def open(
-        self, transaction_id: int, contents: bytes, block: SecurityBlock, wall: float
-    ) -> tuple[NodeCertificate, dict[bytes, bytes]]:
-        """The signer, and SHA-256 -> DER of all certificates in the block.
+        self, transaction_id: int, data: bytes, offset: int, wall: float
+    ) -> tuple[MessageContents, NodeCertificate, Mapping[bytes, bytes]]:
+        """What follows the header of a whole message: its contents, its signer, and SHA-256 -> DER of all
+        certificates in its security block.
 
+        :raises InvalidMessage: it is malformed.
         :raises Forbidden: no certificate of the signer, one that is not trusted, or a wrong signature.
         """
-        signature = block.signature
-        identity = signature.identity
-        if identity.type != CERT_HASH or identity.hash_algorithm != HASH_SHA256:
-            # Several Node-IDs in one certificate (type 2) are never issued in our overlays.
-            raise Forbidden("the signer is not identified by the SHA-256 hash of its certificate")
-        certificates = self.by_hash(block.certificates)
-        der = certificates.get(identity.certificate_hash)
+        known = self._known_form(data, offset)
+        contents, octets, identity, hash_algorithm, signature_algorithm, value, certificates = (
+            known or self._any_form(data, offset)
+        )
+        der = certificates.get(identity[5:])
         if der is None:
             raise Forbidden("the signer's certificate is not in the message")
         try:
             signer = self.trust.check(der, wall)
         except CertificateError as error:
             raise Forbidden(f"the signer's certificate: {error}") from None
-        data = message_signature_input(self._overlay_hash, transaction_id, contents, identity.encode())
-        if not self.verifier.verify(
-            signer, signature.hash_algorithm, signature.signature_algorithm, data, signature.value
-        ):
+        signed = message_signature_input(self._overlay_hash, transaction_id, octets, identity)
+        if not self.verifier.verify(signer, hash_algorithm, signature_algorithm, signed, value):
             raise Forbidden("the message's signature is wrong")
-        return signer, certificates
+        if known is None:
+            self._remember(data, offset + len(octets), certificates)
+        return contents, signer, certificates
+
+    def _known_form(self, data: bytes, offset: int) -> _Parts | None:
+        """The parts of a message of the usual form with known certificates, None for any other."""
+        try:
+            code, length = _CODE_LENGTH.unpack_from(data, offset)
+            body_end = offset + 6 + length
+            extensions, size = _EXTENSIONS_BUCKET.unpack_from(data, body_end)
+            signature_at = body_end + 6 + size
+            certificates = self._buckets.get(data[body_end + 6 : signature_at])
+            if certificates is None or extensions or not 0 < code < 0x8000:
+                return None
+            hash_algorithm, signature_algorithm, identity, size = _SIGNATURE.unpack_from(data, signature_at)
+        except StructError:
+            return None
+        value = data[signature_at + 41 :]
+        if len(value) != size or not identity.startswith(_BY_SHA256):
+            return None
+        octets = data[offset : body_end + 4]
+        contents = MessageContents(code, octets[6:-4])
+        return contents, octets, identity, hash_algorithm, signature_algorithm, value, certificates
+
+    def _any_form(self, data: bytes, offset: int) -> _Parts:
+        contents, octets, block = decode_contents(data, offset)
+        hash_algorithm, signature_algorithm, identity, value = block.signature
+        if identity.type != CERT_HASH or identity.hash_algorithm != HASH_SHA256:
+            # Several Node-IDs in one certificate (type 2) are never issued in our overlays.
+            raise Forbidden("the signer is not identified by the SHA-256 hash of its certificate")
+        certificates = self.by_hash(block.certificates)
+        return contents, octets, identity.encode(), hash_algorithm, signature_algorithm, value, certificates
+
+    def _remember(self, data: bytes, bucket_at: int, certificates: Mapping[bytes, bytes]) -> None:
+        """Know these certificates from now on, if the block is no larger than honest ones are."""
+        start = bucket_at + 2
+        size = int.from_bytes(data[bucket_at:start], "big")
+        if size <= _BUCKET_OCTETS:
+            remember(self._buckets, data[start : start + size], certificates, _BUCKETS_KEPT)

@@ -8,12 +8,21 @@ whose targets bear a `route_maker` (:mod:`p2psipd.proto.sip.locating`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.locating import Target
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.uri import SipUri
+
+
+class Admitted(NamedTuple):
+    """A request that may come in: what was proved about the caller, in a few words for the call's record, and values of
+    Reason for the next response to it but 100, for whoever signed it (RFC 9410).
+    """
+
+    proved: str = ""
+    reasons: tuple[str, ...] = ()
 
 
 class Edge(Protocol):
@@ -37,9 +46,8 @@ class Edge(Protocol):
         """Close everything; a Deferred or None."""
         ...
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
-        """Judge a request that came in on `flow`: who sends it, in whose name, may it (unix seconds `wall`); what was
-        proved about the caller, in a few words for the call's record.
+    async def admit(self, flow: Flow, request: Request, wall: float) -> Admitted:
+        """Judge a request that came in on `flow`: who sends it, in whose name, may it (unix seconds `wall`).
 
         It may edit the request (add P-Asserted-Identity, take off what is not trusted). Raises Refused.
         """
@@ -47,6 +55,12 @@ class Edge(Protocol):
 
     def released(self, request: Request) -> None:
         """An admitted request was answered 503 here: its sender may try again with the same signature."""
+        ...
+
+    def reported(self, response: Response) -> None:
+        """A response of the other side to a request of ours has a Reason: what it says of our own signature is taken
+        out, as it is for nobody behind us.
+        """
         ...
 
     @property

@@ -156,7 +156,8 @@ class ForwardingContext:
     which others go on, past the ones that know them; the next lower q, and the other phones, are tried.
 
     `transaction`, `flow` (how the request came), `tag` (for its branches), `user` (who proved to send it,
-    "user@domain") and `call` are only kept here, for the caller.
+    "user@domain"), `call` and `reasons` (values of Reason for the next response but 100) are only kept here, for the
+    caller.
     """
 
     __slots__ = (
@@ -177,6 +178,7 @@ class ForwardingContext:
         "hide_flow",
         "invite",
         "may_relocate",
+        "reasons",
         "request",
         "tag",
         "transaction",
@@ -201,6 +203,7 @@ class ForwardingContext:
         self.tag = ""
         self.call: Any = None
         self.user = ""
+        self.reasons: tuple[str, ...] = ()
         self.invite = request.method == "INVITE"
         self.branches: list[Branch] = []
         self.cancelled = False

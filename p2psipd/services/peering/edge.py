@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -19,6 +20,7 @@ from p2psipd.proto.peering.crossing import Crossings
 from p2psipd.proto.peering.identity import from_domain
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, PeerIdentity
 from p2psipd.proto.peering.verification import IdentityVerifier
+from p2psipd.proto.sip.edge import Admitted
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import DomainIdentity, Target
 from p2psipd.proto.sip.message import Request, Response
@@ -29,6 +31,7 @@ from p2psipd.services.peering.connections import EDGE, PeerConnections
 from p2psipd.services.peering.outbound import Outbound
 
 _REMEMBERED_REFUSALS: Final = 200
+_STIR: Final = re.compile(r"\s*STIR\s*;", re.IGNORECASE)
 
 
 class PeeringEdge:
@@ -80,7 +83,7 @@ class PeeringEdge:
 
     # ---- who comes in ------------------------------------------------------------------------------------------
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> Admitted:
         """The checks of the receiving side (proto.peering.admission). Raises Refused.
 
         What is admitted bears in P-Asserted-Identity who sent it, as far as that was verified (verstat).
@@ -102,12 +105,26 @@ class PeeringEdge:
             admission = admission._replace(status=403, reason="Not Your Dialog", step="dialog")
         self._note(admission, request, wall)
         if admission.status:
-            raise Refused(admission.status, admission.reason, why=f"peering_{admission.step}")
+            headers = [("Reason", value) for value in admission.verification.reasons]
+            raise Refused(admission.status, admission.reason, headers, why=f"peering_{admission.step}")
         request.remove("p-asserted-identity")
         request.remove("p-preferred-identity")
         if request.to_tag is None:
             request.set("P-Asserted-Identity", _asserted(request, admission))
-        return admission.verification.summary
+        return Admitted(admission.verification.summary, admission.verification.reasons)
+
+    def reported(self, response: Response) -> None:
+        """What a peer says of our Identity goes to the log, and no further: it names the token (RFC 9410 section 7)."""
+        values = response.get_all("reason")
+        theirs = [value for value in values if not _STIR.match(value)]
+        for value in values:
+            if _STIR.match(value):
+                self.counters["identity_reported"] += 1
+                self.log.warn("{call}: of our Identity: {reason}", call=response.call_id, reason=value[:200])
+        if len(theirs) < len(values):
+            response.remove("reason")
+            for value in theirs:
+                response.add("Reason", value)
 
     def released(self, request: Request) -> None:
         """What we answered 503 may come again, to us as to any other edge (RFC 3263 section 4.3)."""

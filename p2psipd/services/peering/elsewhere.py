@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from p2psipd.proto.peering.crossing import Crossings
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER
 from p2psipd.proto.reload.errors import ReloadError
+from p2psipd.proto.sip.edge import Admitted
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import LocationUnavailable, NotLocated, Origin, Query, Target, is_dialled
 from p2psipd.proto.sip.proxy import Refused
@@ -114,12 +115,15 @@ class EdgesElsewhere:
     def stop(self) -> None:
         """There is nothing to close."""
 
-    async def admit(self, flow: Flow, request: Request, wall: float) -> str:
+    async def admit(self, flow: Flow, request: Request, wall: float) -> Admitted:
         """No request comes from another domain here."""
         raise Refused(*UNSUPPORTED_PEER)
 
     def released(self, request: Request) -> None:
         """Nothing was remembered."""
+
+    def reported(self, response: Response) -> None:
+        """No response of another domain comes here."""
 
     def record_route(self, flow: Flow) -> str:
         """No flow of this node crosses the border."""

@@ -252,6 +252,8 @@ class Forwarder:
             return
         if branch.key is not key and response.status >= 300:
             return
+        if response.has("reason"):
+            self._routing.reported(branch.flow, branch.context.flow, response)
         if response.status >= 300 and branch.route is not None and not branch.cancelled and branch.response is None:
             self._start(self._try_again(branch, response, response.status))
             return
@@ -314,6 +316,10 @@ class Forwarder:
         request = context.request
         if peer_of(context.flow) is None and _is_private(response):
             response.remove("p-asserted-identity")
+        if context.reasons and response.status > 100:
+            for reason in context.reasons:
+                response.add("Reason", reason)
+            context.reasons = ()
         if response.status == 503:
             self._routing.released(context.flow, request)
         if context.call is not None:

@@ -111,6 +111,14 @@ class Routing:
         if isinstance(peer, DomainIdentity):
             self._edges[peer.edge].released(request)
 
+    def reported(self, went_on: Flow | None, came_on: Flow, response: Response) -> None:
+        """A response that has a Reason: what a domain says of our own signature is its edge's to read; what it says of
+        the signature of the domain that a request came from goes on to that.
+        """
+        peer = None if went_on is None else peer_of(went_on)
+        if isinstance(peer, DomainIdentity) and not isinstance(peer_of(came_on), DomainIdentity):
+            self._edges[peer.edge].reported(response)
+
     def crossing(
         self, request: Request, taken: Sequence[SipUri], came_on: Flow
     ) -> Coroutine[Any, Any, Sequence[Target]] | None:

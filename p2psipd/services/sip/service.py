@@ -21,7 +21,7 @@ from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner, disown
 from p2psipd.proto.sip.calls import CallObserver
-from p2psipd.proto.sip.edge import Edge
+from p2psipd.proto.sip.edge import Admitted, Edge
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.fork import ForwardingContext
@@ -73,6 +73,7 @@ _COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTI
 _NOT_NOTED: Final = frozenset({"ACK", "REGISTER"})
 """Requests that are in the ladder of their call already, or belong to none."""
 _NO_DOMAINS: Final[frozenset[str]] = frozenset()
+_ADMITTED: Final = Admitted()
 _AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
 _DRAIN_SECONDS: Final = 0.5
@@ -463,16 +464,14 @@ class SipService(Service):
         self.counters["fault"] += 1
         self.log.failure("a request could not be served", failure=failure)
 
-    async def _judge(self, flow: Flow, request: Request) -> str:
-        """What another node, or another domain, may say in whose name; phones pass here. What an edge found out about
-        the caller. Raises Refused.
-        """
+    async def _judge(self, flow: Flow, request: Request) -> Admitted:
+        """What another node, or another domain, may say in whose name; phones pass here. Raises Refused."""
         peer = peer_of(flow)
         if isinstance(peer, DomainIdentity):
             return await self._edges[peer.edge].admit(flow, request, self._clocks.wall())
         if peer is not None:
             self._gate.check_assertion(flow, request)
-        return ""
+        return _ADMITTED
 
     def _calls_for_help(self, flow: Flow, request: Request) -> bool:
         """Whether this is a new request to the emergency services: no limit stops it, nor the end of this node.
@@ -575,7 +574,7 @@ class SipService(Service):
         peer = peer_of(flow)
         outside = isinstance(peer, DomainIdentity)
         # Whether the Route of what comes from outside is all ours is part of the judgement.
-        proved = await self._judge(flow, request) if outside else ""
+        proved, context.reasons = await self._judge(flow, request) if outside else _ADMITTED
         context.tag = loop_tag(request) if request.to_tag is None else ""
         taken = take_routes(request, home)
         if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):

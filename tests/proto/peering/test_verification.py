@@ -295,6 +295,31 @@ def test_peering_090_unknown_ppt_is_ignored() -> None:
     assert answer(world, signed) == (0, "")
 
 
+def test_peering_090_of_several_headers_the_bad_ones_are_named() -> None:
+    """RFC 9410: each bad header beside others has a Reason of its own, with its signature; a single one needs none,
+    and what is to be ignored is no error.
+    """
+    world = World(NEW)
+    dead, ignored = "..AAAA;info=<https://a.test/dead>", "e30.e30.c2ln;info=<https://a.test/x>;ppt=div"
+    signed = world.sign(request())
+    assert world.verify(signed).reasons == ()
+    signed.prepend("Identity", dead)
+    signed.prepend("Identity", ignored)
+    found = world.verify(signed)
+    reason = 'STIR;cause=436;text="Bad Identity Info";ppi="..AAAA"'
+    assert (found.status, found.reasons) == (0, (reason,))
+    assert world.verify(request(Identity=dead, Date=write_sip_date(WALL))).reasons == ()
+    both = world.sign(request())
+    mine = passport.parse_identity_header(both.get("Identity") or "").signature
+    both.set("To", "<sip:carol@b.test>")
+    both.prepend("Identity", dead)
+    found = world.verify(both)
+    assert (found.status, found.reasons) == (
+        438,
+        (reason, f'STIR;cause=438;text="Invalid Identity Header";ppi="..{mine}"'),
+    )
+
+
 def test_peering_090_dest_and_iat_are_compared() -> None:
     """A full token for another callee, or too old, is refused though its signature is right."""
     world = World(NEW)
