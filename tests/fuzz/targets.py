@@ -41,10 +41,20 @@ TCP = Flow("TCP", ("192.0.2.78", 40000), ("192.0.2.1", 5060), connection=1)
 
 
 def _read_all(message: Request | Response) -> None:
-    """Every typed reading of a message that has passed `check`: none of them may raise but q and expires' kin."""
-    _ = (message.vias, message.top_via, message.cseq, message.call_id, message.from_tag, message.to_tag, message.routes)
-    _ = (message.record_routes, message.paths, message.max_forwards, message.expires, message.contact_star)
+    """Every typed reading of a message that has passed `check`: none of them may raise, but where requests lead that
+    follow a response."""
+    _ = (message.vias, message.top_via, message.cseq, message.call_id, message.from_tag, message.to_tag)
+    _ = (message.expires, message.contact_star)
+    if message.is_request:
+        _read_addresses(message)
+    else:
+        with suppress(SipError):
+            _read_addresses(message)
     _ = (message.require, message.proxy_require, message.supported, message.allow, message.content_type)
+
+
+def _read_addresses(message: Request | Response) -> None:
+    _ = (message.routes, message.record_routes, message.paths, message.max_forwards)
     for contact in message.contacts:
         uri = contact.uri
         _ = (contact.q, contact.expires, contact.display, hash(uri), uri == message.from_.uri)

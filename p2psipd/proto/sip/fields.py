@@ -29,8 +29,8 @@ _REQUIRED_SET = frozenset(_REQUIRED)
 class Message:
     """What requests and responses have in common.  Typed properties raise MalformedMessage when first read.
 
-    After `check()` has passed none of them raises, but for the addresses in a response's Contact, Route, Record-Route
-    and Path.  `body` is the octets as they came; `set_body` replaces it.
+    After `check()` has passed none of them raises, but for a response's Contact, Route, Record-Route, Path
+    and Max-Forwards.  `body` is the octets as they came; `set_body` replaces it.
     """
 
     __slots__ = ("_cache", "_has_length", "_lines", "_names", "body")

@@ -335,10 +335,11 @@ def test_mutated_message(at: int, insert: bytes, drop: int) -> None:
 def read_all(message: Request | Response) -> None:
     """Every typed property."""
     assert message.vias and message.call_id and message.cseq and message.from_.uri and message.to.uri
-    _ = (message.from_tag, message.to_tag, message.contacts, message.routes, message.record_routes, message.paths)
+    _ = (message.from_tag, message.to_tag)
+    if message.is_request:
+        _ = (message.contacts, message.routes, message.record_routes, message.paths, message.max_forwards)
     _ = (
         message.expires,
-        message.max_forwards,
         message.require,
         message.proxy_require,
         message.supported,
