@@ -248,25 +248,27 @@ class Message:
 
     def _tokens(self, name: str) -> tuple[str, ...]:
         """Members of a plain token list; stray commas, which phones do send, are passed over."""
-        if name not in self._names:
-            return ()
         values = [_value[line] for key, line in zip(self._names, self._lines, strict=True) if key == name]
         return tuple([member.strip() for member in ",".join(values).split(",") if member.strip()])
+
+    def _tags(self, name: str) -> tuple[str, ...]:
+        """Option tags, lower case."""
+        return tuple([tag.lower() for tag in self._tokens(name)]) if name in self._names else ()
 
     @property
     def require(self) -> tuple[str, ...]:
         """Option tags of Require, lower case."""
-        return tuple([tag.lower() for tag in self._tokens("require")])
+        return self._tags("require")
 
     @property
     def proxy_require(self) -> tuple[str, ...]:
         """Option tags of Proxy-Require, lower case."""
-        return tuple([tag.lower() for tag in self._tokens("proxy-require")])
+        return self._tags("proxy-require")
 
     @property
     def supported(self) -> tuple[str, ...]:
         """Option tags of Supported, lower case."""
-        return tuple([tag.lower() for tag in self._tokens("supported")])
+        return self._tags("supported")
 
     @property
     def allow(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ phone that vanished is found for half a lifetime too long, at a node that knows 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
@@ -96,8 +96,8 @@ def plan(
     `flow` is how it came, `node_id` the node that will own new bindings, `wall` unix seconds. Raises
     RegistrationRefused. RFC 3261 section 10.3 steps 2, 6 and 7.
     """
-    unsupported = [tag for tag in request.require if tag not in SUPPORTED]
-    if unsupported:
+    required = request.require
+    if required and (unsupported := [tag for tag in required if tag not in SUPPORTED]):
         raise RegistrationRefused(420, None, [("Unsupported", ", ".join(unsupported))])
     current = {binding.key: binding for binding in existing if binding.expires_at > wall}
     if request.contact_star:
@@ -131,7 +131,7 @@ def _apply(
             puts.pop(old.key, None)
     if puts and len(current) > bounds.max_contacts:
         raise RegistrationRefused(403, "Too Many Contacts")
-    outbound = any(put.reg_id for put in puts.values()) and "outbound" in request.supported
+    outbound = "outbound" in request.supported and any(put.reg_id for put in puts.values())
     return Plan(tuple(puts.values()), tuple(removes.values()), tuple(current.values()), outbound)
 
 
@@ -152,15 +152,15 @@ def _remove_all(request: Request, current: dict[bytes, Binding]) -> Plan:
 def _wishes(request: Request, aor: str, flow: Flow, node_id: bytes, bounds: Bounds, wall: float) -> list[Binding]:
     """The bindings that the Contact values ask for, judged together (RFC 5626 section 6)."""
     contacts = request.contacts
-    outbound = True
-    if any(contact.params.get("reg-id") and contact.params.get("+sip.instance") for contact in contacts):
-        outbound = _first_hop_keeps_flows(request)
-        if not outbound and "outbound" in request.supported:
-            raise RegistrationRefused(439, "First Hop Lacks Outbound Support")
+    flows = [each for each in contacts if each.params.get("reg-id") and each.params.get("+sip.instance")]
+    outbound = not flows or _first_hop_keeps_flows(request)
+    if not outbound and "outbound" in request.supported:
+        raise RegistrationRefused(439, "First Hop Lacks Outbound Support")
     wanted = [_wanted(request, aor, contact, flow, node_id, bounds, wall, outbound) for contact in contacts]
-    living = [binding for binding in wanted if binding.expires_at > wall]
-    if len(living) > 1 and any(binding.reg_id for binding in wanted):
-        raise RegistrationRefused(400, "One Flow, One Contact")
+    if flows and len(wanted) > 1:
+        living = [binding for binding in wanted if binding.expires_at > wall]
+        if len(living) > 1 and any(binding.reg_id for binding in wanted):
+            raise RegistrationRefused(400, "One Flow, One Contact")
     return wanted
 
 
@@ -226,7 +226,7 @@ def _wanted(
         cseq=request.cseq.number,
         expires_at=wall + min(lifetime, bounds.max_expires),
         received=flow_text(flow),
-        parameters=tuple((name, value) for name, value in contact.params if name.lower() not in _OWN_PARAMETERS),
+        parameters=tuple([pair for pair in contact.params if pair[0].lower() not in _OWN_PARAMETERS]),
         user_agent=(request.get("user-agent") or "")[:128],
         stored_at=wall,
     )
@@ -276,8 +276,10 @@ def answer(request: Request, done: Plan, wall: float, bounds: Bounds = Bounds())
     """
     gruu = "gruu" in request.supported
     headers = [("Contact", contact_value(binding, wall, gruu)) for binding in done.current]
-    headers += [("Path", value) for value in request.get_all("path")]
-    headers += [("Service-Route", value) for value in bounds.service_route]
+    if request.has("path"):
+        headers += [("Path", value) for value in request.get_all("path")]
+    if bounds.service_route:
+        headers += [("Service-Route", value) for value in bounds.service_route]
     if done.outbound:
         headers.append(("Require", "outbound"))
         if bounds.flow_timer:
@@ -437,7 +439,9 @@ class BindingTable:
 
 
 class _View(NamedTuple):
-    """The bindings of a user that other nodes own, as they were in the overlay at `read_at` (unix seconds)."""
+    """The bindings of a user as they were in the overlay at `read_at` (unix seconds): of `others` those count that
+    other nodes own.
+    """
 
     others: Sequence[Binding]
     read_at: float
@@ -473,8 +477,15 @@ class Registrar:
         Raises RegistrationRefused, or LocationUnavailable: then nothing has changed here, and in the overlay
         nothing that is known.
         """
-        call = self._call_of(request, aor, wall)
-        existing, own, read_at = await self._existing(call, aor, wall)
+        own = self._own(aor, wall)
+        call = _call_of(request, own)
+        view = self._views.get(aor)
+        if call is _Call.OTHER or view is None or abs(wall - view.read_at) >= _VIEW_SECONDS:
+            view = await self._read(call, aor, wall)
+            own = self._own(aor, wall)
+        existing = {each.key: each for each in view.others if each.aor == aor and each.expires_at > wall}
+        for key, each in own.items():
+            existing[key] = each.binding
         made = plan(request, aor, tuple(existing.values()), flow, self._node_id, self._bounds, wall)
         if made.puts and self._table.full:
             raise LocationUnavailable("the table of registrations is full")
@@ -498,59 +509,35 @@ class Registrar:
             self._table.drop(aor, gone.key)
         for put in made.puts:
             self._table.put(put, flow, until[put.key])
-        self._remember(aor, made, read_at, wall)
-        here = {each.binding.key for each in self._table.of(aor, wall)}
-        shown = [each if each.key in here else _as_promised(each, wall) for each in made.current]
-        return answer(request, made._replace(current=tuple(shown)), wall, self._bounds)
+        here = self._own(aor, wall)
+        others = tuple([each for each in made.current if each.key not in here])
+        self._remember(aor, _View(others, view.read_at) if here else None)
+        if others:
+            shown = [each if each.key in here else _as_promised(each, wall) for each in made.current]
+            made = made._replace(current=tuple(shown))
+        return answer(request, made, wall, self._bounds)
 
-    async def _existing(
-        self, call: _Call, aor: str, wall: float
-    ) -> tuple[dict[bytes, Binding], dict[bytes, OwnBinding], float]:
-        """The user's bindings, by key: our own from memory (and these alone), those of other nodes as they were
-        in the overlay at the time that is returned as well.
+    def _own(self, aor: str, wall: float) -> dict[bytes, OwnBinding]:
+        """The user's living bindings of this node, by key."""
+        return {each.binding.key: each for each in self._table.of(aor, wall)}
+
+    async def _read(self, call: _Call, aor: str, wall: float) -> _View:
+        """The user's bindings as they are in the overlay now, our own among them, for what they are worth.
 
         What was read a little while ago serves a phone that registers here again: whatever another registrar may have
         stored of it meanwhile is overwritten, where it can have been there. Else a mere refresh looks at the nearest
         copy; anything else asks the peer that holds the truth.
         """
-        view = self._views.get(aor)
-        if call is not _Call.OTHER and view is not None and abs(wall - view.read_at) < _VIEW_SECONDS:
-            stored, read_at = view
-        else:
-            read_at = wall
-            stored = await self._location.bindings(aor, call is not _Call.REFRESH)
-            self._table.moved_on(stored, self._node_id)
-            self._table.check_stored(aor, stored, self._node_id)
-        existing = {binding.key: binding for binding in stored if binding.aor == aor and binding.expires_at > wall}
-        own = {each.binding.key: each for each in self._table.of(aor, wall)}
-        for key, each in own.items():
-            existing[key] = each.binding
-        return existing, own, read_at
+        stored = await self._location.bindings(aor, call is not _Call.REFRESH)
+        self._table.moved_on(stored, self._node_id)
+        self._table.check_stored(aor, stored, self._node_id)
+        return _View(stored, wall)
 
-    def _call_of(self, request: Request, aor: str, wall: float) -> _Call:
-        """What `request` wants, as far as that can be told before anything is looked up."""
-        own = {each.binding.key: each.binding for each in self._table.of(aor, wall)}
-        contacts = request.contacts
-        if not own or not contacts:
-            return _Call.OTHER
-        call = _Call.REFRESH
-        for contact in contacts:
-            instance, reg_id = _instance(contact.params)
-            known = own.get(binding_key(contact.uri_text, instance, reg_id))
-            lifetime = contact.expires if contact.expires is not None else request.expires
-            if known is None or lifetime == 0:
-                return _Call.OTHER
-            if known.call_id != request.call_id or not 0 < request.cseq.number - known.cseq <= _IN_SEQUENCE:
-                call = _Call.AGAIN
-        return call
-
-    def _remember(self, aor: str, made: Plan, read_at: float, wall: float) -> None:
+    def _remember(self, aor: str, view: _View | None) -> None:
         """What other nodes own of the user's bindings, for refreshes to come."""
         self._views.pop(aor, None)
-        own = {each.binding.key for each in self._table.of(aor, wall)}
-        if own:
-            others = tuple(binding for binding in made.current if binding.key not in own)
-            self._views[aor] = _View(others, read_at)
+        if view is not None:
+            self._views[aor] = view
             if len(self._views) > _VIEWS:
                 del self._views[next(iter(self._views))]
 
@@ -559,6 +546,26 @@ class Registrar:
         own = self._table.of(aor, wall)
         if own:
             await self._location.write(aor, [_for_as_long_as_stored(each.binding, each) for each in own], ())
+
+
+def _call_of(request: Request, own: Mapping[bytes, OwnBinding]) -> _Call:
+    """What `request` wants, as far as that can be told before anything is looked up."""
+    contacts = request.contacts
+    if not own or not contacts:
+        return _Call.OTHER
+    call = _Call.REFRESH
+    for contact in contacts:
+        instance, reg_id = _instance(contact.params)
+        known = own.get(binding_key(contact.uri_text, instance, reg_id))
+        lifetime = contact.expires
+        if lifetime is None:
+            lifetime = request.expires
+        if known is None or lifetime == 0:
+            return _Call.OTHER
+        before = known.binding
+        if before.call_id != request.call_id or not 0 < request.cseq.number - before.cseq <= _IN_SEQUENCE:
+            call = _Call.AGAIN
+    return call
 
 
 def _stored_until(put: Binding, own: OwnBinding | None, wall: float) -> float:
