@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from collections import Counter
 from collections.abc import Callable
+from struct import Struct
+from struct import error as StructError
 from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.error import CannotListenError
@@ -23,6 +25,9 @@ _MAX_DATAGRAM: Final = 65535
 #: Octets read in one turn of the reactor: some hundred messages, after which timers and connections get theirs.
 _AT_ONCE: Final = 48 * 1024
 _KEPT_FLOWS: Final = 20_000
+#: Linux' SO_MEMINFO: what lies in a socket's buffers, and how many datagrams found no room there.
+_SO_MEMINFO: Final = 55
+_MEMINFO: Final = Struct("=9I")
 #: The shortest thing that can be a SIP message; shorter datagrams are keep-alives.
 _SHORTEST: Final = 16
 
@@ -63,7 +68,8 @@ class UdpListener(DatagramProtocol):
     """One UDP socket. `receive(flow, data)` is called for each datagram that may be SIP.
 
     `number` tells listeners of one node apart; `sent_by` goes into our Via. `admit(host)` is asked before anything
-    is read of a datagram. `counters` counts datagrams that the kernel would not take ("datagrams_lost"), those not
+    is read of a datagram. `counters` counts datagrams that the kernel would not take ("datagrams_lost"), those that
+    came when its buffer was full because we read too slowly ("datagrams_dropped", as of the last `queued`), those not
     admitted ("datagrams_refused"), what was too short to be a message ("datagrams_short": keep-alives, answered by
     nobody over UDP, RFC 5626 section 3.5), STUN Binding requests, which are answered ("stun_bindings", section 3.5.2),
     and the rest of what begins like STUN ("datagrams_other").
@@ -89,6 +95,7 @@ class UdpListener(DatagramProtocol):
         self._sent_by_host = sent_by_host
         self._flows: dict[Address, UdpFlow] = {}
         self._socket: Any = None
+        self._dropped = 0
 
     def listen(self, reactor: Any, address: Address) -> Port:
         """Bind to `address` (numeric host, port or 0). Raises twisted's CannotListenError."""
@@ -116,6 +123,20 @@ class UdpListener(DatagramProtocol):
         """The socket is closed."""
         self.open = False
         self._flows.clear()
+
+    def queued(self) -> float:
+        """How full the kernel's buffer is of datagrams that nobody has read yet: 0 to 1; 0 where it does not tell."""
+        if not self.open:
+            return 0.0
+        try:
+            found = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            used, room, *_, dropped = _MEMINFO.unpack(found)
+        except (OSError, StructError):
+            return 0.0
+        if dropped > self._dropped:
+            self.counters["datagrams_dropped"] += dropped - self._dropped
+        self._dropped = dropped
+        return min(1.0, used / room) if room else 0.0
 
     def flow(self, remote: Address) -> UdpFlow:
         """The flow between this socket and `remote`; kept, because a call uses the same one a dozen times."""

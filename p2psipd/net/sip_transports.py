@@ -139,6 +139,10 @@ class SipTransports:
 
     # ---- listening -----------------------------------------------------------------------------------------
 
+    def queued(self) -> float:
+        """How full the fullest of the UDP sockets' buffers is with what nobody has read yet: 0 to 1."""
+        return max([listener.queued() for listener in self.udp], default=0.0)
+
     def listen_udp(self, address: Address) -> Address:
         """Listen for datagrams; the address really bound. Raises twisted's CannotListenError."""
         listener = UdpListener(len(self.udp), self._datagram, self._public_host, self._admit, self.counters)

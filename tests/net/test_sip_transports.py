@@ -58,6 +58,17 @@ class SipTransportsTests(TransportsCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_what_nobody_has_read(self) -> None:
+        """How full the socket's buffer is of unread datagrams is told, and how many found no room there are counted."""
+        transports = self.make()
+        address = transports.listen_udp((HOST, 0))
+        self.assertEqual(transports.queued(), 0.0)
+        with socket.socket(type=socket.SOCK_DGRAM) as flood:
+            for _ in range(20_000):
+                flood.sendto(bytes(1200), address)
+        self.assertGreater(transports.queued(), 0.9)
+        self.assertGreater(transports.counters["datagrams_dropped"], 1000)
+
     def test_connection_is_used_both_ways(self) -> Deferred[None]:
         """RFC 3261 18.2.2: a request to the address of an open connection goes over that connection."""
 

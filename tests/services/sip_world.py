@@ -84,6 +84,9 @@ class MemoryTransports:
     def stop(self) -> list[Any]:
         return []
 
+    def queued(self) -> float:
+        return 0.0
+
     def _datagram_out(self, flow: MemoryFlow, data: bytes) -> None:
         self.world.send("UDP", flow.local, flow.remote, data)
 

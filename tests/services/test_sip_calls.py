@@ -153,11 +153,11 @@ def test_call_whose_phones_are_gone() -> None:
     alice, bob = phones(world, node)
     assert alice.register(expires=1800).status == 200
     plain_call(alice, bob)
-    world.pass_time(1799.0, step=0.4)
+    world.pass_time(1799.0, step=0.3)
     assert diary.lines[-1] == "answered", "bob's registration has run out, alice's has not"
     invite(alice, bob.aor)
     alice.take_response(403)
-    world.pass_time(610.0, step=0.4)
+    world.pass_time(610.0, step=0.3)
     assert diary.lines[-1] == "ended lost"
     bob.inbox.clear(), alice.inbox.clear()
     assert bob.register().status == 200
@@ -269,26 +269,40 @@ def test_drain_has_an_end() -> None:
 
 
 def test_load_is_refused_by_parts() -> None:
-    """A busy or late reactor refuses a tenth more each time, none for one bad look, and all where it is crowded."""
+    """A reactor that is busy or late, or leaves datagrams unread, refuses a little more each time, none for one bad
+    look; much more at once where many lie there, and all where there are too many transactions.
+    """
     world = World()
     parts: list[float] = []
-    cpu, crowd = [0.0], [0]
-    load = Load(world.clock, lambda: crowd[0], 100, parts.append, lambda: cpu[0])
+    cpu, crowd, unread = [0.0], [0], [0.0]
+    load = Load(world.clock, lambda: crowd[0], 100, parts.append, lambda: unread[0], lambda: cpu[0])
     load.start()
 
-    def look(busy: float, late: float = 0.0) -> None:
-        cpu[0] += busy * (0.25 + late)
-        world.clock.advance(0.25 + late)
+    def look(busy: float, late: float = 0.0, queued: float = 0.0) -> None:
+        cpu[0] += busy * (0.1 + late)
+        unread[0] = queued
+        world.clock.advance(0.1 + late)
 
     look(1.0)
     look(0.5)
     assert parts == [], "once is nothing"
     for _ in range(4):
         look(0.99)
-    assert parts == pytest.approx([0.1, 0.2, 0.3])
+    assert parts == pytest.approx([0.04, 0.08, 0.12])
     look(0.2, late=0.5)
-    assert parts[-1] == pytest.approx(0.4), "late is as bad as busy"
-    for _ in range(20):
+    assert parts[-1] == pytest.approx(0.16), "late is as bad as busy"
+    look(0.3, queued=0.1)
+    assert parts[-1] == pytest.approx(0.2), "so are some unread datagrams, though others have the processor"
+    look(0.3, queued=0.5)
+    assert parts[-1] == pytest.approx(0.45), "where it is many, calls under way are about to suffer"
+    look(0.3, queued=0.4)
+    assert parts[-1] == pytest.approx(0.45), "it has helped"
+    look(0.3)
+    assert parts[-1] == pytest.approx(0.43)
+    look(0.3, queued=1.0)
+    look(0.3, queued=1.0)
+    assert parts[-1] == pytest.approx(0.95)
+    for _ in range(50):
         look(0.5)
     assert parts[-1] == 0.0
     crowd[0] = 90
@@ -541,7 +555,7 @@ def test_challenge_of_an_invite_is_sent_once() -> None:
     request = alice.request("INVITE", bob.aor)
     alice.send(request)
     first = alice.take_response(407)
-    world.pass_time(40.0, step=0.5)
+    world.pass_time(40.0, step=0.3)
     assert alice.quiet() and node.service.statistics()["transactions_lingering"] == 0
     alice.send(request)
     assert alice.take_response(407).to_tag == first.to_tag

@@ -1,7 +1,8 @@
 """Whether the node has more to do than it can, and what part of new calls it must refuse to keep its head up.
 
-A flood over UDP does not make a busy reactor late: what is too much is lost in the socket's buffer, calls that are
-under way among it. So the share of the processor is looked at as well, and new calls are refused little by little.
+A flood over UDP does not make a busy reactor late: what is too much waits in the socket's buffer and is lost there,
+messages of calls that are under way among it. So it is the depth of that queue that counts most: it says what is too
+much whoever else has the processor. New calls are refused long before it is full.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-_EVERY: Final = 0.25
+_EVERY: Final = 0.1
 _LATE: Final = 0.25
 _BUSY: Final = 0.97
-_MORE: Final = 0.1
-_LESS: Final = 0.05
+_QUEUED: Final = 0.05
+_DEEP: Final = 0.2
+_MORE: Final = 0.04
+_LESS: Final = 0.02
 _MOST_PART: Final = 0.95
 _ENOUGH: Final = 0.8
 """From this part of the transactions that may be open, every new call is refused."""
@@ -23,9 +26,10 @@ _ENOUGH: Final = 0.8
 class Load:
     """`refuse(part)` is told which part of new calls (0 to 1) is to be refused, whenever that changes.
 
-    Four times a second: more by a tenth where the reactor was late by more than 0.25 s, or its thread had more than
-    97 % of a processor, twice in a row; less by a twentieth else. `open_count` are open transactions, of which there
-    may be `most`. `cpu` gives the seconds of processor time of this thread.
+    Ten times a second: more by a 25th where the reactor was late by more than 0.25 s, its thread had more than 97 % of
+    a processor, or `queued()`, how full the buffer of unread datagrams is, was above a 20th, twice in a row; more at
+    once, by half of that, where it is above a fifth and does not fall; less by a fiftieth else. `open_count` are open
+    transactions, of which there may be `most`. `cpu` gives the seconds of processor time of this thread.
     """
 
     def __init__(
@@ -34,12 +38,14 @@ class Load:
         open_count: Callable[[], int],
         most: int,
         refuse: Callable[[float], None],
+        queued: Callable[[], float],
         cpu: Callable[[], float] = time.thread_time,
     ) -> None:
         self._reactor = reactor
         self._open_count = open_count
         self._most = most
         self._refuse = refuse
+        self._queued = queued
         self._cpu = cpu
         self._looked_at = 0.0
         self._cpu_then = 0.0
@@ -48,6 +54,7 @@ class Load:
         self.part = 0.0
         self.lag = 0.0
         self.busy = 0.0
+        self.queued = 0.0
 
     def start(self) -> None:
         """Look from now on."""
@@ -65,9 +72,12 @@ class Load:
         passed = now - self._looked_at
         self.lag = passed - _EVERY
         self.busy = (cpu - self._cpu_then) / passed
-        hard = self.lag > _LATE or self.busy > _BUSY
+        before, self.queued = self.queued, self._queued()
+        hard = self.lag > _LATE or self.busy > _BUSY or self.queued > _QUEUED
         if self._open_count() > _ENOUGH * self._most:
             part = 1.0
+        elif self.queued > _DEEP:
+            part = self.part if self.queued < before else min(_MOST_PART, self.part + self.queued / 2)
         elif hard:
             part = min(_MOST_PART, self.part + _MORE) if self._was_hard else self.part
         else:

@@ -149,7 +149,8 @@ class SipService(Service):
         )
         registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
         self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
-        self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse)
+        queued = self._transports.queued
+        self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse, queued)
         self._draining: Deferred[None] | None = None
         self._forwarder = self._new_forwarder(home)
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
@@ -261,9 +262,11 @@ class SipService(Service):
         if self._layer.shedding == 0.0:
             self.counters["overloads"] += 1
             self.log.warn(
-                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy",
+                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy, {queued:.0%} of the room for"
+                " unread datagrams is full",
                 lag=self._load.lag,
                 busy=self._load.busy,
+                queued=self._load.queued,
             )
         elif part == 0.0:
             self.log.info("the overload is over")
