@@ -226,7 +226,7 @@ class CarrierEnumEntry:
 
     root: Domain = "e164.arpa"
     label: Annotated[str, Matches("[a-z0-9-]{0,63}", "expected a label of a-z, 0-9 and hyphen")] = "i"
-    algorithm: Literal["cc", "none", "txt"] = "cc"
+    algorithm: Literal["cc", "none", "txt", "ebl"] = "cc"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from p2psipd.proto.peering.publishing import PublishedServer, domain_records, nu
 from tests.knot import ZONES, Knot
 
 KAMAILIO, US, NAMES = "127.0.70.64", "127.0.70.65", "127.0.70.63"
+#: Another one, that knows of branches by EBL records: its algorithm is one for all queries.
+BRANCHES = "127.0.70.66"
 
 CONFIGURATION = """\
 #!KAMAILIO
@@ -37,6 +39,7 @@ loadmodule "sl.so"
 loadmodule "pv.so"
 loadmodule "textops.so"
 loadmodule "enum.so"
+modparam("enum", "bl_algorithm", "{algorithm}")
 request_route {{
     if ($hdr(Subject) == "user") {{ enum_query("e164.arpa."); }}
     if ($hdr(Subject) == "published") {{ enum_query("pub.test."); }}
@@ -52,7 +55,13 @@ EXPECTED = {
     ("+12125550123", "published"): "sip:+12125550123@pub.test;user=phone",
     ("+442079460999", "published"): "sip:+442079460999@pub.test;user=phone",
     ("+442079460123", "published carrier"): "sip:+442079460123@pub.test;user=phone",
+    ("+442079460123", "published carrier by EBL"): "sip:+442079460123@branch.test;user=phone",
 }
+#: The branch of +44 begins after four digits, with the label x.
+BRANCH = """\
+i.4.4.pub.test. 60 IN TYPE65300 \\# 13 04017803707562047465737400
+3.2.1.0.6.4.9.7.x.0.2.4.4.pub.test. 60 IN NAPTR 1 1 "u" "E2U+sip" "!^(.*)$!sip:\\\\1@branch.test;user=phone!" .
+"""
 
 
 class Oracle:
@@ -67,38 +76,44 @@ class Oracle:
         zone = directory / "published" / "pub.test.zone"
         zone.parent.mkdir()
         head = "pub.test. 60 IN SOA ns.pub.test. h.pub.test. 1 2 3 4 5\npub.test. 60 IN NS ns.pub.test.\n"
-        zone.write_text(head + zone_text(records))
+        zone.write_text(head + zone_text(records) + BRANCH)
         self.knot = Knot(directory, [*sorted(ZONES.glob("*.zone")), zone], NAMES, 53)
         (directory / "resolv.conf").write_text(f"nameserver {NAMES}\n")
-        (directory / "kamailio.cfg").write_text(CONFIGURATION.format(kamailio=KAMAILIO))
-        inside = f"mount --bind {directory}/resolv.conf $(realpath /etc/resolv.conf) && exec kamailio -DD -E -m 32 -M 8"
-        self.process = subprocess.Popen(
-            ["unshare", "-m", "sh", "-c", f"{inside} -f {directory}/kamailio.cfg"],
-            stdout=(directory / "log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
+        self.processes = [self._start(directory, KAMAILIO, "cc"), self._start(directory, BRANCHES, "ebl")]
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.socket.bind((US, 0))
         self.socket.settimeout(0.1)
-        if not any(self.ask("+1", "nothing") for _ in range(100) if self.process.poll() is None):
-            self.stop()
-            raise AssertionError((directory / "log").read_text())
+        hosts = (KAMAILIO, BRANCHES)
+        for process, tree, host in zip(self.processes, ("nothing", "nothing by EBL"), hosts, strict=True):
+            if not any(self.ask("+1", tree) for _ in range(100) if process.poll() is None):
+                self.stop()
+                raise AssertionError((directory / f"{host}.log").read_text())
         self.socket.settimeout(5.0)
+
+    def _start(self, directory: Path, host: str, algorithm: str) -> subprocess.Popen[bytes]:
+        (directory / f"{host}.cfg").write_text(CONFIGURATION.format(kamailio=host, algorithm=algorithm))
+        inside = f"mount --bind {directory}/resolv.conf $(realpath /etc/resolv.conf) && exec kamailio -DD -E -m 32 -M 8"
+        return subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", f"{inside} -f {directory}/{host}.cfg"],
+            stdout=(directory / f"{host}.log").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
 
     def ask(self, number: str, tree: str) -> str:
         """The URI that Kamailio makes of `number`; "" without an answer in time."""
+        host = BRANCHES if "EBL" in tree else KAMAILIO
         port = self.socket.getsockname()[1]
         lines = [
-            f"OPTIONS sip:{number}@{KAMAILIO};user=phone SIP/2.0",
+            f"OPTIONS sip:{number}@{host};user=phone SIP/2.0",
             f"Via: SIP/2.0/UDP {US}:{port};branch=z9hG4bK{random.getrandbits(64):x}",
             "From: <sip:a@a.test>;tag=1",
-            f"To: <sip:{number}@{KAMAILIO}>",
+            f"To: <sip:{number}@{host}>",
             f"Call-ID: {random.getrandbits(64):x}",
             "CSeq: 1 OPTIONS",
-            f"Subject: {tree}",
+            f"Subject: {tree.removesuffix(' by EBL')}",
             "Content-Length: 0",
         ]
-        self.socket.sendto("\r\n".join([*lines, "", ""]).encode(), (KAMAILIO, 7064))
+        self.socket.sendto("\r\n".join([*lines, "", ""]).encode(), (host, 7064))
         try:
             answer = self.socket.recv(65535).decode()
         except (TimeoutError, ConnectionRefusedError):
@@ -108,8 +123,10 @@ class Oracle:
 
     def stop(self) -> None:
         """End both."""
-        self.process.terminate()
-        self.process.wait(10)
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait(10)
         self.socket.close()
         self.knot.stop()
 
@@ -144,7 +161,8 @@ class EnumTests(TestCase):
         for (number, tree), uri in EXPECTED.items():
             root = "pub.test" if "published" in tree else "e164.arpa"
             if "carrier" in tree:
-                outcome = await carrier_enum(number, client.ask, [CarrierRoot(root)])
+                algorithm = "ebl" if "EBL" in tree else "cc"
+                outcome = await carrier_enum(number, client.ask, [CarrierRoot(root, "i", algorithm)])
             else:
                 outcome = await user_enum(number, client.ask, [root])
             assert str(outcome.results[0].uri) == uri

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
-from p2psipd.proto.dns import NO_RECORD, A, Aaaa, Answer, Naptr, Record, Srv, Status, Txt
+from p2psipd.proto.dns import NO_RECORD, A, Aaaa, Answer, Naptr, Other, Record, Srv, Status, Txt
 
 T = TypeVar("T")
 
@@ -45,6 +45,8 @@ def _record(type: str, text: str) -> Record:
         return Srv(int(words[0]), int(words[1]), int(words[2]), words[3])
     if type == "TXT":
         return Txt((text,))
+    if type.startswith("TYPE"):
+        return Other(type, bytes.fromhex(text))
     return A(text) if type == "A" else Aaaa(text)
 
 

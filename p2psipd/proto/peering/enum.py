@@ -8,13 +8,14 @@ the leftmost longest, as POSIX says. How it is shared out among groups that coul
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import re2
 
-from p2psipd.proto.dns import Ask, Naptr, Status
+from p2psipd.proto.dns import Ask, Naptr, Other, Status
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri, Uri, parse_uri
 
@@ -36,6 +37,8 @@ MAX_QUERIES: Final = 6
 _MAX_RULES: Final = 64
 _MAX_RESULTS: Final = 8
 _MAX_TEXT: Final = 255
+_EBL: Final = "TYPE65300"
+_LABEL: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 #: Enumservices and the schemes that each may lead to (RFC 3764, 5028, 3953, 4769).
 _SCHEMES: Final = {
     "sip": ("sip", "sips"),
@@ -71,7 +74,9 @@ class EnumOutcome(NamedTuple):
 
 class CarrierRoot(NamedTuple):
     """A tree of carrier records: "cc" puts `label` after the country code, as RFC 5527 says; "none" is a tree
-    of its own (RFC 5526), where the label is not used; "txt" asks at ``label.digit.root`` for the position.
+    of its own (RFC 5526), where the label is not used; "txt" asks at ``label.digit.root`` for the position; "ebl" asks
+    there, or without label at ``digit.root``, for an EBL record, which says position, label and root of the branch
+    (draft-ietf-enum-branch-location-record, never an RFC, with the type number that SIP proxies use for it).
     """
 
     root: str = "e164.arpa"
@@ -130,6 +135,8 @@ async def carrier_enum(number: str, ask: Ask, roots: Sequence[CarrierRoot]) -> E
         if name is None:
             temporary = True
             continue
+        if not name:
+            continue
         search = _Search(number, ask, CARRIER_SERVICES)
         await search.follow(name, 0)
         if search.results:
@@ -140,10 +147,17 @@ async def carrier_enum(number: str, ask: Ask, roots: Sequence[CarrierRoot]) -> E
 
 
 async def _carrier_domain(number: str, ask: Ask, root: CarrierRoot) -> str | None:
-    """The name to ask for; None if the position of the branch can't be learned now."""
+    """The name to ask for; None if the position of the branch can't be learned now, "" if there surely is none."""
     if root.algorithm == "none":
         return domain_of(number, root.root)
     position = branch_position(number)
+    if root.algorithm == "ebl":
+        answer = await ask(domain_of(number[: position + 1], root.root, root.label, position), _EBL)
+        if answer.status is Status.FAILED:
+            return None
+        branches = [_branch(record.data) for record in answer.records if isinstance(record, Other)]
+        branch = next((branch for branch in branches if branch is not None and branch[0] < len(number)), None)
+        return "" if branch is None else domain_of(number, branch[2], branch[1], branch[0])
     if root.algorithm == "txt":
         answer = await ask(domain_of(number[: position + 1], root.root, root.label, position), "TXT")
         if answer.status is Status.FAILED:
@@ -152,6 +166,21 @@ async def _carrier_domain(number: str, ask: Ask, root: CarrierRoot) -> str | Non
         told = next((int(text) for text in texts if text.isascii() and text.isdigit() and len(text) <= 2), position)
         position = min(told, len(number) - 1)
     return domain_of(number, root.root, root.label, position)
+
+
+def _branch(data: bytes) -> tuple[int, str, str] | None:
+    """The position, separator and apex in an EBL record; None for what is none."""
+    try:
+        position, length = data[0], data[1]
+        separator, at = data[2 : 2 + length].decode("ascii"), 2 + length
+        labels = []
+        while data[at]:
+            labels.append(data[at + 1 : at + 1 + data[at]].decode("ascii").lower())
+            at += 1 + data[at]
+    except (IndexError, UnicodeDecodeError):
+        return None
+    plain = all(_LABEL.fullmatch(label) for label in (*labels, *(separator.split(".") if separator else ())))
+    return (position, separator.lower(), ".".join(labels)) if plain and labels and at + 1 == len(data) else None
 
 
 class _Search:

@@ -242,6 +242,35 @@ def test_peering_024_carrier_names() -> None:
     assert finished(carrier_enum(NUMBER, zone.ask, [CarrierRoot("told.test", "i", "txt")])).results
 
 
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ("04 01 69 01 63 04 74657374 00", "3.2.1.0.6.4.9.7.i.0.2.4.4.c.test"),
+        ("00 00 01 63 04 74657374 00", "3.2.1.0.6.4.9.7.0.2.4.4.c.test"),
+        ("02 03 692e6a 01 63 04 74657374 00", "3.2.1.0.6.4.9.7.0.2.i.j.4.4.c.test"),
+        ("0d 01 69 01 63 04 74657374 00", ""),
+        ("04 01 69 01 63 04 74657374", ""),
+        ("04 09 69 01 63 00", ""),
+        ("04 01 2e 01 63 00", ""),
+        ("04 01 69 00", ""),
+        ("04 01 69 01 63 00 00", ""),
+        ("", ""),
+    ],
+)
+def test_peering_024_a_record_says_where_the_branch_is(record: str, name: str) -> None:
+    """Algorithm "ebl": position, separator and apex of the branch are those of the record below the country code; what
+    cannot be one, and its absence, mean that there is no branch, and a failed look-up that nobody knows.
+    """
+    found = {f"{name} NAPTR": ['10 10 "u" "E2U+sip" "!^.*$!sip:x@c.test!" .']}
+    for label, where in (("i", "i.4.4.told.test"), ("", "4.4.told.test")):
+        zone = Zone({**found, f"{where} TYPE65300": [record]})
+        outcome = finished(carrier_enum(NUMBER, zone.ask, [CarrierRoot("told.test", label, "ebl")]))
+        assert (bool(outcome.results), outcome.temporary) == (bool(name), False)
+    assert finished(carrier_enum(NUMBER, Zone(found).ask, [CarrierRoot("told.test", "i", "ebl")])) == EnumOutcome()
+    failing = Zone({"i.4.4.told.test TYPE65300": ["SERVFAIL"]})
+    assert finished(carrier_enum(NUMBER, failing.ask, [CarrierRoot("told.test", "i", "ebl")])).temporary
+
+
 def test_peering_024_only_after_user_enum() -> None:
     """The carrier is not asked when the user's own records have given a URI."""
     zone = Zone({f"{NAME} NAPTR": ['10 10 "u" "E2U+sip" "!^.*$!sip:u@b.test!" .']})
