@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
+from heapq import heappop, heappush
 from typing import Final
 
 from p2psipd.proto.sip.message import Request
@@ -24,15 +25,17 @@ def replay_key(request: Request) -> bytes:
 class ReplayCache:
     """Keys of accepted requests, each for as long as its Date would be accepted again.
 
-    Bounded: when it is full the oldest entry makes room.  A key is put in only once its request was accepted:
-    the same signed request comes again with a new branch after a 503 of ours (RFC 3263 section 4.3).
+    Bounded: when it is full the entry makes room that would end first.  A key is put in only once its request was
+    accepted: the same signed request comes again with a new branch after a 503 of ours (RFC 3263 section 4.3).
     """
 
-    __slots__ = ("_limit", "_until", "evicted")
+    __slots__ = ("_ends", "_limit", "_until", "evicted")
 
     def __init__(self, limit: int = MAXIMUM_ENTRIES) -> None:
         self._limit = limit
         self._until: dict[bytes, float] = {}
+        # Soonest first; the two kinds of Identity have windows of a minute and of an hour.
+        self._ends: list[tuple[float, bytes]] = []
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -45,15 +48,22 @@ class ReplayCache:
 
     def add(self, key: bytes, until: float, wall: float) -> None:
         """Remember an accepted request until this time (unix seconds)."""
+        ends = self._ends
+        # Two for each new one: in the long run all, and never many at once.
         for _ in range(2):
-            oldest = next(iter(self._until), None)
-            if oldest is None or self._until[oldest] >= wall:
+            if not ends or ends[0][0] >= wall:
                 break
-            del self._until[oldest]
-        if len(self._until) >= self._limit:
-            del self._until[next(iter(self._until))]
+            self._end(*heappop(ends))
+        if len(ends) >= self._limit:
+            self._end(*heappop(ends))
             self.evicted += 1
         self._until[key] = until
+        heappush(ends, (until, key))
+
+    def _end(self, until: float, key: bytes) -> None:
+        # One that was removed may be there again, until another time.
+        if self._until.get(key) == until:
+            del self._until[key]
 
     def remove(self, key: bytes) -> None:
         """Forget a request that was not carried on after all."""

@@ -239,13 +239,37 @@ def test_nothing_is_required_where_nothing_is_accepted() -> None:
 
 
 def test_the_replay_cache_is_bounded() -> None:
-    """It forgets what is over, and its oldest entry when it is full."""
+    """It forgets what is over, and what ends first when it is full; entries that were removed count until their end."""
     cache = ReplayCache(limit=3)
     for number in range(5):
-        cache.add(b"%d" % number, WALL + 10, WALL)
-    assert len(cache) == 3 and cache.evicted == 2 and not cache.holds(b"0", WALL) and cache.holds(b"4", WALL)
+        cache.add(b"%d" % number, WALL + 10 + number, WALL)
+    assert len(cache) == 3 and cache.evicted == 2 and not cache.holds(b"1", WALL) and cache.holds(b"2", WALL)
     cache.add(b"x", WALL + 100, WALL + 20)
     assert len(cache) == 2 and not cache.holds(b"4", WALL + 20)
+    for _ in range(10):
+        cache.add(b"again", WALL + 30, WALL + 20)
+        cache.remove(b"again")
+    assert len(cache._ends) == 3
+
+
+def test_a_long_window_does_not_keep_the_short_ones() -> None:
+    """One entry of RFC 4474, good for an hour, in front of many that last a minute: they end, and it stays."""
+    cache = ReplayCache(limit=200)
+    cache.add(b"long", WALL + 3600, WALL)
+    for second in range(1000):
+        cache.add(b"%d" % second, WALL + second + 60, WALL + second)
+    assert cache.holds(b"long", WALL + 1000) and cache.holds(b"999", WALL + 1000)
+    assert cache.evicted == 0 and len(cache) < 70
+
+
+def test_what_is_accepted_again_is_a_replay_until_its_new_end() -> None:
+    """After a 503 of ours the same request came with a later Date: its first end does not let it in again."""
+    cache = ReplayCache()
+    cache.add(b"key", WALL + 10, WALL)
+    cache.remove(b"key")
+    cache.add(b"key", WALL + 20, WALL)
+    cache.add(b"other", WALL + 60, WALL + 15)
+    assert cache.holds(b"key", WALL + 15)
 
 
 @pytest.mark.parametrize("kind", KINDS)
