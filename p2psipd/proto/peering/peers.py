@@ -144,7 +144,16 @@ class PeeringPolicy:
     in ``peers``.  Domains are normalised here.
     """
 
-    __slots__ = ("_accept_authorities", "_accept_domains", "_deny", "_federations", "_known", "_peers", "default")
+    __slots__ = (
+        "_accept_authorities",
+        "_accept_domains",
+        "_deny",
+        "_federations",
+        "_known",
+        "_peers",
+        "_signers",
+        "default",
+    )
 
     def __init__(
         self,
@@ -159,6 +168,8 @@ class PeeringPolicy:
         self.default = default
         # It is asked with every request, and a certificate may have many names.
         self._known: dict[tuple[bytes, Usage | None], Standing] = {}
+        # By domain the certificate that last signed for it.
+        self._signers: dict[str, CheckedCertificate] = {}
         self._peers = {normal_domain(peer.domain): peer for peer in peers}
         self._accept_domains = frozenset(map(normal_domain, accept_domains)) - {""}
         self._accept_authorities = frozenset(accept_authorities)
@@ -225,9 +236,15 @@ class PeeringPolicy:
         It must speak for that domain (RFC 4474 section 13.4, RFC 8224 section 8.4), unless it is to answer for
         a telephone number (``by_number``, RFC 8224 section 8.2).  Raises CertificateRefused.
         """
+        known = self._signers.get(domain)
+        if known is not None and chain and known.certificate.der == chain[0]:
+            if known.valid_from <= wall <= known.valid_until:
+                return known
         settings = self.settings(domain)
         checked = settings.anchors.check(chain, wall, Usage.SIGNER)
-        if not by_number and not checked.certificate.speaks_for(domain, settings.san_match):
+        if checked.certificate.speaks_for(domain, settings.san_match):
+            remember(self._signers, domain, checked, _KNOWN_SIZE)
+        elif not by_number:
             raise _not_named(checked.certificate, domain)
         return checked
 

@@ -378,8 +378,8 @@ class _Rfc8224:
         elif compact:
             raise _Refusal(STALE, "date", "no Date", url=url)
         claims = claims_of(request, date.seconds if date is not None else 0)
-        if not compact:
-            # Signers are known that write no Date; theirs is the signed time in the token.
+        # Signers are known that write no Date; theirs is the signed time in the token.
+        if not compact and (date is None or not passport.says_exactly(header, claims)):
             claims = self._check_claims(request, claims, case.wall)
         _check_host(url, case.info_hosts)
         chain = await _chain(fetch, url)
@@ -404,9 +404,6 @@ class _Rfc8224:
         The caller is always the From of the request: the token must agree, it is never believed instead.
         """
         url = self.header.info
-        if passport.says_exactly(self.header, ours):
-            _check_fresh(self.fresh_for, ours.iat, wall, url)
-            return ours
         try:
             token = passport.read_full_token(self.header)
         except IdentitySyntaxError as error:
