@@ -88,7 +88,7 @@ class Launcher(MultiService):
         MultiService.__init__(self)
         self._make: Callable[[], NodeService] = lambda: make_node(reactor, checked, material, log, file)
         self._log = log
-        self._file = file
+        self._checked = checked
 
     def setServiceParent(self, parent: Any) -> None:
         """Give the application our log observer on the way in; twistd asks it for one."""
@@ -107,8 +107,12 @@ class Launcher(MultiService):
         except (config.ConfigError, StateError, CertificateFileError) as error:
             log.critical("{error}", error=error)
             raise SystemExit(config.EXIT_CONFIG) from None
-        except (CannotListenError, ControlSocketInUse) as error:
-            log.critical("{file}: {error}", file=self._file, error=error)
+        except CannotListenError as error:
+            key = config.listener_key(self._checked, error.interface, error.port)
+            log.critical("{fault}", fault=self._checked.fault(key, f"cannot listen there: {error.socketError}"))
+            raise SystemExit(1) from None
+        except ControlSocketInUse as error:
+            log.critical("{fault}", fault=self._checked.fault("node.control", str(error)))
             raise SystemExit(1) from None
 
 

@@ -201,7 +201,7 @@ def test_state_of_another_node(daemon: Daemon) -> None:
 
 @pytest.mark.system
 def test_address_taken(daemon: Daemon) -> None:
-    """An address that another program has is named in one line."""
+    """An address that another program has is one line with file, line and key."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         daemon.write(listen=f"127.0.0.1:{port}")
@@ -209,7 +209,8 @@ def test_address_taken(daemon: Daemon) -> None:
     assert ended.returncode == 1
     last = json.loads(ended.stdout.splitlines()[-1])
     assert last["level"] == "critical"
-    assert f"127.0.0.1:{port}" in last["msg"]
+    line = 1 + daemon.config.read_text().splitlines().index(f'listen = "127.0.0.1:{port}"')
+    assert last["msg"].startswith(f"{daemon.config}:{line}: peer.listen: cannot listen there: ")
 
 
 @pytest.mark.system

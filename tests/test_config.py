@@ -226,6 +226,19 @@ def test_all_faults_at_once(overlay: Path) -> None:
     ]
 
 
+def test_faults_between_keys_are_told_beside_the_others(overlay: Path) -> None:
+    """What the other keys say wrongly among themselves is told in the same go as types and unknown keys, and a key
+    that is at fault is told once."""
+    text = MINIMAL.replace('"overlay.xml"', '"none.xml"').replace('"node.key"', "7") + "first = 1\n"
+    text = text.replace('["peer"]', '["peer", "spi"]')
+    assert [line.split(": expected")[0] for line in faults_of(text, overlay)] == [
+        "p2psipd.toml:2: overlay.document",
+        "p2psipd.toml:5: identity.key",
+        "p2psipd.toml:7: node.roles[1]",
+        "p2psipd.toml:10: peer.first",
+    ]
+
+
 _WEB = '[sip]\nwss = ["[::]:5443"]\n'
 
 
@@ -250,14 +263,21 @@ _WEB = '[sip]\nwss = ["[::]:5443"]\n'
         (("[peer]", "[peer"), "p2psipd.toml:8: expected TOML"),
         (("[peer]", "[echo]\nports = [1]\n[peer]"), "p2psipd.toml:9: echo.ports: expected a list of 2 elements"),
         (("[peer]", '[echo]\nuser = "A b"\n[peer]'), "p2psipd.toml:9: echo.user: expected a name of a-z"),
-        (("[peer]", "[peer]\nconnect_seconds = nan"), "toml:9: peer.connect_seconds: expected a number above 0"),
+        (("[peer]", "[peer]\nconnect_seconds = nan"), "p2psipd.toml:9: peer.connect_seconds: expected a number above"),
         (("[peer]", "dns = 3\n[peer]"), "node.dns: unknown key"),
         (('[node]\nroles = ["peer"]', ""), "p2psipd.toml: node: missing; expected this table"),
         (('"node.pem"', '"plain/node.pem"'), "identity.key"),
         (('"node.pem"', '"overlay.xml"'), "p2psipd.toml:4: identity.certificate: "),
         (('"overlay.xml"', '"node.pem"'), "node.pem:"),
         (("[peer]", _WEB + "[peer]"), "sip.wss: expected sip.certificate and sip.key beside it"),
-        (("[peer]", _WEB + "[peer]"), "sip.tcp: expected sip.public_host beside it"),
+        (("[peer]", _WEB + "[peer]"), "sip.wss: expected sip.public_host beside it"),
+        (("[peer]", '[sip]\ntcp = ["127.0.0.1:6084"]\n[peer]'), "sip.tcp: expected an address of its own"),
+        (("[peer]", '[sip]\nudp = ["127.0.0.1:1"]\npublic_host = "a b"\n[peer]'), "p2psipd.toml:10: sip.public_host"),
+        (("[peer]", '[echo]\nhost = "a b"\n[peer]'), "p2psipd.toml:9: echo.host: expected a numeric IP address"),
+        (('["peer"]', '["peer"]\nlog_file = "no/such/log"'), "p2psipd.toml:8: node.log_file: expected a directory at"),
+        (('["peer"]', '["peer"]\nkeylog = "/"'), "p2psipd.toml:8: node.keylog: expected a file, / is a directory"),
+        (('["peer"]', '["peer"]\nstate = "a\\u0000b"'), "p2psipd.toml:8: node.state: expected the name of a file"),
+        (('["peer"]', '["peer"]\ncontrol = "node.key"'), "p2psipd.toml:8: node.control: expected a socket or nothing"),
         (
             ("[peer]", '[sip]\ntcp = ["127.0.0.1:1"]\ndomains = ["a.test"]\nredirect_domains = ["b.test"]\n[peer]'),
             "sip.redirect_domains: expected domains of sip.domains, not b.test",

@@ -23,5 +23,6 @@ from p2psipd.config.model import parse_address as parse_address
 from p2psipd.config.reading import DEFAULT_NODE_SIP_PORT as DEFAULT_NODE_SIP_PORT
 from p2psipd.config.reading import KEYLOG_VARIABLE as KEYLOG_VARIABLE
 from p2psipd.config.reading import echo_host as echo_host
+from p2psipd.config.reading import listener_key as listener_key
 from p2psipd.config.reading import load as load
 from p2psipd.config.reading import parse as parse

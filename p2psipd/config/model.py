@@ -107,17 +107,27 @@ def _to_fingerprint(text: str) -> str:
     return f"sha256:{digest}"
 
 
+def _to_host(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return _to_domain(text)
+
+
 AnyAddress = Annotated[Address, Read(_to_address)]
 Listener = Annotated[Address, Read(_to_address), Then(_to_listener)]
 Dialable = Annotated[Address, Read(_to_address), Then(_to_dialable)]
 Dialled = Annotated[str, Matches(r"[0-9*#]{1,32}", "expected a number as it is dialled")]
 IpAddress = Annotated[str, Then(_to_ip_address)]
+OptionalIpAddress = Annotated[str, Then(lambda text: text and _to_ip_address(text))]
 NameServer = Annotated[Address, Read(_to_name_server)]
 OptionalListener = Annotated[Address | None, Read(_to_optional_listener)]
 Domain = Annotated[str, Then(_to_domain)]
 Fingerprint = Annotated[str, Then(_to_fingerprint)]
 #: A file name; relative ones are resolved against the directory of the configuration file by :func:`load`.
-FileName = Annotated[str, Length(1)]
+FileName = Annotated[str, Matches(r"[^\0]+", "expected the name of a file")]
+OptionalFileName = Annotated[str, Matches(r"[^\0]*", 'expected the name of a file, or "" for none')]
+Host = Annotated[str, Then(_to_host)]
 Seconds = Annotated[float, Bounds(above=0, most=86400)]
 Count = Annotated[int, Bounds(1, 1_000_000)]
 
@@ -147,9 +157,9 @@ class NodeSection:
     control: FileName = "control.sock"
     log_level: LogLevel = "info"
     log_format: Literal["text", "json"] = "text"
-    log_file: str = ""
+    log_file: OptionalFileName = ""
     drain_seconds: Seconds = 10.0
-    keylog: str = ""
+    keylog: OptionalFileName = ""
     metrics: OptionalListener = None
 
 
@@ -196,7 +206,7 @@ class SipSection:
     domains: tuple[Domain, ...] = ()
     node_listen: Listener | None = None
     node_advertise: Dialable | None = None
-    public_host: str | None = None
+    public_host: Host | None = None
     min_expires_seconds: Count = 60
     max_expires_seconds: Count = 3600
     default_expires_seconds: Count = 3600
@@ -209,7 +219,7 @@ class SipSection:
     max_connections: Count = 2000
     max_connections_per_address: Count = 64
     ring_seconds: Count = 180
-    call_records: str = ""
+    call_records: OptionalFileName = ""
     call_records_bytes: Annotated[int, Bounds(0)] = 100_000_000
     turn_seconds: Count = 30
     follow_redirects: bool = True
@@ -233,7 +243,7 @@ class EchoSection:
     """``[echo]``: the user that gives back what it hears."""
 
     user: Annotated[str, Matches("[a-z0-9._-]+", "expected a name of a-z, 0-9, dot, hyphen and underscore")] = "echo"
-    host: str = ""
+    host: OptionalIpAddress = ""
     ports: tuple[int, int] = (30_000, 30_999)
     max_calls: Annotated[int, Bounds(1, 1000)] = 20
     max_seconds: Seconds = 120.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -44,12 +45,47 @@ def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None)
 def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -> NodeConfig:
     """Check ``content``, the octets of the configuration file named ``file``; as :func:`load`."""
     values, lines = parse_toml(content, file)
-    config = replace(read_table(NodeConfig, values, file, lines), _file=file, _lines=lines)
-    config = _resolve(config, Path(file).absolute().parent, environ or {})
-    faults = [config.fault(key, message) for key, message in _cross_faults(config)]
+    faults: list[Fault] = []
+    try:
+        config = read_table(NodeConfig, values, file, lines)
+    except ConfigError as error:
+        faults = error.faults
+        # What lies between the other keys is checked all the same: whoever mends the file wants to know it all.
+        config = read_table(NodeConfig, _without(values, faults), file, lines)
+    config = _resolve(replace(config, _file=file, _lines=lines), Path(file).absolute().parent, environ or {})
+    told = {_place(fault.key) for fault in faults}
+    faults += [config.fault(key, message) for key, message in _cross_faults(config) if _place(key) not in told]
     if faults:
         raise ConfigError(faults)
     return config
+
+
+#: What stands for a key that must be there and is at fault.
+_STAND_IN: dict[str, dict[str, Any]] = {
+    "overlay": {"document": "none"},
+    "identity": {"certificate": "none", "key": "none"},
+    "node": {"roles": ["peer"]},
+    "peer": {"listen": "127.0.0.1:6084"},
+}
+
+
+def _place(key: str) -> tuple[str, ...]:
+    """Table and key of a fault, without what is inside the key's value."""
+    return tuple(key.split("[")[0].split(".")[:2])
+
+
+def _without(values: dict[str, Any], faults: Iterable[Fault]) -> dict[str, Any]:
+    """The values of a file without those that are at fault."""
+    places = {_place(fault.key) for fault in faults}
+    kept = {
+        name: {key: value for key, value in table.items() if (name, key) not in places}
+        for name, table in values.items()
+        if (name,) not in places and isinstance(table, dict)
+    }
+    for name, stand_in in _STAND_IN.items():
+        if name in kept or (name,) in places:
+            kept[name] = {**stand_in, **kept.get(name, {})}
+    return kept
 
 
 def parse_toml(content: bytes, file: str) -> tuple[dict[str, Any], dict[KeyPath, int]]:
@@ -116,6 +152,13 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
     if "peering" in config.node.roles:
         faults += _peering_faults(config)
     faults += _dns_faults(config.dns)
+    return faults + _file_faults(config) + _listener_faults(config)
+
+
+def _file_faults(config: NodeConfig) -> list[tuple[str, str]]:
+    """Files that must be there and are not, and names under which nothing can be written."""
+    faults: list[tuple[str, str]] = []
+    sip = config.sip
     names = [("overlay.document", config.overlay.document), ("identity.certificate", config.identity.certificate)]
     names.append(("identity.key", config.identity.key))
     if sip is not None and "sip" in config.node.roles:
@@ -125,11 +168,54 @@ def _cross_faults(config: NodeConfig) -> list[tuple[str, str]]:
             faults.append((key, f"expected a file, there is none at {name}"))
         elif not os.access(name, os.R_OK):
             faults.append((key, f"expected a readable file: {name}"))
-    for key, name in (("node.state", config.node.state), ("node.control", config.node.control)):
-        if not os.path.isdir(os.path.dirname(name)):
+    written = [(f"node.{key}", getattr(config.node, key)) for key in ("state", "control", "log_file", "keylog")]
+    if sip is not None:
+        written.append(("sip.call_records", sip.call_records))
+    for key, name in written:
+        if name and not os.path.isdir(os.path.dirname(name)):
             faults.append((key, f"expected a directory at {os.path.dirname(name)}"))
+        elif name and os.path.isdir(name):
+            faults.append((key, f"expected a file, {name} is a directory"))
+    if os.path.exists(config.node.control) and not stat.S_ISSOCK(os.stat(config.node.control).st_mode):
+        faults.append(("node.control", f"expected a socket or nothing yet, {config.node.control} is a file"))
     if len(os.fsencode(config.node.control)) > 107:
         faults.append(("node.control", "expected a path of at most 107 bytes, the limit of Unix sockets"))
+    return faults
+
+
+def listeners(config: NodeConfig) -> list[tuple[str, Address]]:
+    """Every address where this node listens over TCP, with the key that says so."""
+    found = [("peer.listen", config.peer.listen)] if config.peer is not None and config.has("peer") else []
+    if config.sip is not None and config.has("sip"):
+        sip = config.sip
+        found += [(f"sip.{key}", address) for key in ("tcp", "tls", "wss", "ws") for address in getattr(sip, key)]
+        if sip.node_listen is not None:
+            found.append(("sip.node_listen", sip.node_listen))
+    if config.has("peering"):
+        found += [("peering.listen", address) for address in config.peering.listen]
+    if config.node.metrics is not None:
+        found.append(("node.metrics", config.node.metrics))
+    return found
+
+
+def listener_key(config: NodeConfig, host: str | None, port: int | str) -> str:
+    """The key that says that the node listens there: at a port of a host, or with a path for a port at a socket."""
+    if isinstance(port, str):
+        return "node.control"
+    for key, address in listeners(config):
+        if address == (host, port):
+            return key
+    udp = config.sip.udp if config.sip is not None else ()
+    return "sip.udp" if (host, port) in udp else ""
+
+
+def _listener_faults(config: NodeConfig) -> list[tuple[str, str]]:
+    taken: dict[Address, str] = {}
+    faults: list[tuple[str, str]] = []
+    for key, address in listeners(config):
+        if address in taken and address.port:
+            faults.append((key, f"expected an address of its own: {address} is in {taken[address]} already"))
+        taken[address] = key
     return faults
 
 
@@ -170,8 +256,8 @@ def echo_host(echo: EchoSection, sip: SipSection) -> str:
     """The address for the echo user's media: its own, else the one that phones know of the node."""
     if echo.host:
         return echo.host
-    listeners = (*sip.udp, *sip.tcp, *sip.tls, *sip.wss, *sip.ws)
-    return listeners[0].host if listeners else ""
+    addresses = (*sip.udp, *sip.tcp, *sip.tls, *sip.wss, *sip.ws)
+    return addresses[0].host if addresses else ""
 
 
 def _route_fault(value: str) -> str:
@@ -199,11 +285,12 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     for key, secure in (("sip.tls", sip.tls), ("sip.wss", sip.wss)):
         if secure and not (sip.certificate and sip.key):
             faults.append((key, "expected sip.certificate and sip.key beside it"))
-    for key, listeners in (("sip.udp", sip.udp), ("sip.tcp", (*sip.tcp, *sip.tls, *sip.wss, *sip.ws))):
-        if len(set(listeners)) < len(listeners):
-            faults.append((key, "expected each address and port once"))
-        if not sip.public_host and any(address.host in ("0.0.0.0", "::") for address in listeners):
-            faults.append((key, "expected sip.public_host beside it: Via and Record-Route must name this node"))
+    if len(set(sip.udp)) < len(sip.udp):
+        faults.append(("sip.udp", "expected each address and port once"))
+    for key in ("udp", "tcp", "tls", "wss", "ws"):
+        if not sip.public_host and any(address.host in ("0.0.0.0", "::") for address in getattr(sip, key)):
+            text = "expected sip.public_host beside it: Via and Record-Route must name this node"
+            faults.append((f"sip.{key}", text))
     node = sip.node_listen
     if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
         faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -102,9 +103,14 @@ class AdminService(Service):
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket that a node left behind when it was killed; one that is served is left alone."""
+    """Remove the socket that a node left behind when it was killed.
+
+    One that is served is left alone, and so is what is no socket: it is a file that somebody needs.
+    """
     if not os.path.exists(path):
         return
+    if not stat.S_ISSOCK(os.stat(path).st_mode):
+        raise ControlSocketInUse(f"{path}: expected a socket or nothing yet, this is a file")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:

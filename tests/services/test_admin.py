@@ -143,6 +143,15 @@ class AdminTests(TestCase):
         self.serve()
         self.assertEqual(await self.ask("/later"), "later")
 
+    async def test_what_is_no_socket_stays(self) -> None:
+        """A file that stands where the socket should be is refused, and not removed."""
+        path = f"{self.path}.key"
+        with open(path, "w"):
+            self.addCleanup(os.unlink, path)
+        with self.assertRaises(ControlSocketInUse):
+            AdminService(reactor, path, {}).startService()
+        self.assertTrue(os.path.exists(path))
+
     async def test_metrics_over_tcp(self) -> None:
         """Over TCP there are the metrics and nothing else."""
         from urllib.error import HTTPError
