@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import urlsafe_b64decode
 from uuid import UUID
 
 import pytest
@@ -246,6 +247,28 @@ def test_peering_053_only_owned_numbers_by_policy() -> None:
     got = border.alice.ask(border.alice.request("MESSAGE", BOB, from_=OTHER))
     assert isinstance(got, Response) and (got.status, got.reason) == (403, "Not Your Number")
     assert border.first.quiet() and border.second.quiet()
+
+
+def test_peering_054_a_user_may_call_anonymously() -> None:
+    """anonymous@ our domain goes out for any user who has proved to be one: signed, with attestation B, and nothing in
+    it names the caller, who has its limits all the same; without the password there is no call.
+    """
+    border = Border(settings=PeerSettings(shaken=True))
+    sender = f'"Anonymous" <sip:anonymous@{DOMAIN}>;tag=1'
+    border.alice.contact = "sip:10.1.0.1:5070"
+    border.call(BOB, from_=sender)
+    sent = border.first.take()
+    token = read_full_token(parse_identity_header(sent.get("identity") or ""))
+    assert token.claims.attest == "B" and token.claims.orig.value == f"sip:anonymous@{DOMAIN}"
+    tokens = [route.uri.user or "" for route in sent.record_routes if isinstance(route.uri, SipUri)]
+    assert any(b"anonymous" in urlsafe_b64decode(f"{text}==") for text in tokens if not text.startswith("x."))
+    for written_by_the_phone in ("via", "call-id"):
+        sent.remove(written_by_the_phone)
+    assert all(b"alice" not in each for each in (sent.encode(), *(urlsafe_b64decode(f"{text}==") for text in tokens)))
+    assert border.node.service._calls._of_user["alice@overlay.example"] == 1
+    border.alice.password = "guessed"
+    got = border.alice.ask(border.alice.request("MESSAGE", BOB, from_=sender))
+    assert isinstance(got, Response) and got.status == 407
 
 
 def test_peering_060_option_tags_pass() -> None:

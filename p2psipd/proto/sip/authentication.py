@@ -178,6 +178,11 @@ def names_user(credentials: Credentials, uri: SipUri, domain: str) -> bool:
     return bool(user) and (compare_digest(given, user) or compare_digest(given, user + b"@" + domain.encode()))
 
 
+def _is_anonymous(uri: SipUri) -> bool:
+    """Whether a From address says that its user wants to stay unnamed, at a domain that answers for it."""
+    return uri.unescaped_user.lower() == "anonymous"
+
+
 def may_assert(peer: NodeIdentity, uri: object) -> bool:
     """Whether a node may send a request in the name of `uri` (its From): the table of profile section 2.
 
@@ -269,19 +274,21 @@ class Gatekeeper:
         if not all(may_assert(peer, uri) for uri in uris):
             raise Refused(403, "Not Yours to Assert", why="refused_assertion")
 
-    async def prove(self, flow: Any, request: Request, wall: float) -> None:
-        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3).
+    async def prove(self, flow: Any, request: Request, wall: float) -> str:
+        """407 until the sender has proved to be the user in From (RFC 3261 section 22.3), or, where that is anonymous,
+        any user of the domain: who it was ("alice@domain"), and "" where From says it.
 
         What it asserts itself is removed. A phone that was set up with our address instead of the domain gets the
         name asserted that it has proved, because other nodes know nothing of that address.
         """
         sender = request.from_.uri
         user = self._identity(sender)
-        await self._demand(flow, request, user, wall, proxy=True)
+        name = await self._demand(flow, request, user, wall, proxy=True)
         _consume(request, user.host)
         disown(request)
         if user is not sender:
             request.set("P-Asserted-Identity", f"<{user.bare()}>")
+        return f"{name.partition('@')[0]}@{user.host}" if _is_anonymous(user) else ""
 
     async def registering(self, flow: Any, request: Request, wall: float) -> SipUri:
         """The user whose bindings a REGISTER is about, once it has proved to be that user (section 10.3 steps
@@ -324,8 +331,8 @@ class Gatekeeper:
             if await self._credentials.ha1(uri.unescaped_user, uri.host) is None:
                 raise Refused(404, why="unknown_user")
 
-    async def _demand(self, flow: Any, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> None:
-        """Pass only who proves by digest to be the user of `uri`.
+    async def _demand(self, flow: Any, request: Request, uri: SipUri, wall: float, *, proxy: bool) -> str:
+        """Pass only who proves by digest to be the user of `uri`; by what name. A caller (`proxy`) may be anonymous.
 
         Nothing is looked up for who presents nothing, a nonce that nobody here made, or too many wrong passwords; and
         a refusal takes the same time whether or not there is such a user.
@@ -338,9 +345,10 @@ class Gatekeeper:
         else:
             verdict, why = await self._judge(presented, request, realm, wall, source)
             if verdict is Verdict.GOOD:
-                if not (names_user(presented, uri, realm) or await self._owns(presented, uri, realm)):
+                named = names_user(presented, uri, realm) or (proxy and _is_anonymous(uri))
+                if not (named or await self._owns(presented, uri, realm)):
                     raise Refused(403, "Not Your Name", why="refused_identity")
-                return
+                return presented.username
             stale = verdict is Verdict.STALE
         headers = self._digest.challenge(request, realm, wall, proxy=proxy, stale=stale, source=source)
         raise Refused(407 if proxy else 401, headers=headers, why=why)

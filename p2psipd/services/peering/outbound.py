@@ -312,12 +312,14 @@ class Outbound:
     async def attests(self, request: Request) -> str:
         """The attestation of a request of our own users (RFC 8588): registrars let only those through who have proved
         to be the user in From, or the owner of its number. "A" for a user and a number with an owner; "B" for another
-        number, whoever may log in by its name, and where the overlay cannot be asked.
+        number, whoever may log in by its name, where the overlay cannot be asked, and for who is anonymous.
 
         Raises Refused (403) for such a number where the policy lets only owned ones go out.
         """
         sender = request.from_.uri
         owned = True
+        if isinstance(sender, SipUri) and sender.unescaped_user.lower() == "anonymous":
+            return attestation(True, False)
         if asserts_number(sender):
             try:
                 owned = await self._owner(sender) is not None

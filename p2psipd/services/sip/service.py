@@ -590,15 +590,17 @@ class SipService(Service):
         if peer is not None and not outside:
             await self._judge(flow, request)
         # Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
-        emergency = self._calls_for_help(flow, request)
+        emergency, user = self._calls_for_help(flow, request), ""
         if peer is None and (not redirected or self._settings.redirect_authenticates):
-            await self._gate.prove(flow, request, self._clocks.wall())
+            unnamed = await self._gate.prove(flow, request, self._clocks.wall())
             self._door.proved(flow)
             context.user = _sender(request)
-            if not emergency and not self._door.may_send(context.user):
+            # Our Record-Route names context.user; who is anonymous has limits all the same.
+            user = unnamed or context.user
+            if not emergency and not self._door.may_send(user):
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
         if request.method == "INVITE" and not redirected:
-            context.call = self._calls.begin(request, flow, context.user, limited=not emergency, proved=proved)
+            context.call = self._calls.begin(request, flow, user, limited=not emergency, proved=proved)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
