@@ -107,6 +107,29 @@ def test_peering_008_help_before_policy(tmp_path: Path, uri: str) -> None:
     assert not any("arpa" in name for name in outside.asked)
 
 
+@pytest.mark.parametrize(
+    "sender", ["<sip:12ab@a.test;user=phone>", "<sip:+13125550000@a.test;user=phone>", "<sip:alice@x.test>"]
+)
+def test_peering_008_help_whatever_the_phone_writes(tmp_path: Path, sender: str) -> None:
+    """A From that no other call may bear, and a clock that is wrong, stop no emergency call; ours is the Date then."""
+    outside = Outside(tmp_path, PSAP)
+    outside.policy.file.identity.__dict__["numbers"] = "owned"
+    found = outside.located("tel:911")
+    assert found is not None and found[0].route_maker is not None
+    lines = [
+        ("Via", "SIP/2.0/TLS 10.0.0.9;branch=z9hG4bK1"),
+        ("From", f"{sender};tag=1"),
+        ("To", "<tel:911>"),
+        ("Call-ID", "1"),
+        ("CSeq", "1 INVITE"),
+        ("Date", "Thu, 01 Jan 1970 00:00:10 GMT"),
+    ]
+    attempt = run(found[0].route_maker(Request("INVITE", "tel:911", lines, b""), found[0]).next(None))
+    assert attempt is not None
+    assert attempt.request.has("identity") is ("a.test" in sender)
+    assert "1970" not in (attempt.request.get("date") or "")
+
+
 def test_peering_008_help_at_home(tmp_path: Path) -> None:
     """A target in our own domain is a user of ours; other domains have no emergency calls here."""
     outside = Outside(tmp_path, '[emergency]\ntarget = "sip:alice@a.test"\n')

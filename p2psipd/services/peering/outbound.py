@@ -160,7 +160,7 @@ class Outbound:
 
         def make(request: Request, target: Target) -> Route:
             ways = self.ways(analysis, "" if relays else from_domain(request), judged=not emergency)
-            return PeeringRoute(self, request, ways, relays=relays)
+            return PeeringRoute(self, request, ways, relays=relays, urgent=emergency)
 
         return Target(str(analysis.uri), instance=INSTANCE, route_maker=make)
 
@@ -309,12 +309,12 @@ class Outbound:
         """Whether a connection was lost because the peer did not take our certificate."""
         return bool(self._connections.refused_by_peer(flow))
 
-    async def attests(self, request: Request) -> str:
+    async def attests(self, request: Request, *, refuses: bool = True) -> str:
         """The attestation of a request of our own users (RFC 8588): registrars let only those through who have proved
         to be the user in From, or the owner of its number. "A" for a user and a number with an owner; "B" for another
         number, whoever may log in by its name, where the overlay cannot be asked, and for who is anonymous.
 
-        Raises Refused (403) for such a number where the policy lets only owned ones go out.
+        Raises Refused (403) for such a number where the policy lets only owned ones go out, if it `refuses`.
         """
         sender = request.from_.uri
         owned = True
@@ -325,7 +325,7 @@ class Outbound:
                 owned = await self._owner(sender) is not None
             except LocationUnavailable:
                 owned = False
-        if not owned and request.to_tag is None and self.peering().file.identity.numbers == "owned":
+        if refuses and not owned and request.to_tag is None and self.peering().file.identity.numbers == "owned":
             raise Refused(403, "Not Your Number", why="from number")
         return attestation(True, owned)
 
@@ -353,14 +353,23 @@ class PeeringRoute:
     """A Route (proto.sip.locating) over the ways to a peer.
 
     `relays`: the request came from another domain, and may only go on where a federation lets it. `other` is the
-    peer's domain inside a dialog.
+    peer's domain inside a dialog. `urgent` is a call to the emergency services: no From, Date or certificate stops it,
+    and what cannot be signed goes out as it is.
     """
 
     log = Logger()
 
     def __init__(
-        self, outbound: Outbound, request: Request, ways: AsyncIterator[Way], *, relays: bool = False, other: str = ""
+        self,
+        outbound: Outbound,
+        request: Request,
+        ways: AsyncIterator[Way],
+        *,
+        relays: bool = False,
+        other: str = "",
+        urgent: bool = False,
     ) -> None:
+        self._urgent = urgent
         self._outbound = outbound
         self._request = request
         self._ways = ways
@@ -424,7 +433,15 @@ class PeeringRoute:
         self._way = way
         self._signing = signing
         peering = outbound.peering()
-        sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
+        if self._urgent:
+            # A phone whose clock is wrong: with our own Date it can be signed.
+            request.remove("date")
+        try:
+            sign_request(request, self._signing, peering.own, peering.identity_url, outbound.wall())
+        except Refused as error:
+            if not self._urgent:
+                raise
+            self.log.error("an emergency call goes out without Identity: {reason}", reason=error.reason)
         self._flow = flow
         self._taken += 1
         return Attempt(flow, request)
@@ -441,6 +458,8 @@ class PeeringRoute:
             return ours
         if request.to_tag is not None:
             return _speaker(request, peering.own.domains)
+        if self._urgent:
+            return domain if domain in peering.own.domains else peering.own.domains[0]
         return check_from(request, peering.own.domains)
 
     async def _first_signing(self, way: Way, own_domain: str) -> Signing:
@@ -448,7 +467,9 @@ class PeeringRoute:
         settings = outbound.peering().policy.settings(way.hop.domain)
         if not settings.shaken and (self._relays or outbound.peering().file.identity.numbers == "any"):
             return Signing.towards(settings)
-        attest = attestation(False, False) if self._relays else await outbound.attests(request)
+        attest = attestation(False, False)
+        if not self._relays:
+            attest = await outbound.attests(request, refuses=not self._urgent)
         if settings.shaken:
             # One for each call: only our log can tell which are the same caller's (RFC 8588 section 10).
             self._origid = self._origid or _uuid(outbound.random)
