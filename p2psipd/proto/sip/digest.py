@@ -214,6 +214,8 @@ class Credentials(NamedTuple):
                 raise MalformedMessage("unknown qop")
             if not _HEX8.fullmatch(count) or not cnonce:
                 raise MalformedMessage("qop without nc and cnonce")
+            if count == "00000000":
+                raise MalformedMessage("nc counts from 1")
         elif session and not cnonce:
             raise MalformedMessage("session algorithm without cnonce")
         return cls(

@@ -141,6 +141,7 @@ def test_challenges_and_choice() -> None:
         "Digest",
         'Digest username="a"',
         RFC2617.replace("nc=00000001", "nc=1"),
+        RFC2617.replace("nc=00000001", "nc=00000000"),
         RFC2617.replace("qop=auth", "qop=other"),
         RFC2617 + ', realm="twice"',
         RFC2617.replace('"0a4f113b"', '""'),
