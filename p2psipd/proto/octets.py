@@ -98,7 +98,14 @@ class Reader:
 
     def opaque8(self) -> bytes:
         """``opaque<0..2^8-1>``: one length octet, then so many octets."""
-        return self.take(self.u8())
+        start = self.position + 1
+        if start > self.end:
+            raise OctetsError(f"a length of 1 octet expected at {start - 1}")
+        stop = start + self.data[start - 1]
+        if stop > self.end:
+            raise OctetsError(f"{stop - start} octets expected at {start}, {self.end - start} are left")
+        self.position = stop
+        return self.data[start:stop]
 
     def opaque16(self) -> bytes:
         """``opaque<0..2^16-1>``: two length octets, then so many octets."""
@@ -133,7 +140,14 @@ class Reader:
 
     def list16(self) -> int:
         """Read the two-octet length of a list; the position at which the list must end."""
-        return self._stop(self.u16())
+        start = self.position + 2
+        if start > self.end:
+            raise OctetsError(f"a length of 2 octets expected at {start - 2}")
+        self.position = start
+        stop = start + (self.data[start - 2] << 8 | self.data[start - 1])
+        if stop > self.end:
+            raise OctetsError(f"a list that ends at {stop} leaves the range, which ends at {self.end}")
+        return stop
 
     def list24(self) -> int:
         """Read the three-octet length of a list; the position at which the list must end."""
@@ -141,7 +155,14 @@ class Reader:
 
     def list32(self) -> int:
         """Read the four-octet length of a list; the position at which the list must end."""
-        return self._stop(self.u32())
+        start = self.position + 4
+        if start > self.end:
+            raise OctetsError(f"a length of 4 octets expected at {start - 4}")
+        self.position = start
+        stop = start + int.from_bytes(self.data[start - 4 : start], "big")
+        if stop > self.end:
+            raise OctetsError(f"a list that ends at {stop} leaves the range, which ends at {self.end}")
+        return stop
 
     def rest(self) -> bytes:
         """Everything that is left."""

@@ -31,6 +31,8 @@ _SEQUENCES: Final = 0x100000000
 _MASK: Final = 0xFFFFFFFF
 _DATA_HEAD = Struct(">BIBH")
 _ACK = Struct(">BII")
+_SEQUENCE = Struct(">I")
+_SEQUENCE_RECEIVED = Struct(">II")
 _DATA_HEAD_SIZE: Final = _DATA_HEAD.size
 _ACK_SIZE: Final = _ACK.size
 
@@ -106,14 +108,14 @@ class FrameDecoder:
                 stop = position + _ACK_SIZE
                 if stop > size:
                     break
-                _, sequence, received = _ACK.unpack_from(data, position)
-                frames.append(AckFrame(sequence, received))
+                # Half as dear as to call the class, and each message comes with two frames.
+                frames.append(tuple.__new__(AckFrame, _SEQUENCE_RECEIVED.unpack_from(data, position + 1)))
             else:
                 stop = self._data_end(data, position)
                 if stop > size or stop < 0:
                     break
-                _, sequence, _, _ = _DATA_HEAD.unpack_from(data, position)
-                frames.append(DataFrame(sequence, data[position + _DATA_HEAD_SIZE : stop]))
+                (sequence,) = _SEQUENCE.unpack_from(data, position + 1)
+                frames.append(tuple.__new__(DataFrame, (sequence, data[position + _DATA_HEAD_SIZE : stop])))
             position = stop
         if position < size:
             self._buffer += data[position:]
@@ -156,6 +158,11 @@ class AckHistory:
         if self._highest is None:
             self._highest, self._bits = sequence, 1
             return 0
+        if sequence == self._highest + 1:  # nearly always
+            self._highest = sequence
+            received = self._bits << 1 & _MASK
+            self._bits = received | 1
+            return received
         ahead = (sequence - self._highest) % _SEQUENCES
         if ahead < _SEQUENCES // 2:
             self._bits = ((self._bits << ahead) | 1) & _MASK if ahead < 32 else 1
@@ -200,8 +207,9 @@ class FramedLink:
         sequence = self._sent & _MASK
         frame = encode_data(sequence, message)
         self._sent += 1
-        if len(self._unacked) < MAX_UNACKED:
-            self._unacked.append((sequence, now))
+        unacked = self._unacked
+        if len(unacked) < MAX_UNACKED:
+            unacked.append((sequence, now))
         return frame
 
     def receive(self, data: bytes, now: float) -> tuple[list[bytes], bytes]:
@@ -210,20 +218,20 @@ class FramedLink:
         Raises ``InvalidMessage`` or ``MessageTooLarge`` for garbage; the link cannot be used after that.
         """
         messages: list[bytes] = []
-        acks: list[bytes] = []
+        acks = b""
         for frame in self._decoder.feed(data):
             if frame.__class__ is DataFrame:
                 sequence, message = frame
                 messages.append(message)
-                acks.append(_ACK.pack(ACK, sequence, self._history.note(sequence)))
+                acks += _ACK.pack(ACK, sequence, self._history.note(sequence))
             else:
                 self._acknowledged(frame[0], now)
-        return messages, b"".join(acks)
+        return messages, acks
 
     def _acknowledged(self, sequence: int, now: float) -> None:
         """Measure with the acknowledged message; TCP keeps the order, so those before it arrived as well."""
         if self._unacked and self._unacked[0][0] == sequence:  # nearly always: they are acknowledged one by one
-            self._measure(max(0.0, now - self._unacked.popleft()[1]))
+            self._measure(now - self._unacked.popleft()[1])
             return
         behind = (self._sent - sequence) % _SEQUENCES
         if not 0 < behind <= min(self._sent, _SEQUENCES // 2):
@@ -232,10 +240,12 @@ class FramedLink:
         while unacked and (self._sent - unacked[0][0]) % _SEQUENCES >= behind:
             sent_sequence, sent_at = unacked.popleft()
             if sent_sequence == sequence:
-                self._measure(max(0.0, now - sent_at))
+                self._measure(now - sent_at)
 
     def _measure(self, rtt: float) -> None:
         """RFC 6298 section 2 with a clock granularity of a millisecond (RFC 6940 section 6.6.3.1)."""
+        if rtt < 0.0:
+            rtt = 0.0
         if self.srtt is None or self.rttvar is None:
             self.srtt = rtt
             self.rttvar = rtt / 2
@@ -243,4 +253,4 @@ class FramedLink:
             self.rttvar = 0.75 * self.rttvar + 0.25 * abs(self.srtt - rtt)
             self.srtt = 0.875 * self.srtt + 0.125 * rtt
         rto = self.srtt + max(0.001, 4 * self.rttvar)
-        self.rto = max(MIN_RTO, ceil(rto * 1000 - 1e-6) / 1000)
+        self.rto = MIN_RTO if rto <= MIN_RTO else ceil(rto * 1000 - 1e-6) / 1000

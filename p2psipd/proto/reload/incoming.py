@@ -21,12 +21,14 @@ class IncomingRequest:
     `node` signed it; `link_node` is the node at the other end of the link it came over (None: ourselves), so
     that `node == link_node` says that it came over the connection bound to its signer, as Join and Leave must
     (RFC 6940 sections 6.4.2.1 and 6.4.2.2).  `certificates` maps SHA-256 to DER of what came in the security
-    block.  `addressed_to_us` is false when the destination was a Resource-ID or the wildcard.
+    block.  `addressed_to_us` is false when the destination was a Resource-ID or the wildcard.  `answered` is true
+    once `answer` or `fail` was called.
     """
 
     __slots__ = (
         "_reply",
         "addressed_to_us",
+        "answered",
         "body",
         "certificates",
         "code",
@@ -55,6 +57,7 @@ class IncomingRequest:
         self.certificates = certificates
         self.hops = hops
         self.addressed_to_us = addressed_to_us
+        self.answered = False
         self._reply = reply
 
     @property
@@ -64,8 +67,10 @@ class IncomingRequest:
 
     def answer(self, body: Body, certificates: Iterable[bytes] = ()) -> None:
         """Send `body` as the response; `certificates` (DER) are needed to verify what is in it."""
+        self.answered = True
         self._reply(body, certificates)
 
     def fail(self, error: ReloadError) -> None:
         """Send an error response."""
+        self.answered = True
         self._reply(error, ())

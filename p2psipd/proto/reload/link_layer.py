@@ -257,33 +257,35 @@ class LinkLayer(ABC):
         return float("inf") if link is None else self.now - link.received_at
 
     def _link_bytes(self, item: peer_io.LinkBytes) -> None:
-        link = self.links.get(item.link)
+        link_id, data = item
+        link = self.links.get(link_id)
         if link is None:
             return
+        framed = link.framed
         try:
-            messages, acks = link.framed.receive(item.data, self.now)
+            messages, acks = framed.receive(data, self.now)
         except ReloadError as error:
             self.emit(peer_io.CloseLink(link.id, "malformed frame"))
             self.misbehaved(link.node, "framing", str(error))
             self._link_gone(link, "malformed frame")
             return
         link.received_at = self.now
-        if link.framed.oldest_unacked_at is None:
-            self._busy.discard(link.id)
+        if not framed.unacked:
+            self._busy.discard(link_id)
             link.all_acknowledged()
             if link.suspect:
                 link.suspect = False
                 if link.confirmed:
                     self._route_gained()
         if acks:
-            self.emit(peer_io.SendToLink(link.id, acks))
+            self._out.append(peer_io.SendToLink(link_id, acks))
         if not link.confirmed:
             self._confirm(link)
         for message in messages:
             self._message(link.node, message)
 
     def _write(self, link: Link, message: bytes) -> None:
-        self.emit(peer_io.SendToLink(link.id, link.frame(message, self.now)))
+        self._out.append(peer_io.SendToLink(link.id, link.frame(message, self.now)))
         self._busy.add(link.id)
         if not self._watch_armed:
             self._watch_in(max(_WATCH_FOR, link.framed.rto))

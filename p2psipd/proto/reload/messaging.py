@@ -174,7 +174,6 @@ class Messaging(LinkLayer):
             except ReloadError as error:
                 self._reply(header, previous, None, error, ())
                 return
-            self._answers.put(key, None, self.now)
             request = IncomingRequest(
                 contents.code,
                 body,
@@ -186,6 +185,8 @@ class Messaging(LinkLayer):
                 lambda result, extra: self._reply(header, previous, key, result, extra),
             )
             self._handle(request)
+            if not request.answered:
+                self._answers.put(key, None, self.now)
         else:
             self._answer(header, contents.code, contents.body, signer, certificates)
 
@@ -214,7 +215,7 @@ class Messaging(LinkLayer):
             0,
             (),
             answer_destinations(header.via, previous),
-            answer_options(header),
+            answer_options(header) if header.options else (),
         )
         message = self._sealer.seal(answer_header, result.code, result.encode(), certificates)
         limit = header.max_response_length
@@ -372,11 +373,9 @@ class Messaging(LinkLayer):
         waiting.sent_at = self.now
         link = on or self._first_link(waiting)
         if link is not None:
-            message = waiting.message
-            sequence = self.configuration.sequence.to_bytes(2, "big")
-            if waiting.sends > 1 and message[8:10] not in (sequence, b"\xff\xff"):
-                message = waiting.message = message[:8] + sequence + message[10:]
-            self._write(link, message)
+            if waiting.sends > 1:
+                self._renew_sequence(waiting)
+            self._write(link, waiting.message)
         else:
             self.count("unroutable")
             self._unsent.add(waiting.transaction_id)
@@ -387,6 +386,13 @@ class Messaging(LinkLayer):
         if not self._awaiting_armed:
             self._awaiting_armed = True
             self.call_at(awaiting[0][0], self._look_for_answers)
+
+    def _renew_sequence(self, waiting: Outstanding) -> None:
+        """A repeat carries the configuration sequence of now, which no signature covers."""
+        message = waiting.message
+        sequence = self.configuration.sequence.to_bytes(2, "big")
+        if message[8:10] not in (sequence, b"\xff\xff"):
+            waiting.message = message[:8] + sequence + message[10:]
 
     def _route_gained(self) -> None:
         """A link came up: what found no way at its last transmission goes now, not at its next timer."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _U16 = Struct(">H")
 _CERTIFICATE = Struct(">BH")
 _CODE_LENGTH = Struct(">HI")
+_NO_EXTENSIONS = bytes(4)
 _EXTENSIONS_BUCKET = Struct(">IH")
 _SIGNATURE = Struct(">BB37sH")
 _BY_SHA256 = bytes((CERT_HASH, 0, 34, HASH_SHA256, 32))
@@ -50,7 +51,7 @@ class Sealer:
 
     def seal(self, header: ForwardingHeader, code: int, body: bytes, certificates: Iterable[bytes] = ()) -> bytes:
         """The whole message.  `certificates` (DER) travel beside our own for what is signed inside the body."""
-        contents = MessageContents(code, body).encode()
+        contents = _CODE_LENGTH.pack(code, len(body)) + body + _NO_EXTENSIONS
         data = message_signature_input(self._overlay_hash, header.transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
         block = self._block(certificates) if certificates else self._own_block

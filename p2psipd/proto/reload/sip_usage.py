@@ -36,7 +36,7 @@ A decoder raises ``InvalidMessage`` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from hashlib import md5, sha256
 from typing import Final, NamedTuple
@@ -269,17 +269,13 @@ def read_claim(data: bytes) -> RegistrationClaim:
     claim: RegistrationClaim | None = None
     try:
         stop = 5 + int.from_bytes(data[1:5], "big")
-        aor, position = _field(data, 5)
         if data[0] == _ALIAS:
-            target, position = _field(data, position)
-            position = _field_end(data, position)
+            (aor, target, _), position = _fields(data, 5, _ALIAS_GAPS)
             claim = RegistrationClaim(True, _text(aor), _ALIAS_KEY_PREFIX + _hashed(target)) if target else None
         elif data[0] == _BINDING:
-            destinations, position = _field(data, position)
-            contact, position = _field(data, position)
-            instance_id, position = _field(data, _field_end(data, position) + 2)
+            (aor, destinations, contact, _, instance_id), position = _fields(data, 5, _BINDING_GAPS)
             reg_id = int.from_bytes(data[position : position + 4], "big")
-            position = _field_end(data, _field_end(data, _field_end(data, position + 4) + 12))
+            _, position = _fields(data, position, _BINDING_REST_GAPS)
             identity = b"%b;%d" % (instance_id, reg_id) if instance_id else contact
             claim = RegistrationClaim(False, _text(aor), _hashed(identity)) if destinations and contact else None
         else:
@@ -291,14 +287,23 @@ def read_claim(data: bytes) -> RegistrationClaim:
     return claim
 
 
-def _field_end(data: bytes, position: int) -> int:
-    """Where the opaque<0..2^16-1> at ``position`` ends; IndexError where not even its length is there."""
-    return position + 2 + (data[position] << 8 | data[position + 1])
+# How many octets precede each opaque<0..2^16-1> of a value: AOR, target, extensions of an alias; AOR, destinations,
+# Contact, path, and behind q the instance-id of a binding; behind reg-id its Call-ID, behind CSeq and the time its
+# parameters, and extensions.
+_ALIAS_GAPS: Final = (0, 0, 0)
+_BINDING_GAPS: Final = (0, 0, 0, 0, 2)
+_BINDING_REST_GAPS: Final = (4, 12, 0)
 
 
-def _field(data: bytes, position: int) -> tuple[bytes, int]:
-    stop = position + 2 + (data[position] << 8 | data[position + 1])
-    return data[position + 2 : stop], stop
+def _fields(data: bytes, position: int, gaps: Iterable[int]) -> tuple[list[bytes], int]:
+    """The opaque<0..2^16-1> fields behind these gaps, and where the last one ends; IndexError where not even a length
+    is there."""
+    fields = []
+    for gap in gaps:
+        start = position + gap + 2
+        position = start + (data[start - 2] << 8 | data[start - 1])
+        fields.append(data[start:position])
+    return fields, position
 
 
 def _hashed(identity: bytes) -> bytes:

@@ -112,8 +112,8 @@ class StoredData(NamedTuple):
     def encode(self) -> bytes:
         """The structure with its leading length."""
         storage_time, lifetime, value, signature = self
-        rest = value.encode() + signature.encode()
-        return _STORED.pack(12 + len(rest), storage_time, lifetime) + rest
+        octets, signed = value.encode(), signature.encode()
+        return b"".join((_STORED.pack(12 + len(octets) + len(signed), storage_time, lifetime), octets, signed))
 
 
 class MetaData(NamedTuple):
@@ -370,6 +370,8 @@ def _read_specifiers(reader: Reader, kinds: Kinds) -> tuple[StoredDataSpecifier,
 
 def _read_keys(reader: Reader) -> tuple[bytes, ...]:
     stop = reader.list16()
+    if stop == reader.position:
+        return ()
     keys = []
     while reader.position < stop:
         keys.append(reader.opaque16())

@@ -12,7 +12,7 @@ Readings of the RFC, where it leaves a choice:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from struct import Struct
 from struct import error as StructError
 from typing import Final, NamedTuple
@@ -161,9 +161,10 @@ class ForwardingHeader(NamedTuple):
             raise InvalidMessage(f"fragment offset {self.fragment_offset} exceeds 24 bits")
         fragment = _HIGH_BIT | (_LAST_FRAGMENT if self.last_fragment else 0) | self.fragment_offset
         via = _write_destinations(self.via) if self.via else b""
-        destinations = self.destinations[-1].encode()
-        if len(self.destinations) > 1:
-            destinations = _write_destinations(self.destinations[:-1]) + destinations
+        *through, target = self.destinations
+        destinations = target.encode()
+        if through:
+            destinations = _write_destinations(through) + destinations
         try:
             options = b"".join([option.encode() for option in self.options]) if self.options else b""
             length = HEADER_LENGTH + len(via) + len(destinations) + len(options)
@@ -250,7 +251,7 @@ def decode_header(data: bytes) -> tuple[ForwardingHeader, int]:
     return header, offset
 
 
-def _write_destinations(entries: tuple[Destination, ...]) -> bytes:
+def _write_destinations(entries: Iterable[Destination]) -> bytes:
     """A Via List, or what precedes the last entry of a Destination List: no resource may stand there."""
     octets = []
     for entry in entries:
