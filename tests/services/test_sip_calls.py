@@ -247,6 +247,7 @@ def test_draining_node_takes_no_new_calls() -> None:
     assert alice.take_response(503).get("retry-after") is not None
     alice.send(ack_for(request, Response(503, headers=[("To", f"<{bob.aor}>;tag=1")])))
     assert node.service.statistics()["transactions_lingering"] == 0
+    assert bob.register().status == 503, "no phone relies on a node that is about to end"
     alice.send(in_dialog(alice, "BYE", answer))
     bob.respond(bob.take_request("BYE"), 200)
     alice.take_response(200)

@@ -534,6 +534,9 @@ class SipService(Service):
             if isinstance(peer_of(flow), DomainIdentity):
                 # Phones register at our listeners for phones; no policy of peering lets another domain do so.
                 raise Refused(403, "Not For Other Domains", why="register_from_outside")
+            if self._draining is not None:
+                # What is promised now nobody keeps: the phone had better go elsewhere while its call goes on.
+                raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="draining")
             validate(request, self._gate.home.addresses, ends_here=True)
             take_routes(request, self._gate.home)
             response = await self._registering.register(request, flow)
