@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import implementer
 
-from p2psipd.net.tls import CertificateFileError, KeyLog, new_context
+from p2psipd.net.tls import CertificateFileError, KeyLog, chain_fault, new_context
 from p2psipd.proto.identity.policy import has_identity, ip_identities, sip_identities
 
 
@@ -115,7 +115,7 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
     protocol = connection.get_app_data()
     domain = protocol.wanted_domain
     if not ok:
-        return _refuse(protocol, f"its certificate was refused (OpenSSL error {error})")
+        return _refuse(protocol, f"its certificate was refused: {chain_fault(error)}")
     if depth:
         return True
     der = crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)

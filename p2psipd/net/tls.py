@@ -124,7 +124,7 @@ class NodeTls:
     def _verify(self, connection: SSL.Connection, certificate: crypto.X509, error: int, depth: int, ok: int) -> bool:
         """OpenSSL's callback, once a certificate of the chain, the root first; False refuses."""
         if not ok and not (depth == 0 and error == _SELF_SIGNED):
-            return _refuse(connection, f"chain refused (OpenSSL error {error})")
+            return _refuse(connection, chain_fault(error))
         if depth:
             return True
         try:
@@ -291,9 +291,29 @@ def _look_at_client(connection: SSL.Connection, certificate: crypto.X509, error:
     if isinstance(protocol, TlsProtocol):
         good = bool(ok) or (depth == 0 and error == _WRONG_PURPOSE)
         if not good:
-            protocol.refusal = f"chain not good (OpenSSL error {error})"
+            protocol.refusal = chain_fault(error)
         protocol.verified = good and not protocol.refusal
     return True
+
+
+#: What OpenSSL's commonest verdicts on a chain mean (X509_V_ERR_...).
+_CHAIN_FAULTS = {
+    2: "not under an authority that is known here",
+    7: "its signature does not verify",
+    9: "not valid yet",
+    10: "expired",
+    18: "self-signed",
+    19: "not under an authority that is known here",
+    20: "not under an authority that is known here",
+    21: "not under an authority that is known here",
+    23: "revoked",
+    26: "not for this use",
+}
+
+
+def chain_fault(error: int) -> str:
+    """Why OpenSSL refused a certificate, by its error number, in words for the log."""
+    return _CHAIN_FAULTS.get(error, "chain not good") + f" (OpenSSL error {error})"
 
 
 def _refuse(connection: SSL.Connection, reason: str) -> bool:

@@ -127,7 +127,8 @@ class Inspection:
         if overlay.configuration.expiration < self._wall():
             found.append("the overlay's configuration document has expired: its signer must issue a new one")
         if not overlay.is_joined and self._now() - overlay.started_at > _JOIN_SECONDS:
-            found.append("not joined: no bootstrap peer admits this node, see the log for the reason")
+            why = overlay.last_failure or "no answer"
+            found.append(f"not joined: no bootstrap peer admits this node; the last reason: {why}")
         elif overlay.is_joined and not len(overlay.links) and not self._alone():
             found.append("no links: this node is cut off from the overlay")
         if overlay.store_file is not None and overlay.store_file.failing:

@@ -45,6 +45,8 @@ MAINTAIN_SECONDS: Final = 60.0
 LONGEST_REQUEST_SECONDS: Final = 60.0
 #: Lines about misbehaving peers that are logged in one second; the rest is only counted.
 _LINES_PER_SECOND: Final = 10
+#: So many different reasons why there is no link are told while a node joins.
+_MOST_REASONS: Final = 20
 
 
 class LeftOverlay(ReloadError):
@@ -136,6 +138,7 @@ class OverlayService(Service):
         self.store_file = store
         self.is_joined = False
         self.last_failure = ""
+        self._told: set[str] = set()
         self.started_at = 0.0
         self.misbehaviour: dict[str, int] = {}
         self.observer = observer or OverlayObserver()
@@ -353,14 +356,24 @@ class OverlayService(Service):
 
     def link_failed(self, attempt: int, reason: str) -> None:
         """A link could not be opened."""
-        self.last_failure = reason
-        self._log.debug("no link: {reason}", reason=reason)
+        self._note_failure(reason)
         self.driver.feed(peer_io.LinkFailed(attempt, reason))
 
     def link_down(self, link: int, reason: str) -> None:
         """A link is gone."""
-        self._certificates.pop(link, None)
+        certificate = self._certificates.pop(link, None)
+        if not self.is_joined and self._stopping is None:
+            self._note_failure(f"{certificate.user if certificate else 'a peer'} ended the link: {reason}")
         self.driver.feed(peer_io.LinkDown(link, reason))
+
+    def _note_failure(self, reason: str) -> None:
+        """Log why there is no link: each reason once while this node is outside, and later for whoever debugs."""
+        self.last_failure = reason
+        if self.is_joined or reason in self._told or len(self._told) >= _MOST_REASONS:
+            self._log.debug("no link: {reason}", reason=reason)
+        else:
+            self._told.add(reason)
+            self._log.warn("not joined yet: {reason}", reason=reason)
 
     def link_bytes(self, link: int, data: bytes) -> None:
         """Octets from a neighbour."""
@@ -428,6 +441,7 @@ class OverlayService(Service):
 
     def _joined(self, event: peer_io.Joined) -> None:
         self.is_joined = True
+        self._told.clear()
         self._log.info("joined {overlay} as {node}", overlay=self.configuration.overlay_name, node=self.node_id.hex())
         joiners, self._when_joined = self._when_joined, []
         for joiner in joiners:

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.testing import MemoryReactorClock
+from twisted.logger import LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from p2psipd.net.links import LinkLimits, Links
@@ -160,6 +161,17 @@ class ScriptedTests(SynchronousTestCase):
         """Have the core give these outputs."""
         self.core.script[peer_io.LinkFailed] = lambda _: list(outputs)
         self.overlay.link_failed(0, "")
+
+    def test_why_a_node_does_not_join_is_in_the_log(self) -> None:
+        """Each reason why there is no link is told once while the node is outside, and no more once it is inside."""
+        with capturedLogs() as events:
+            for reason in ("refused", "refused", "timed out"):
+                self.overlay.link_failed(0, reason)
+            self.assertEqual(self.overlay.last_failure, "timed out")
+            self.perform(peer_io.Joined())
+            self.overlay.link_failed(0, "gone")
+        lines = [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+        self.assertEqual(lines, ["not joined yet: refused", "not joined yet: timed out", "not joined yet: "])
 
     def test_answers_by_ref(self) -> None:
         """Each request gets the outcome that carries its own ref, in whatever order they come."""
