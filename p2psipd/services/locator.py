@@ -233,7 +233,11 @@ def _contact_target(binding: Binding, flow: Flow | None) -> Target:
 
 
 def behind_nat(binding: Binding, source: str) -> bool:
-    """Whether the phone at `source` can only be reached where it came from, and not by its Contact."""
+    """Whether the phone at `source` can only be reached where it came from, and not by its Contact.
+
+    A private address says so, unless it is a neighbour's of `source`, in the same 24 (IPv6: 64) bits: then somebody has
+    registered another host of its network, which we reach as well as itself.
+    """
     if binding.reg_id:
         return True
     uri = parse_uri(binding.contact)
@@ -242,6 +246,12 @@ def behind_nat(binding: Binding, source: str) -> bool:
     if uri.host.endswith(".invalid") or uri.ob:
         return True
     try:
-        return ip_address(uri.host).is_private
+        return ip_address(uri.host).is_private and _network(uri.host) != _network(source)
     except ValueError:
         return False
+
+
+def _network(host: str) -> int:
+    """The first 24 bits of an IPv4 address, the first 64 of an IPv6 one. Raises ValueError."""
+    address = ip_address(host)
+    return int(address) >> (8 if address.version == 4 else 64)

@@ -205,6 +205,10 @@ def test_contact_elsewhere_is_no_nat() -> None:
     assert not behind_nat(binding("sip:bob@1.2.3.4"), "192.0.2.7")
     assert not behind_nat(binding("sip:bob@phone.example"), "192.0.2.7")
     assert behind_nat(binding("sip:bob@192.168.1.2"), "203.0.113.7")
+    assert behind_nat(binding("sip:bob@172.17.0.2"), "192.168.1.2")
+    assert not behind_nat(binding("sip:bob@192.168.1.7"), "192.168.1.2")
+    assert not behind_nat(binding("sip:bob@[fd00::7]"), "fd00::2")
+    assert behind_nat(binding("sip:bob@[fd00::7]"), "fd01::2")
 
 
 def test_a_public_gruu_reaches_its_instance_wherever_it_is() -> None:
