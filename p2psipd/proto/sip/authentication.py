@@ -254,10 +254,10 @@ class Gatekeeper:
     def _identity(self, uri: Uri) -> SipUri:
         """A From or To as a URI of a domain that is served."""
         if isinstance(uri, SipUri):
-            if uri.host not in self.home.domains and uri.host in self.home.hosts:
-                uri = uri.replace(host=self._domain, port=None)
             if uri.host in self.home.domains:
                 return uri
+            if uri.host in self.home.hosts:
+                return uri.replace(host=self._domain, port=None)
         raise Refused(403, "Not a User of This Domain", why="refused_domain")
 
     def check_assertion(self, flow: Any, request: Request) -> None:
@@ -315,11 +315,12 @@ class Gatekeeper:
     def _registrant(self, flow: Any, request: Request) -> SipUri:
         if flow.peer is not None:
             raise Refused(403, why="refused_assertion")
-        if not isinstance(request.to.uri, SipUri):
+        uri = request.to.uri
+        if not isinstance(uri, SipUri):
             # RFC 4475 section 3.3.4: what is registered is an address of record, which is a SIP URI.
             raise Refused(400, "To Is No SIP URI", why="refused_domain")
         try:
-            user = self._identity(request.to.uri)
+            user = self._identity(uri)
             self._identity(request.uri)
         except Refused:
             raise Refused(404, "Not a Domain of Ours", why="refused_domain") from None

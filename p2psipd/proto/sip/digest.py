@@ -372,8 +372,8 @@ _FORGED = OpenedNonce(NonceState.FORGED)
 
 
 class NonceIssuer:
-    """Makes and recognises nonces without remembering them: time, issuer, the address that asked and 32 random bits
-    under an HMAC.
+    """Makes and recognises nonces without remembering them: time, issuer, the address that asked and a count of 32 bits
+    under an HMAC. The count begins anywhere.
 
     Registrars that share `secrets` take each other's nonces, and their own after a restart. A nonce that is presented
     from another address than it was given to is stale, so that nobody can guess passwords, or repeat what he has
@@ -381,18 +381,22 @@ class NonceIssuer:
     seconds. 48 characters of base64url each.
     """
 
-    __slots__ = ("_issuer", "_lifetime", "_secrets", "_sources")
+    __slots__ = ("_issued", "_issuer", "_lifetime", "_secrets", "_sources")
 
     def __init__(self, secrets: SharedSecret, lifetime: float = 300.0, issuer: bytes = b"") -> None:
         self._secrets = secrets
         self._lifetime = lifetime
         self._issuer = sha256(issuer).digest()[:4]
+        self._issued: int | None = None
         self._sources: dict[str, bytes] = {}
 
     def issue(self, wall: float, random: _Random, source: str = "") -> str:
         """A new nonce for who asks from the address `source`."""
         stamp = max(0, int(wall * 1000)).to_bytes(8, "big")
-        head = stamp + self._issuer + self._source(source) + random.getrandbits(32).to_bytes(4, "big")
+        if self._issued is None:
+            self._issued = random.getrandbits(32)
+        self._issued = (self._issued + 1) & 0xFFFFFFFF
+        head = stamp + self._issuer + self._source(source) + self._issued.to_bytes(4, "big")
         signed = head + _mac(self._secrets.keys(NONCES)[0], head)
         return b2a_base64(signed, newline=False).translate(_TO_URL).decode("ascii")
 

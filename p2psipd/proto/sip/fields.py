@@ -69,6 +69,10 @@ class Message:
         """Whether there is such a header."""
         return (CANONICAL.get(name) or canonical(name)) in self._names
 
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Whether there is a header of one of these canonical names."""
+        return not names.isdisjoint(self._names)
+
     def get(self, name: str) -> str | None:
         """The value of the first line of this name, unfolded, not split at commas.
 
@@ -236,10 +240,8 @@ class Message:
     @property
     def expires(self) -> int | None:
         """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section 10.2.1.1)."""
-        value = self.get("expires")
-        if value is None or not _DIGITS.fullmatch(value):
-            return None
-        return min(int(value), 2**32 - 1) if len(value) < 20 else 2**32 - 1
+        names = self._names
+        return _read_expires[self._lines[names.index("expires")]] if "expires" in names else None
 
     @property
     def content_type(self) -> str | None:
@@ -513,6 +515,13 @@ def _hops(line: bytes) -> int:
     return int(value)
 
 
+def _expires(line: bytes) -> int | None:
+    value = _plain_value(line)
+    if not _DIGITS.fullmatch(value):
+        return None
+    return min(int(value), 2**32 - 1) if len(value) < 20 else 2**32 - 1
+
+
 def _cseq(line: bytes) -> CSeq:
     value = _plain_value(line)
     if not value:
@@ -562,6 +571,7 @@ _written = Remembered(written, 256)
 _value = Remembered(_plain_value, 4096)
 _read_call_id = Remembered(_call_id, 4096)
 _read_hops = Remembered(_hops, 256)
+_read_expires = Remembered(_expires, 256)
 _read_cseq = Remembered(_cseq, 1024)
 _read_address = Remembered(_address, 4096)
 _read_addresses = Remembered(_addresses, 4096)

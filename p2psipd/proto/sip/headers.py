@@ -163,7 +163,7 @@ class NameAddr:
     @property
     def expires(self) -> int | None:
         """The lifetime asked for in seconds, at most 2^32-1; None when absent or no number (RFC 3261 10.2.1.1)."""
-        text = self.params.get("expires")
+        text = self.params.get("expires") if self.params is not NO_PARAMETERS else None
         if not text or not (text.isascii() and text.isdigit()):
             return None
         return min(int(text), _MAX_SECONDS) if len(text) < 20 else _MAX_SECONDS
@@ -195,12 +195,15 @@ _DEFAULT_PORTS = {"TLS": 5061, "WS": 80, "WSS": 443}
 class Via:
     """One Via value (RFC 3261 section 20.42, RFC 3581).  `host` is in lower case and without brackets."""
 
-    __slots__ = ("_text", "branch", "host", "params", "port", "protocol", "transport")
+    __slots__ = ("_claims", "_params", "_text", "asks_port", "branch", "host", "port", "protocol", "transport")
 
+    _claims: bool
+    """Whether its sender has written a "received"."""
+    _params: Parameters | None
     _text: str
+    asks_port: bool
     branch: str | None
     host: str
-    params: Parameters
     port: int | None
     protocol: str
     transport: str
@@ -217,8 +220,9 @@ class Via:
         shown = f"[{host}]" if ":" in host else host
         at = shown if port is None else f"{shown}:{port}"
         made = Via.parse(f"{protocol}/{transport} {at}{params}")
-        self.transport, self.host, self.port, self.params = made.transport, made.host, made.port, params
+        self.transport, self.host, self.port, self._params = made.transport, made.host, made.port, params
         self.protocol, self.branch, self._text = made.protocol, made.branch, made._text
+        self.asks_port, self._claims = made.asks_port, made._claims
 
     @classmethod
     def own(cls, transport: str, host: str, port: int | None, branch: str, flag: str | None = None) -> Via:
@@ -227,10 +231,8 @@ class Via:
         """
         made = cls.__new__(cls)
         made.protocol, made.transport, made.host, made.port = "SIP/2.0", transport, host.lower(), port
-        made.branch = branch
+        made.branch, made._params, made.asks_port, made._claims = branch, None, flag == "rport", False
         text = f";branch={branch}" if flag is None else f";branch={branch};{flag}"
-        branched: tuple[str, str | None] = ("branch", branch)
-        made.params = Parameters.trusted((branched,) if flag is None else (branched, (flag, None)), text)
         shown = f"[{host}]" if ":" in host else host
         at = shown if port is None else f"{shown}:{port}"
         made._text = f"SIP/2.0/{transport} {at}{text}"
@@ -245,13 +247,19 @@ class Via:
         made._text = text.strip()
         match = _USUAL_VIA_PARAMETERS.fullmatch(params)
         if match:
-            made.branch, rport = match.groups()
-            pair = ("branch", made.branch)
-            made.params = Parameters.trusted((pair, ("rport", None)) if rport else (pair,), f";{params}")
+            made.branch, made._params, made.asks_port, made._claims = match[1], None, match[2] is not None, False
             return made
-        made.params = Parameters.parse(f";{params}") if semicolon else NO_PARAMETERS
-        made.branch = made.params.get("branch") or None
+        made._params = found = Parameters.parse(f";{params}") if semicolon else NO_PARAMETERS
+        made.branch = found.get("branch") or None
+        made.asks_port, made._claims = "rport" in found, "received" in found
         return made
+
+    @property
+    def params(self) -> Parameters:
+        """Its parameters."""
+        if self._params is None:
+            self._params = Parameters.parse(self._text[self._text.index(";") :])
+        return self._params
 
     @property
     def received(self) -> str | None:
@@ -262,7 +270,7 @@ class Via:
     @property
     def rport(self) -> int | None:
         """The port that the request came from; 0 when asked for but not filled in, None when absent (RFC 3581)."""
-        value = self.params.get("rport")
+        value = self.params.get("rport") if self.asks_port else None
         if value is None:
             return None
         return (
@@ -291,8 +299,7 @@ class Via:
         `received` is written when rport was asked for or `host` differs from sent-by; a `received` that the
         sender wrote is replaced.  The rest stays verbatim.
         """
-        asked = "rport" in self.params
-        claimed = "received" in self.params
+        asked, claimed = self.asks_port, self._claims
         if not asked and not claimed and host == self.host:
             return self
         params, text = self.params, self._text
@@ -314,7 +321,8 @@ class Via:
             self.host,
             self.port,
         )
-        made.params, made.branch, made._text = params, self.branch, text
+        made._params, made.branch, made._text = params, self.branch, text
+        made.asks_port, made._claims = asked, True
         return made
 
     def with_param(self, name: str, value: str | None = None) -> Via:

@@ -284,8 +284,7 @@ def _parse_start(
     match = _USUAL_REQUEST_LINE.fullmatch(start)
     if match and fault is None:
         request = _bare(Request, names, lines)
-        request.method = match[1].decode("ascii")
-        request._uri_text = match[2].decode("ascii")
+        request.method, request._uri_text = match[1].decode("ascii"), match[2].decode("ascii")
         return request
     match = _REQUEST_LINE.fullmatch(start)
     if match:
@@ -359,7 +358,8 @@ def make_response(
     response.status = status
     response.reason = REASONS.get(status, "") if reason is None else check_text(reason)
     if to_tag is not None and status > 100 and "to" in names and not _has_tag(request):
-        response.add_to_tag(to_tag)
+        at = names.index("to")
+        lines[at] = b"%s;tag=%s" % (lines[at].rstrip(), check_text(to_tag).encode("utf-8", "replace"))
     elif "to" in request._cache:
         response._cache["to"] = request._cache["to"]
     response._append(headers)

@@ -21,6 +21,7 @@ SUPPORTED: Final = ("path", "outbound")
 """Option tags that Proxy-Require may name."""
 
 _DEFAULT_PORTS: Final = {"sip": 5060, "sips": 5061}
+_CONDITIONS: Final = frozenset({"max-breadth", "proxy-require"})
 _TAG_OCTETS: Final = 8
 _MAX_DIGITS: Final = 9
 
@@ -88,9 +89,9 @@ def validate(request: Request, own_hops: frozenset[tuple[str, int]], *, ends_her
         raise Refused(416, why="bad_scheme")
     if request.max_forwards == 0 and not ends_here:
         raise Refused(483, why="too_many_hops")
-    if request.has("max-breadth") and max_breadth(request) < 1:
-        raise Refused(440, why="too_broad")
-    if request.has("proxy-require"):
+    if request.has_any(_CONDITIONS):
+        if max_breadth(request) < 1:
+            raise Refused(440, why="too_broad")
         unsupported = [tag for tag in request.proxy_require if tag not in SUPPORTED]
         if unsupported:
             raise Refused(420, None, [("Unsupported", ", ".join(unsupported))], "bad_extension")

@@ -25,6 +25,7 @@ from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.headers import NameAddr, Parameters, unquote
 from p2psipd.proto.sip.locating import Binding, LocationStore, LocationUnavailable, binding_key, flow_text, public_gruu
 from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.parameters import NO_PARAMETERS
 from p2psipd.proto.sip.uri import SipUri, parse_uri
 
 SUPPORTED: Final = ("path", "outbound", "gruu")
@@ -246,7 +247,7 @@ def _instance(params: Parameters) -> tuple[str, int]:
     """(instance-id without its quotes and brackets, reg-id); reg-id counts only beside an instance (RFC 5626
     section 6).
     """
-    quoted = params.get("+sip.instance")
+    quoted = params.get("+sip.instance") if params is not NO_PARAMETERS else None
     if not quoted:
         return "", 0
     instance = unquote(quoted).strip("<>")
@@ -367,7 +368,7 @@ class BindingTable:
         self._unlink(own.flow, aor, key)
 
     def _unlink(self, flow: Flow | None, aor: str, key: bytes) -> None:
-        if flow is None or flow not in self._by_flow:
+        if flow is None or not flow.reliable or flow not in self._by_flow:
             return
         self._by_flow[flow].discard((aor, key))
         if not self._by_flow[flow]:

@@ -164,7 +164,7 @@ class TransactionLayer:
         self._most = limits.open + limits.open // _RESERVED_PART
         self._tag_key = random.getrandbits(128).to_bytes(16, "big")
         self._to_shed = 0.0
-        self._random = random
+        self._draws = 0
         self._timers = timers
         self._limits = limits
         self._timeout = 64 * timers.t1
@@ -238,12 +238,17 @@ class TransactionLayer:
         return len(self._lingering)
 
     def new_branch(self, tag: str = "") -> str:
-        """A new branch: the cookie, 80 random bits, `tag` (RFC 3261 section 8.1.1.7)."""
-        return f"{COOKIE}{self._random.getrandbits(80):020x}{tag}"
+        """A new branch: the cookie, 80 bits that nobody can foretell, `tag` (RFC 3261 section 8.1.1.7)."""
+        return f"{COOKIE}{self._drawn(10)}{tag}"
 
     def new_tag(self) -> str:
-        """A new From or To tag of 64 random bits (RFC 3261 section 19.3)."""
-        return f"{self._random.getrandbits(64):016x}"
+        """A new From or To tag: 64 bits that nobody can foretell (RFC 3261 section 19.3)."""
+        return self._drawn(8)
+
+    def _drawn(self, octets: int) -> str:
+        """So many octets, as hexadecimal digits, that only we can tell from random ones: a count, keyed."""
+        self._draws += 1
+        return blake2b(self._draws.to_bytes(8, "big"), key=self._tag_key, digest_size=octets).hexdigest()
 
     # -- timers and bookkeeping ----------------------------------------------------------------------------
 

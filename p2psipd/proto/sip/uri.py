@@ -184,13 +184,15 @@ class SipUri:
     @property
     def unescaped_user(self) -> str:
         """The user part with its escapes decoded; "" without one."""
-        return unescape(self.user) if self.user else ""
+        user = self.user
+        return "" if not user else user if "%" not in user else unescape(user)
 
     @property
     def aor(self) -> str:
         """The address-of-record ``user@host``: unescaped, no port or parameters (RFC 3261 section 10.3)."""
         if self._aor is None:
-            self._aor = f"{self.unescaped_user}@{self.host}" if self.user else self.host
+            user = self.user
+            self._aor = f"{user if '%' not in user else unescape(user)}@{self.host}" if user else self.host
         return self._aor
 
     @property
@@ -250,7 +252,8 @@ class SipUri:
 
     def bare(self) -> SipUri:
         """The same URI without parameters and headers."""
-        return self.replace(params=NO_PARAMETERS, headers="") if self.params or self.headers else self
+        plain = self.params is NO_PARAMETERS and not self.headers
+        return self if plain else self.replace(params=NO_PARAMETERS, headers="")
 
     def _identity(self) -> tuple[str, str | None, str | None, str, int | None]:
         user = None if self.user is None else _comparable(self.user)

@@ -34,7 +34,7 @@ class Registering:
         Raises Refused, RegistrationRefused, LocationUnavailable.
         """
         uri = await self._gate.registering(flow, request, self._clocks.wall())
-        aor = aor_of(uri.bare())
+        aor = aor_of(uri)
         await self._turn(aor)
         try:
             return await self._registrar.change(request, aor, flow, self._clocks.wall())
