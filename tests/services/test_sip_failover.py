@@ -212,6 +212,22 @@ def test_ack_after_a_new_connection() -> None:
     bob.take_request("ACK")
 
 
+def test_large_ack_goes_over_tcp() -> None:
+    """18.1.1: an ACK that answers a large offer goes over TCP where the phone takes it, like any request."""
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = Phone(world, "alice", ("10.1.0.1", 5070), node), Phone(world, "bob", ("10.1.0.2", 5070), node)
+    bob.register()
+    world.listen_tcp.add(bob.address)
+    for octets, transport in ((100, "UDP"), (1500, "TCP")):
+        asked = invite(alice, bob.aor)
+        bob.respond(bob.take_request("INVITE"), 200)
+        ack = in_dialog(alice, "ACK", alice.take_response(200), asked.cseq.number)
+        ack.body = b"a" * octets
+        alice.send(ack)
+        assert bob.take_request("ACK").top_via.transport == transport
+
+
 def test_ack_of_a_refusal_goes_no_further() -> None:
     """17.1.1.3: the ACK of a refusal that left no transaction, and comes from another node, is not the phone's."""
     flows = Flows(1)

@@ -190,7 +190,7 @@ class Forwarder:
             return
         onward = self._routing.at_hand(target)
         if onward is not None:
-            self._feed(SendStateless(onward, made))
+            self._acknowledge_on(onward, made)
         else:
             self._start(self._acknowledge_when_found(flow, request, target))
 
@@ -223,9 +223,19 @@ class Forwarder:
             except (Unreachable, NotLocated, SipError):
                 continue
             if attempt is not None:
-                self._feed(SendStateless(attempt.flow, attempt.request))
+                self._acknowledge_on(attempt.flow, attempt.request)
                 return True
         return False
+
+    def _acknowledge_on(self, flow: Flow, made: Request) -> None:
+        # An ACK is large only where it answers the offer of a 200.
+        if made.body and flow.transport == "UDP" and self._routing.too_large(flow, made.size + _OUR_VIA):
+            self._start(self._acknowledge_large(flow, made))
+        else:
+            self._feed(SendStateless(flow, made))
+
+    async def _acknowledge_large(self, flow: Flow, made: Request) -> None:
+        self._feed(SendStateless(await self._routing.congestion_controlled(flow), made))
 
     def cancel(self, event: RequestReceived) -> None:
         """A CANCEL is answered here, and the fork that it names is cancelled (section 16.10)."""
