@@ -12,6 +12,10 @@ top:
 
 Both tokens are made with a key that all registrars share (profile section 7), and the one for a phone names its
 user: when this node has died, another one reads there who is meant, and finds the phone anew.
+
+A token is not bound to the Call-ID of its call. Whoever has got one has seen that Call-ID and the tags as well, and may
+write them again: it would cost an HMAC a call and keep nobody out. What it opens is the way to the phone whose call it
+was, which knows its dialogs and answers 481 for all others.
 """
 
 from __future__ import annotations
