@@ -10,7 +10,7 @@ from p2psipd.proto.sip.calls import Call
 from p2psipd.proto.sip.edge import Admitted
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.limits import LimitSettings
-from p2psipd.proto.sip.locating import DomainIdentity, NodeIdentity, Target, decode_gr
+from p2psipd.proto.sip.locating import DomainIdentity, NodeIdentity, Query, Target, decode_gr, encode_gr
 from p2psipd.proto.sip.message import Request, Response, parse_message
 from p2psipd.proto.sip.proxy import Refused
 from p2psipd.proto.sip.uri import SipUri
@@ -365,6 +365,30 @@ def test_open_redirector(user: str, status: int) -> None:
     request = alice.request("INVITE", f"sip:{user}@{DOMAIN}")
     alice.send(request)
     alice.take_response(status)
+
+
+def test_open_redirector_carries_nothing_for_strangers() -> None:
+    """What it cannot redirect, a number or another way out, it carries for users with a password alone, and so it does
+    for a Route through it into the overlay; such a call counts like any other.
+    """
+
+    async def way_out(query: Query) -> Sequence[Target] | None:
+        return [Target("sip:gateway@10.1.0.2:5070", address=("UDP", "10.1.0.2", 5070))] if "+44" in str(query.uri) else None
+
+    world = World()
+    settings = {"redirect_domains": frozenset({DOMAIN}), "redirect_authenticates": False}
+    node = Node(world, 1, "10.0.0.1", settings=settings, steps=(way_out,))
+    alice, bob = phones(world, node)
+    stranger = alice.request("INVITE", f"sip:+442071838750@{DOMAIN}", from_=f"<sip:anybody@{DOMAIN}>;tag=1")
+    alice.send(stranger)
+    assert alice.take_response(407).has("proxy-authenticate")
+    there = f"<sip:{DOMAIN};gr={encode_gr(bytes([2]) * 16)};lr>"
+    alice.send(alice.request("INVITE", bob.aor, [("Route", f"<sip:10.0.0.1:5060;lr>, {there}")]))
+    alice.take_response(407)
+    assert bob.quiet() and node.service.statistics()["calls_open"] == 0
+    invite(alice, f"sip:+442071838750@{DOMAIN}")
+    assert bob.take_request("INVITE").uri_text == "sip:gateway@10.1.0.2:5070"
+    assert node.service.statistics()["calls_open"] == 1
 
 
 # ---- other domains

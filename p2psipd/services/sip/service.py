@@ -589,21 +589,11 @@ class SipService(Service):
         if request.method == "OPTIONS" and self._gate.is_node(uri):
             forwarder.answer(context, _capabilities(request))
             return
-        redirected = self._redirected(uri, flow)
+        redirected = not request.has("route") and self._redirected(uri, flow)
         if peer is not None and not outside:
             await self._judge(flow, request)
-        # Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
-        emergency, user = self._calls_for_help(flow, request), ""
-        if peer is None and (not redirected or self._settings.redirect_authenticates):
-            unnamed = await self._gate.prove(flow, request, self._clocks.wall())
-            self._door.proved(flow)
-            context.user = _sender(request)
-            # Our Record-Route names context.user; who is anonymous has limits all the same.
-            user = unnamed or context.user
-            if not emergency and not self._door.may_send(user):
-                raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
-        if request.method == "INVITE" and not redirected:
-            context.call = self._calls.begin(request, flow, user, limited=not emergency, proved=proved)
+        if not redirected or self._settings.redirect_authenticates:
+            await self._admit(context, proved, begins=not redirected)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
@@ -618,7 +608,29 @@ class SipService(Service):
                 self.counters["redirected"] += 1
                 forwarder.answer(context, redirect)
                 return
+            # Whoever may ask a redirector: what goes on from here, to a number, a service, another domain, is known.
+            await self._admit(context, proved, known=self._settings.redirect_authenticates)
         forwarder.forward(context, targets)
+
+    async def _admit(
+        self, context: ForwardingContext, proved: str, *, known: bool = False, begins: bool = True
+    ) -> None:
+        """A phone must prove who sends a request, unless that is `known`, and keep to its limits; a call `begins`.
+
+        Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
+        """
+        request, flow = context.request, context.flow
+        emergency, user = self._calls_for_help(flow, request), context.user
+        if peer_of(flow) is None and not known:
+            unnamed = await self._gate.prove(flow, request, self._clocks.wall())
+            self._door.proved(flow)
+            context.user = _sender(request)
+            # Our Record-Route names context.user; who is anonymous has limits all the same.
+            user = unnamed or context.user
+            if not emergency and not self._door.may_send(user):
+                raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
+        if request.method == "INVITE" and begins:
+            context.call = self._calls.begin(request, flow, user, limited=not emergency, proved=proved)
 
     def _redirected(self, uri: Uri, flow: Flow) -> bool:
         """Whether this node tells the caller where the user is, and does not go there itself: not for other nodes,
