@@ -101,23 +101,20 @@ class LinkProtocol(Protocol):
         self.received = 0
         self.sent = 0
         self.closing = False
+        self.pending: list[bytes] = []
         self.tls = ""
         self.outgoing = dial is not None
         self.host = host
         self._links = links
         self._dial = dial
         self._deadline: IDelayedCall | None = None
-        self._pending: list[bytes] = []
         self._paused = False
         self._unread = 0
         self._up = False
 
-    @property
-    def _tls(self) -> TLSMemoryBIOProtocol:
-        return cast(TLSMemoryBIOProtocol, self.transport)
-
     def connectionMade(self) -> None:
         """TCP is there; the handshake has its deadline."""
+        self._tls = cast(TLSMemoryBIOProtocol, self.transport)
         tcp = cast(ITCPTransport, self.transport)
         tcp.setTcpNoDelay(True)
         tcp.setTcpKeepAlive(True)
@@ -156,14 +153,9 @@ class LinkProtocol(Protocol):
             self.received += len(data)
             self._links.user.link_bytes(self.link, data)
 
-    def queue(self, data: bytes) -> bool:
-        """Keep ``data`` for :meth:`write_queued`; True when it is the first."""
-        self._pending.append(data)
-        return len(self._pending) == 1
-
     def write_queued(self) -> None:
-        """Write all that is kept, as one TLS write."""
-        pending, self._pending = self._pending, []
+        """Write all that is :attr:`pending`, as one TLS write."""
+        pending, self.pending = self.pending, []
         if not pending or self.closing:
             return
         data = pending[0] if len(pending) == 1 else b"".join(pending)
@@ -329,8 +321,10 @@ class Links:
     def send(self, link: int, data: bytes) -> None:
         """Send octets on a link, at the next :meth:`flush`; nothing happens when the link is gone."""
         protocol = self._links.get(link)
-        if protocol is not None and protocol.queue(data):
-            self._dirty.append(protocol)
+        if protocol is not None:
+            if not protocol.pending:
+                self._dirty.append(protocol)
+            protocol.pending.append(data)
 
     def flush(self) -> None:
         """Write what was sent since the last flush, one write a link."""

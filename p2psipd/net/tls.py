@@ -27,6 +27,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IOpenSSLServerConnectionCreator
 from twisted.protocols.tls import TLSMemoryBIOFactory, TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 if TYPE_CHECKING:
@@ -193,6 +194,8 @@ class ServerTls:
         return connection
 
 
+_LONGEST_RECORD = 2**14
+
 #: Octets that wait for more: a few messages, so that nobody waits long for the first.
 _GATHERED_AT_MOST = 4096
 
@@ -251,6 +254,29 @@ class EagerTransport:
         return getattr(self._transport, name)
 
 
+class RecordBoundary:
+    """Where the records of a TLS stream end (RFC 8446 section 5.1: five octets, the last two of them a length)."""
+
+    __slots__ = ("_head", "_rest")
+
+    def __init__(self) -> None:
+        self._head = b""  # a head of which not all octets are there
+        self._rest = 0  # how many octets of the record under way are still to come
+
+    def is_one_record(self, data: bytes) -> bool:
+        """Whether the next octets of the stream, ``data``, are one whole record."""
+        size = len(data)
+        if not self._rest and not self._head and size >= 5 and 5 + (data[3] << 8 | data[4]) == size:
+            return True
+        data = self._head + data
+        end, size = self._rest, len(data)
+        while end + 5 <= size:
+            end += 5 + (data[end + 3] << 8 | data[end + 4])
+        self._rest = max(0, end - size)
+        self._head = data[end:]
+        return False
+
+
 class TlsProtocol(TLSMemoryBIOProtocol):
     """TLS over a connection.
 
@@ -263,6 +289,7 @@ class TlsProtocol(TLSMemoryBIOProtocol):
 
     def makeConnection(self, transport: Any) -> None:
         """Begin the handshake."""
+        self._boundary = RecordBoundary()
         TLSMemoryBIOProtocol.makeConnection(self, transport)
         if hasattr(transport, "writeSomeData") and self.transport is transport:
             self.transport = cast(Any, EagerTransport(transport))
@@ -275,9 +302,29 @@ class TlsProtocol(TLSMemoryBIOProtocol):
             return
         transport.gather()
         try:
-            TLSMemoryBIOProtocol.dataReceived(self, data)
+            if self._boundary.is_one_record(data) and self._handshakeDone and not self._appSendBuffer:
+                self._receive_record(data)
+            else:
+                TLSMemoryBIOProtocol.dataReceived(self, data)
         finally:
             transport.release()
+
+    def _receive_record(self, data: bytes) -> None:
+        """Nearly all that ever comes: one record of application data.  Twisted would ask OpenSSL for more after it, and
+        for something to send, and have two exceptions for an answer.
+        """
+        if self._lostTLSConnection:
+            return
+        self._tlsConnection.bio_write(data)
+        try:
+            octets = self._tlsConnection.recv(_LONGEST_RECORD)
+        except (SSL.WantReadError, SSL.ZeroReturnError):
+            cast(Any, self)._flushReceiveBIO()
+        except SSL.Error:
+            cast(Any, self)._tlsShutdownFinished(Failure())
+        else:
+            if not self._aborted:
+                self.wrappedProtocol.dataReceived(octets)
 
 
 #: OpenSSL's X509_V_ERR_INVALID_PURPOSE.  Public authorities issue certificates for servers alone; that its holder is

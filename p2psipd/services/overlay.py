@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from twisted.application.service import Service
@@ -320,10 +320,10 @@ class OverlayService(Service):
         self.driver.feed(peer_io.NewCredential(credential))
         self.observer.credential_renewed(credential)
 
-    async def _ask(
+    def _ask(
         self, outcome: type[_Outcome], make: Callable[[int], object], *, seconds: float | None = None
-    ) -> _Outcome:
-        """Give the core an input and await its ``outcome``; on cancellation or after ``seconds`` it is
+    ) -> Awaitable[_Outcome]:
+        """Give the core an input and wait for its ``outcome``; on cancellation or after ``seconds`` it is
         abandoned.
 
         The core ends each request by itself; a delayed call of ours is made only where ``seconds`` asks for
@@ -333,13 +333,15 @@ class OverlayService(Service):
             raise LeftOverlay("this node is not running")
         ref = self._next_ref
         self._next_ref += 1
-        answer: Deferred[Any] = Deferred(lambda _: self._abandon(ref))
+        answer: Deferred[_Outcome] = Deferred(lambda _: self._abandon(ref))
         self._waiting[ref] = _Waiting(answer, self._clock.seconds())
         self.driver.feed(make(ref))
-        if seconds is not None and not answer.called:
-            answer.addTimeout(seconds, self._clock)
+        return answer if seconds is None or answer.called else self._within(answer, seconds)
+
+    async def _within(self, answer: Deferred[_Outcome], seconds: float) -> _Outcome:
+        answer.addTimeout(seconds, self._clock)
         try:
-            return cast(_Outcome, await answer)
+            return await answer
         except TimeoutError:
             raise RequestTimeout(f"no outcome within {seconds:.0f} s") from None
 

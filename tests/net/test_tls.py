@@ -6,14 +6,27 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.links import LinkLimits, Links
-from p2psipd.net.tls import CertificateFileError, EagerTransport, ServerTls, read_pem_chain, tls_factory
+from p2psipd.net.tls import (
+    CertificateFileError,
+    EagerTransport,
+    RecordBoundary,
+    ServerTls,
+    TlsProtocol,
+    read_pem_chain,
+    tls_factory,
+)
 from p2psipd.proto.identity.certificate import parse_certificate
 from tests.net.identities import Identity, node
 
@@ -174,3 +187,102 @@ def test_small_records_of_one_read_go_out_together() -> None:
     transport.gather()
     transport.write(bytes(5000))
     assert tcp.calls[-1] == bytes(5000)
+
+
+class EagerPipe(StringTransport):
+    """A transport that takes all octets at once, as a socket with room does."""
+
+    connected = True
+    dataBuffer = b""
+    _tempDataBuffer: tuple[bytes, ...] = ()
+
+    def writeSomeData(self, data: bytes) -> int:
+        self.write(data)
+        return len(data)
+
+    def taken(self) -> bytes:
+        """What was written since the last time."""
+        octets = self.value()
+        self.clear()
+        return octets
+
+
+class Sink(Protocol):
+    """Keeps what comes, and why it ended."""
+
+    def __init__(self) -> None:
+        self.octets = b""
+        self.reason = ""
+
+    def dataReceived(self, data: bytes) -> None:
+        self.octets += data
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionError())) -> None:
+        self.reason = str(reason.value)
+
+
+class End:
+    """One end of a TLS connection in memory."""
+
+    def __init__(self, identity: Identity, *, client: bool) -> None:
+        self.sink, self.pipe = Sink(), EagerPipe()
+        factory = tls_factory(identity.tls(), client, Factory.forProtocol(lambda: self.sink), Clock())
+        protocol = factory.buildProtocol(None)
+        assert isinstance(protocol, TlsProtocol)
+        self.tls = protocol
+
+
+def connected() -> tuple[End, End]:
+    """Two ends after their handshake."""
+    near, far = End(ALICE, client=True), End(BOB, client=False)
+    for end in (near, far):
+        end.tls.makeConnection(end.pipe)
+    while octets := near.pipe.taken():
+        far.tls.dataReceived(octets)
+        near.tls.dataReceived(far.pipe.taken())
+    return near, far
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40_000), max_size=6), st.lists(st.integers(1, 20_000), max_size=30), st.booleans())
+def test_a_stream_may_be_cut_anywhere(sizes: list[int], cuts: list[int], closes: bool) -> None:
+    """However TCP cuts the records, all that was sent arrives at once, and the closing alert is understood."""
+    near, far = connected()
+    for size in sizes:
+        near.tls.write(bytes(size))
+    if closes:
+        near.tls.loseConnection()
+    stream = near.pipe.taken()
+    for cut in [*cuts, len(stream)]:
+        if stream[:cut]:
+            far.tls.dataReceived(stream[:cut])
+        stream = stream[cut:]
+    assert len(far.sink.octets) == sum(sizes)
+    assert far.pipe.disconnecting is closes
+
+
+def test_a_damaged_record_ends_the_connection_with_its_reason() -> None:
+    """One octet of a record is changed: nothing of it is delivered, and OpenSSL's reason is told."""
+    near, far = connected()
+    near.tls.write(b"one")
+    far.tls.dataReceived(near.pipe.taken())
+    near.tls.write(b"two")
+    record = near.pipe.taken()
+    far.tls.dataReceived(record[:-1] + bytes((record[-1] ^ 1,)))
+    far.tls.connectionLost(Failure(ConnectionError()))
+    assert far.sink.octets == b"one"
+    assert "decryption failed or bad record mac" in far.sink.reason
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5), st.lists(st.integers(1, 30), max_size=20))
+def test_record_boundary(bodies: list[bytes], cuts: list[int]) -> None:
+    """Octets are one record if and only if they begin where one begins and end where that one ends."""
+    records = [b"\x17\x03\x03" + len(body).to_bytes(2, "big") + body for body in bodies]
+    starts = [sum(map(len, records[:number])) for number in range(len(records))]
+    stream, boundary, position = b"".join(records), RecordBoundary(), 0
+    for cut in [*cuts, len(stream)]:
+        data = stream[position : position + cut]
+        if data:
+            whole = position in starts and data == records[starts.index(position)]
+            assert boundary.is_one_record(data) is whole
+        position += cut

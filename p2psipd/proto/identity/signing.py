@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from struct import Struct
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -113,15 +113,14 @@ def verify(
 
     False as well for an algorithm that is not accepted or does not fit the key.  Never raises.
     """
-    key = certificate.public_key
-    key_class: type = type(key)
-    if hash_algorithm != HASH_SHA256 or signature_algorithm != _algorithm_of(key_class):
+    key: Any = certificate.public_key
+    if hash_algorithm != HASH_SHA256 or signature_algorithm != _algorithm_of(key.__class__):
         return False
     try:
         if signature_algorithm == SIGNATURE_ECDSA:
-            cast(EllipticCurvePublicKey, key).verify(signature, data, _ECDSA_VERIFY)
+            key.verify(signature, data, _ECDSA_VERIFY)
         else:
-            cast(RSAPublicKey, key).verify(signature, data, _RSA_PADDING, _SHA256)
+            key.verify(signature, data, _RSA_PADDING, _SHA256)
     except InvalidSignature:
         return False
     return True
