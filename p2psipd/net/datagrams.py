@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: Bursts, not CPU, are what UDP loses first: as much as the kernel gives, up to this.
 RECEIVE_BUFFER: Final = 4 * 1024 * 1024
 
+#: How much counts as unread, at least, where datagrams were lost in a small buffer.
+LOSING: Final = 0.15
+
 _MAX_DATAGRAM: Final = 65535
 #: Octets read in one turn of the reactor: some hundred messages, after which timers and connections get theirs.
 _AT_ONCE: Final = 48 * 1024
@@ -125,18 +128,23 @@ class UdpListener(DatagramProtocol):
         self._flows.clear()
 
     def queued(self) -> float:
-        """How full the kernel's buffer is of datagrams that nobody has read yet: 0 to 1; 0 where it does not tell."""
+        """What lies in the kernel's buffer and nobody has read yet: 1 is a full one of the size that we ask for, so
+        that a number means the same delay also where we get less; at least `LOSING` where some found no room since the
+        last time; 0 where the kernel does not tell.
+        """
         if not self.open:
             return 0.0
         try:
             found = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
-            used, room, *_, dropped = _MEMINFO.unpack(found)
+            used, *_, dropped = _MEMINFO.unpack(found)
         except (OSError, StructError):
             return 0.0
+        level = min(1.0, used / (2 * RECEIVE_BUFFER))
         if dropped > self._dropped:
             self.counters["datagrams_dropped"] += dropped - self._dropped
-        self._dropped = dropped
-        return min(1.0, used / room) if room else 0.0
+            self._dropped = dropped
+            return max(level, LOSING)
+        return level
 
     def flow(self, remote: Address) -> UdpFlow:
         """The flow between this socket and `remote`; kept, because a call uses the same one a dozen times."""

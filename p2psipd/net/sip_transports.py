@@ -140,7 +140,7 @@ class SipTransports:
     # ---- listening -----------------------------------------------------------------------------------------
 
     def queued(self) -> float:
-        """How full the fullest of the UDP sockets' buffers is with what nobody has read yet: 0 to 1."""
+        """What nobody has read yet of that UDP socket where most lies: 0 to 1."""
         return max([listener.queued() for listener in self.udp], default=0.0)
 
     def listen_udp(self, address: Address) -> Address:

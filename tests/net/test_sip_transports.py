@@ -14,7 +14,7 @@ from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net import tls_roles
-from p2psipd.net.datagrams import RECEIVE_BUFFER
+from p2psipd.net.datagrams import LOSING, RECEIVE_BUFFER
 from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
 from p2psipd.net.sip_transports import Limits
 from p2psipd.net.tls import NodeTls, ServerTls
@@ -59,14 +59,17 @@ class SipTransportsTests(TransportsCase):
         return Deferred.fromCoroutine(scenario())
 
     def test_what_nobody_has_read(self) -> None:
-        """How full the socket's buffer is of unread datagrams is told, and how many found no room there are counted."""
+        """How much lies unread in the socket's buffer is told, also where it is a small one, and what found no room
+        there is counted.
+        """
         transports = self.make()
         address = transports.listen_udp((HOST, 0))
         self.assertEqual(transports.queued(), 0.0)
+        larger = min(RECEIVE_BUFFER, _most_that_the_kernel_gives()) >= RECEIVE_BUFFER
         with socket.socket(type=socket.SOCK_DGRAM) as flood:
             for _ in range(20_000):
                 flood.sendto(bytes(1200), address)
-        self.assertGreater(transports.queued(), 0.9)
+        self.assertGreaterEqual(transports.queued(), 0.9 if larger else LOSING)
         self.assertGreater(transports.counters["datagrams_dropped"], 1000)
 
     def test_connection_is_used_both_ways(self) -> Deferred[None]:

@@ -14,8 +14,8 @@ from typing import Any, Final
 _EVERY: Final = 0.1
 _LATE: Final = 0.45
 _BUSY: Final = 0.97
-_QUEUED: Final = 0.05
-_DEEP: Final = 0.2
+_QUEUED: Final = 0.1
+_DEEP: Final = 0.25
 _MORE: Final = 0.04
 _LESS: Final = 0.02
 _MOST_PART: Final = 0.95
@@ -27,9 +27,9 @@ class Load:
     """`refuse(part)` is told which part of new calls (0 to 1) is to be refused, whenever that changes.
 
     Ten times a second: more by a 25th where the reactor was late by more than 0.45 s, its thread had more than 97 % of
-    a processor, or `queued()`, how full the buffer of unread datagrams is, was above a 20th, twice in a row; more at
-    once, by half of that, where it is above a fifth and does not fall; less by a fiftieth else. `open_count` are open
-    transactions, of which there may be `most`. `cpu` gives the seconds of processor time of this thread.
+    a processor, or `queued()`, the datagrams that wait unread, was above a tenth (about 30 ms of work), twice in a row;
+    more at once, by half of that, where it is above a quarter and does not fall; less by a fiftieth else. `open_count`
+    are open transactions, of which there may be `most`. `cpu` gives the seconds of processor time of this thread.
     """
 
     def __init__(

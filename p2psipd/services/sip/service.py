@@ -262,8 +262,8 @@ class SipService(Service):
         if self._layer.shedding == 0.0:
             self.counters["overloads"] += 1
             self.log.warn(
-                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy, {queued:.0%} of the room for"
-                " unread datagrams is full",
+                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy, unread datagrams {queued:.0%} of"
+                " what is too much",
                 lag=self._load.lag,
                 busy=self._load.busy,
                 queued=self._load.queued,
