@@ -6,6 +6,7 @@ must listen there, which is the operator's decision and not made here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -19,6 +20,7 @@ __all__ = ["PublishedServer", "ZoneRecord", "domain_records", "number_records", 
 
 TTL_SECONDS: Final = 3600
 _MAX_STRING: Final = 255
+_LABEL: Final = re.compile("[A-Za-z0-9_-]{1,63}")
 _EXAMPLE_DIGITS: Final = "212555121200000"
 
 
@@ -48,9 +50,11 @@ def zone_text(records: Iterable[ZoneRecord]) -> str:
 
 
 def domain_records(domain: str, servers: Sequence[PublishedServer]) -> list[ZoneRecord]:
-    """NAPTR, SRV and address records of `domain`. Raises ValueError where there is no server."""
+    """NAPTR, SRV and address records of `domain`. Raises ValueError for what is no name, and without a server."""
     if not servers:
         raise ValueError("expected at least one server")
+    domain = _name(domain)
+    servers = [server._replace(host=_name(server.host)) for server in servers]
     service = f"_sips._tcp.{domain}"
     records = [ZoneRecord(domain, Naptr(10, 10, "s", "SIPS+D2T", "", service))]
     for server in servers:
@@ -72,6 +76,9 @@ def number_records(
     below one must repeat it there (RFC 4592). Raises ValueError for what makes no record.
     """
     regexp = _expression(template)
+    root = _name(root)
+    if carrier is not None:
+        carrier = carrier._replace(root=_name(carrier.root))
     services = ("E2U+sip",) if carrier is None else ("E2U+sip", "E2U+pstn:sip")
     records = []
     for digits, whole in _blocks(numbers):
@@ -82,11 +89,19 @@ def number_records(
             if carrier.algorithm != "none" and len(digits) < position:
                 raise ValueError(f"expected at least the country code, not +{digits}")
             label = "" if carrier.algorithm == "none" else carrier.label
-            name = domain_of(digits, carrier.root, label, position)
+            name = _name(domain_of(digits, carrier.root, label, position))
         for preference, service in enumerate(services, 1):
             rule = Naptr(100, 10 * preference, "u", service, regexp, ".")
             records.append(ZoneRecord(name if whole else f"*.{name}", rule))
     return records
+
+
+def _name(text: str) -> str:
+    """A host or domain name as a zone file takes it before the last dot. Raises ValueError."""
+    name = text.removesuffix(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(f"expected a domain name, not {text!r}")
+    return name
 
 
 def _blocks(numbers: str) -> list[tuple[str, bool]]:

@@ -40,7 +40,7 @@ def test_peering_063_records_of_numbers() -> None:
         f'*.7.0.2.i.4.4.e164.arpa. 3600 IN NAPTR 100 10 "u" "E2U+sip" {rule}',
         f'*.7.0.2.i.4.4.e164.arpa. 3600 IN NAPTR 100 20 "u" "E2U+pstn:sip" {rule}',
     ]
-    names = [record.name for record in number_records("+12125551190-+12125551201", TEMPLATE, root="x.test")]
+    names = [record.name for record in number_records("+12125551190-+12125551201", TEMPLATE, root="x.test.")]
     assert names == ["*.9.1.1.5.5.5.2.1.2.1.x.test", "0.0.2.1.5.5.5.2.1.2.1.x.test", "1.0.2.1.5.5.5.2.1.2.1.x.test"]
 
 
