@@ -155,14 +155,19 @@ class Methods:
         return StoreAns(tuple(kind._replace(replicas=replicas) for kind in result.answer.kinds))
 
     def _replicate(self, body: StoreReq, answer: StoreAns, request: IncomingRequest) -> tuple[NodeId, ...]:
-        """Send what was accepted to the other holders; the Store is answered without waiting for them."""
+        """Send what was accepted to the other holders; the Store is answered without waiting for them.
+
+        Whoever stores and is a holder itself has the values: by its own name in the answer it knows that it is to keep
+        them.
+        """
         peer = self._peer
         nodes = peer.topology.replica_nodes(body.resource)
         if not nodes:
             return ()
         models = {kind.id: kind.data_model for kind in peer.configuration.kinds.values()}
         kinds, certificates = body.kinds, tuple(request.certificates.values())
-        if any(models[kind.kind] is DataModel.ARRAY for kind in kinds):
+        array = any(models[kind.kind] is DataModel.ARRAY for kind in kinds)
+        if array:
             # Where an entry was appended only the storage knows its index.
             replica = peer.storage.records_of(body.resource, peer.wall)
             if replica is not None:
@@ -171,6 +176,8 @@ class Methods:
         copies = tuple(kind._replace(generation=generations.get(kind.kind, kind.generation)) for kind in kinds)
         first = StoreReq(body.resource, 1, copies)
         for node, copy in zip(nodes, first.for_replicas(len(nodes)), strict=True):
+            if node == request.node and not array:
+                continue
 
             def copied(result: Answer, node: NodeId = node) -> None:
                 if isinstance(result.body, StoreAns):

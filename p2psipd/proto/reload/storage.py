@@ -86,6 +86,7 @@ from p2psipd.proto.reload.storage_results import (
     StoreResult,
 )
 from p2psipd.proto.reload.values import (
+    KnownSignatures,
     Signer,
     SignerFinder,
     StorageConfiguration,
@@ -137,8 +138,8 @@ class Storage:
     """The values that this node holds, and the rules of section 7.
 
     `configuration` gives the kinds and what access policies need; `trust` and `verifier` are the real ones
-    or the simulator's.  Wall times are Unix seconds.  Nothing but `ReloadError` is raised for what other
-    nodes send.
+    or the simulator's; `known` are the signatures on values that need not be verified again.  Wall times are Unix
+    seconds.  Nothing but `ReloadError` is raised for what other nodes send.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Storage:
         self._kinds = configuration.kinds
         self._trust = trust
         self._verifier = verifier
+        self.known = KnownSignatures()
         self._limits = StorageLimits() if limits is None else limits
         self._holdings = Holdings(self._limits.max_marks)
 
@@ -237,7 +239,7 @@ class Storage:
         pending = self._check_order(resource, items, wall)
         self._check_room(resource, pending.values())
         for item in items:
-            check_signature(resource, item.kind, item.stored, item.signer.certificate, self._verifier)
+            check_signature(resource, item.kind, item.stored, item.signer.certificate, self._verifier, self.known)
         changes: list[RecordChange] = []
         for item in pending.values():
             self._put(resource, item, wall, changes)
@@ -417,7 +419,7 @@ class Storage:
         item = self._examine(resource, kind, stored, signers)
         self._check_counts(resource, {(kind.id, item.key): item})
         self._check_room(resource, (item,))
-        check_signature(resource, kind, stored, item.signer.certificate, self._verifier)
+        check_signature(resource, kind, stored, item.signer.certificate, self._verifier, self.known)
         self._put(resource, item, wall, changes)
 
     def _merge_generation(

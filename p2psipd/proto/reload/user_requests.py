@@ -51,6 +51,7 @@ from p2psipd.proto.reload.values import FreshnessGuard, VerifiedAnswer, newest, 
 from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDestination
 
 if TYPE_CHECKING:
+    from p2psipd.proto.identity.certificate import NodeCertificate
     from p2psipd.proto.reload.peer import Peer
 
 _TRACE_HOPS = 20
@@ -200,6 +201,7 @@ class UserRequests:
                 value.lifetime,
                 credential.certificate,
                 credential.sign,
+                known=peer.storage.known,
             )
             for value in item.values
         )
@@ -209,6 +211,8 @@ class UserRequests:
         def answered(answer: Answer) -> None:
             if isinstance(answer.body, StoreAns) and answer.node is not None:
                 one = answer.body.kinds[0] if answer.body.kinds else None
+                if one is not None and item.credential is None and peer.node_id in one.replicas:
+                    self._keep_copy(body, one.generation, credential.certificate)
                 self.complete(
                     item.ref,
                     peer_io.StoreOutcome(
@@ -224,6 +228,16 @@ class UserRequests:
         peer.request(
             ResourceDestination(resource), body, answered, certificates=(credential.certificate.der,), sealer=sealer
         )
+
+    def _keep_copy(self, stored: StoreReq, generation: int, signer: NodeCertificate) -> None:
+        """Hold what we have stored, as one of its replicas: nobody sends it back (section 2 of the plug-in), but for
+        arrays, because where an entry was appended is known to the responsible peer alone.
+        """
+        peer = self._peer
+        if not any(peer.configuration.kinds[kind.kind].data_model is DataModel.ARRAY for kind in stored.kinds):
+            kinds = tuple(kind._replace(generation=generation) for kind in stored.kinds)
+            copy = StoreReq(stored.resource, 1, kinds)
+            peer.write(peer.storage.store_replica(copy, {signer.hash: signer.der}, peer.wall).changes)
 
     def _retry_store(self, item: peer_io.Store, tries: int) -> None:
         if self.waiting(item.ref):
@@ -541,6 +555,7 @@ class _FetchJob:
             peer.opener.verifier,
             peer.wall,
             self._user.guard,
+            peer.storage.known,
         )
 
     def _done(self, verified: VerifiedAnswer, answer: Answer) -> None:

@@ -13,7 +13,7 @@ from hashlib import blake2b, sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate
+from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, remember
 from p2psipd.proto.reload.errors import Forbidden, InvalidMessage, ReloadError
 from p2psipd.proto.reload.ids import ResourceId
 from p2psipd.proto.reload.kinds import Kind, StorageRules, check_access
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # an honest one.
 _MAX_CERTIFICATES_SEARCHED: Final = 32
 _ENTRY: Final = Struct(">IHQ")
+_SIGNATURES_KNOWN: Final = 1000
 
 
 class StorageConfiguration(StorageRules, Protocol):
@@ -196,8 +197,52 @@ def check_form(kind: Kind, stored: StoredData) -> DataValue:
     return data
 
 
+class KnownSignatures:
+    """Signatures on values that this node made or has verified: these exact octets, under this exact certificate.
+
+    A value comes again as its own copy and in answers to reads; the arithmetic need not be done again.  Whether its
+    signer is still trusted and whether it has run out is not remembered, but judged each time.
+    """
+
+    __slots__ = ("_known", "_limit")
+
+    def __init__(self, limit: int = _SIGNATURES_KNOWN) -> None:
+        self._limit = limit
+        self._known: dict[bytes, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, certificate: NodeCertificate, signature: Signature, signed: bytes) -> None:
+        """`signature` over `signed` by `certificate` is good."""
+        remember(self._known, _token(certificate, signature, signed), None, self._limit)
+
+    def verify(self, certificate: NodeCertificate, signature: Signature, signed: bytes, verifier: Verifier) -> bool:
+        """Whether it is good: known, or verified now and known from now on."""
+        token = _token(certificate, signature, signed)
+        if token in self._known:
+            return True
+        hash_algorithm, signature_algorithm, _, value = signature
+        if not verifier.verify(certificate, hash_algorithm, signature_algorithm, signed, value):
+            return False
+        remember(self._known, token, None, self._limit)
+        return True
+
+
+def _token(certificate: NodeCertificate, signature: Signature, signed: bytes) -> bytes:
+    """What stands for all that a verification depends on; every part has its length or a fixed one."""
+    hash_algorithm, signature_algorithm, _, value = signature
+    head = bytes((hash_algorithm, signature_algorithm)) + len(value).to_bytes(2, "big")
+    return blake2b(b"".join((certificate.hash, head, value, signed)), digest_size=32).digest()
+
+
 def check_signature(
-    resource: ResourceId, kind: Kind, stored: StoredData, certificate: NodeCertificate, verifier: Verifier
+    resource: ResourceId,
+    kind: Kind,
+    stored: StoredData,
+    certificate: NodeCertificate,
+    verifier: Verifier,
+    known: KnownSignatures,
 ) -> None:
     """`Forbidden` unless the signature on the value holds (section 7.1): the dear part, so the last one."""
     signature = stored.signature
@@ -208,9 +253,7 @@ def check_signature(
         stored.value.encode_for_signature(),
         signature.identity.encode(),
     )
-    if not verifier.verify(
-        certificate, signature.hash_algorithm, signature.signature_algorithm, signed, signature.value
-    ):
+    if not known.verify(certificate, signature, signed, verifier):
         raise Forbidden(f"{kind.name}: wrong signature on the value by {certificate.user}")
 
 
@@ -244,10 +287,12 @@ def sign_value(
     certificate: NodeCertificate,
     sign: SignFunction,
     node_id: bytes | None = None,
+    known: KnownSignatures | None = None,
 ) -> StoredData:
     """A value ready for a StoreReq, signed as section 7.1 says.
 
-    `storage_time` in milliseconds since 1970, `lifetime` in seconds; `sign` is the credential's method.
+    `storage_time` in milliseconds since 1970, `lifetime` in seconds; `sign` is the credential's method, and `known`
+    gets the signature to know it by.
     """
     identity = signer_identity(certificate, node_id)
     signed = value_signature_input(
@@ -255,6 +300,8 @@ def sign_value(
     )
     hash_algorithm, signature_algorithm, octets = sign(signed)
     signature = Signature(hash_algorithm, signature_algorithm, identity, octets)
+    if known is not None:
+        known.add(certificate, signature, signed)
     return StoredData(storage_time, lifetime, value, signature)
 
 
@@ -341,12 +388,16 @@ def verify_fetched(
     verifier: Verifier,
     wall: float,
     guard: FreshnessGuard | None = None,
+    signatures: KnownSignatures | None = None,
 ) -> VerifiedAnswer:
     """Check every value of a FetchAns as a reader must (section 7.4.2.2).
 
     Synthesized values ("nothing here") are no values and appear nowhere.  Everything wrong is in
-    `rejected`, nothing is raised.  `guard` adds the check against roll-back.
+    `rejected`, nothing is raised.  `guard` adds the check against roll-back; `signatures` are those that need no
+    arithmetic.
     """
+    if signatures is None:
+        signatures = KnownSignatures()
     values: dict[tuple[int, bytes], VerifiedValue] = {}
     rejected: list[RejectedValue] = []
     generations: dict[int, int] = {}
@@ -361,7 +412,7 @@ def verify_fetched(
             try:
                 if kind is None:
                     raise InvalidMessage(f"kind {response.kind:#x} is not known")
-                found = _verify_one(resource, kind, stored, signers, configuration, verifier)
+                found = _verify_one(resource, kind, stored, signers, configuration, verifier, signatures)
                 if guard is not None and not guard.admit(resource, kind.id, key, stored.storage_time):
                     raise Forbidden(f"{kind.name}: older than a value seen before")
             except ReloadError as error:
@@ -391,11 +442,12 @@ def _verify_one(
     signers: SignerFinder,
     rules: StorageRules,
     verifier: Verifier,
+    known: KnownSignatures,
 ) -> VerifiedValue:
     data = check_form(kind, stored)
     certificate, node_id = signers.find(stored.signature.identity)
     check_access(kind, resource, certificate, stored.value, rules, node_id=node_id)
-    check_signature(resource, kind, stored, certificate, verifier)
+    check_signature(resource, kind, stored, certificate, verifier, known)
     storage_time, lifetime, value, _ = stored
     return VerifiedValue(
         kind.id, entry_key(value), data.exists, data.value, storage_time, lifetime, certificate, stored

@@ -10,11 +10,11 @@ import pytest
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.errors import Forbidden, ReloadError
-from p2psipd.proto.reload.ids import resource_id
+from p2psipd.proto.reload.ids import distance, resource_id
 from p2psipd.proto.reload.kademlia import Remembered
-from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE
+from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE, TURN_SERVICE
 from p2psipd.proto.reload.member_list import KademliaParameters
-from p2psipd.proto.reload.messages import FetchReq, StoredDataSpecifier
+from p2psipd.proto.reload.messages import FetchReq, MessageCode, StoredDataSpecifier
 from p2psipd.proto.reload.topology import Answer
 from p2psipd.proto.reload.wire import ResourceDestination
 from tests.proto.reload.stapled import Node, World
@@ -77,6 +77,33 @@ def test_a_record_is_held_by_the_eight_nearest(sixteen: World) -> None:
         resource = int.from_bytes(resource_id(owner.peer.node_id), "big")
         nearest = sorted(sixteen.nodes, key=lambda n: int.from_bytes(n.peer.node_id, "big") ^ resource)[:8]
         assert {n.number for n in holders(sixteen, owner)} == {n.number for n in nearest}
+
+
+def test_who_stores_and_is_a_holder_keeps_its_own_copy(sixteen: World) -> None:
+    """A holder that stores is sent no copy: it keeps what it has stored when the answer names it, and all eight have
+    it at once.
+    """
+    storing, resource = next(
+        (node, resource)
+        for node in sixteen.nodes
+        for index in range(1, 5)  # NODE-MULTIPLE: where this node may write
+        if 0 < _rank(sixteen, node, resource := resource_id(node.peer.node_id + bytes((index,)))) < 8
+    )
+    stores = f"request-{MessageCode.STORE_REQ:#x}"
+    before = {node.number: node.peer.counts[stores] for node in sixteen.nodes}
+    value = peer_io.StoreValue(b"turn", 3600)
+    outcome = storing.ask(lambda ref: peer_io.Store(ref, resource, TURN_SERVICE, (value,)))
+    assert isinstance(outcome, peer_io.StoreOutcome) and storing.peer.node_id in outcome.replicas
+    sixteen.run(1)
+    held = [node for node in sixteen.nodes if resource in node.storage.resources()]
+    assert sorted(_rank(sixteen, node, resource) for node in held) == list(range(8))
+    asked = {node.number: node.peer.counts[stores] - before[node.number] for node in held}
+    assert asked == {node.number: int(node is not storing) for node in held}
+
+
+def _rank(world: World, node: Node, resource: bytes) -> int:
+    """How many nodes are nearer to a resource."""
+    return sum(distance(one.peer.node_id, resource) < distance(node.peer.node_id, resource) for one in world.nodes)
 
 
 def test_a_fetch_takes_one_round_trip(sixteen: World) -> None:

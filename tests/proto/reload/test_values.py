@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -36,10 +37,12 @@ from p2psipd.proto.reload.security import (
     HASH_SHA256,
     NO_SIGNATURE,
     SignerIdentity,
+    value_signature_input,
 )
 from p2psipd.proto.reload.storage import Storage
 from p2psipd.proto.reload.values import (
     FreshnessGuard,
+    KnownSignatures,
     SignerFinder,
     VerifiedAnswer,
     entry_key,
@@ -123,6 +126,51 @@ def test_bad_values_are_dropped_and_reported() -> None:
         Forbidden, Forbidden, Forbidden, InvalidMessage, InvalidMessage, Forbidden
     ]  # fmt: skip
     assert result.partial
+
+
+def test_a_known_signature_is_one_of_these_octets_under_this_certificate() -> None:
+    """What was verified, or signed here, is not verified again; anything that differs in one place is."""
+    counted: list[bytes] = []
+
+    class Counting(RealVerifier):
+        def verify(self, certificate: Any, hash_algorithm: int, algorithm: int, data: bytes, value: bytes) -> bool:
+            counted.append(data)
+            return super().verify(certificate, hash_algorithm, algorithm, data, value)
+
+    known, bob = KnownSignatures(limit=3), credential("bob@overlay.example", 2).certificate
+    signer = credential()
+    good = sign_value(
+        AT_ALICE, SINGLE, DataValue(True, b"v"), NOW_MS, 60, signer.certificate, signer.sign, known=known
+    )
+    data = value_signature_input(
+        AT_ALICE, SINGLE, NOW_MS, good.value.encode_for_signature(), good.signature.identity.encode()
+    )
+    verifier = Counting()
+    assert known.verify(signer.certificate, good.signature, data, verifier) and not counted
+    for certificate, signature, octets in (
+        (bob, good.signature, data),
+        (signer.certificate, good.signature, data + b"x"),
+        (signer.certificate, good.signature._replace(value=good.signature.value[:-1] + b"x"), data),
+        (signer.certificate, good.signature._replace(hash_algorithm=2), data),
+    ):
+        assert not known.verify(certificate, signature, octets, verifier)
+        assert not known.verify(certificate, signature, octets, verifier)
+    assert len(counted) == 8 and len(known) == 1
+    for extra in range(5):
+        known.add(bob, good.signature, bytes((extra,)))
+    assert len(known) == 3
+    assert known.verify(signer.certificate, good.signature, data, verifier) and len(counted) == 9
+
+
+def test_expiry_is_judged_though_the_signature_is_known() -> None:
+    """A value whose signer's certificate has ended since it was verified is refused."""
+    known, fetched = KnownSignatures(), answer((SINGLE, signed(SINGLE, b"v")))
+    late = credential().certificate.not_after + 1
+    for wall, good in ((WALL, 1), (WALL, 1), (late, 0)):
+        result = verify_fetched(
+            AT_ALICE, fetched, certificates(), CONFIGURATION, trust(), RealVerifier(), wall, signatures=known
+        )
+        assert len(result.values) == good and len(result.rejected) == 1 - good
 
 
 def test_synthesized_values_are_no_values() -> None:
