@@ -162,7 +162,7 @@ class IdentityVerifier:
             if self._replays.holds(key, wall):
                 return Verification(*REPLAYED, FAILED, step="replay", detail="accepted before")
             # Any of its headers could let it in again, not only the one that is verified.
-            window = max([one.fresh_for for one in found])
+            window = found[0].fresh_for if len(found) == 1 else max(one.fresh_for for one in found)
             until = wall + 2 * window if date is None else date.seconds + window
             case = _Case(request, domain, date, wall, policy, info_hosts, (key, until))
             for candidate in found:

@@ -179,7 +179,10 @@ class PeerConnections:
     def alias(self, flow: Flow, request: Request) -> None:
         """Use a peer's connection for requests to it, where its Via asks for that (RFC 5923 section 8.2)."""
         via = request.top_via
-        if not isinstance(flow, StreamFlow) or not flow.inbound or "alias" not in via.params:
+        # Most Vias have none, and need not be split into their parameters to see that.
+        if "alias" not in str(via).lower() or "alias" not in via.params:
+            return
+        if not isinstance(flow, StreamFlow) or not flow.inbound:
             return
         peer, own = self._peers.get(flow), own_of(flow.protocol.transport)
         if peer is not None and own is not None:
