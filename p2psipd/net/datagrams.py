@@ -139,7 +139,7 @@ class UdpListener(DatagramProtocol):
             used, *_, dropped = _MEMINFO.unpack(found)
         except (OSError, StructError):
             return 0.0
-        level = min(1.0, used / (2 * RECEIVE_BUFFER))
+        level: float = min(1.0, used / (2 * RECEIVE_BUFFER))
         if dropped > self._dropped:
             self.counters["datagrams_dropped"] += dropped - self._dropped
             self._dropped = dropped
