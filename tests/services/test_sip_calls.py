@@ -318,7 +318,7 @@ def test_part_of_the_calls_is_refused() -> None:
     world = World()
     node = Node(world, 1, "10.0.0.1")
     alice, bob = phones(world, node)
-    node.service._refuse(0.5)
+    node.service._new_calls.refuse(0.5)
     statuses = []
     for _ in range(10):
         alice.send(alice.request("INVITE", bob.aor))
@@ -431,7 +431,7 @@ class Border:
     def released(self, request: Request) -> None:
         self.given_back.append(request.call_id)
 
-    def record_route(self, flow: Flow) -> str:
+    def record_route(self, flow: Flow, request: Request, outward: bool) -> str:
         return "<sip:x.TICKET@overlay.example;lr>"
 
     def owns(self, uri: SipUri) -> bool:
@@ -474,7 +474,7 @@ def test_calls_for_help_pass_a_node_in_trouble(trouble: str) -> None:
     if trouble == "drain":
         node.service.drain(30.0)
     else:
-        node.service._refuse(1.0)
+        node.service._new_calls.refuse(1.0)
     alice.send(alice.request("INVITE", "sip:carol@overlay.example"))
     assert alice.take_response(503).has("retry-after")
     invite(alice, bob.aor)
@@ -486,7 +486,7 @@ def test_calls_for_help_are_known_by_their_to() -> None:
     world = World()
     node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: str(uri) == "urn:service:sos")
     _, bob = phones(world, node)
-    node.service._refuse(1.0)
+    node.service._new_calls.refuse(1.0)
     request = bob.request("INVITE", bob.aor, to="<urn:service:sos>")
     inside = MemoryFlow("TLS", ("10.0.0.2", 5061), ("10.0.0.1", 5061), 1, lambda flow, data: None)
     outside = MemoryFlow("TLS", ("10.0.0.3", 5061), ("10.0.0.1", 5061), 2, lambda flow, data: None)
@@ -558,7 +558,7 @@ def test_call_from_another_domain(refused: bool) -> None:
         return
     at_bob = bob.take_request("INVITE")
     assert diary.calls[0].identity == "TN-Validation-Passed rfc8224 A"
-    assert at_bob.record_routes[1].uri_text == border.record_route(border.flow).strip("<>")
+    assert at_bob.record_routes[1].uri_text == border.record_route(border.flow, asked, False).strip("<>")
     bob.respond(at_bob, 200)
     world.settle()
     answer = border.sent[-1]

@@ -231,7 +231,7 @@ def test_large_ack_goes_over_tcp() -> None:
 def test_ack_of_a_refusal_goes_no_further() -> None:
     """17.1.1.3: the ACK of a refusal that left no transaction, and comes from another node, is not the phone's."""
     flows = Flows(1)
-    flows.nodes[0].service._refuse(1.0)
+    flows.nodes[0].service._new_calls.refuse(1.0)
     invite(flows.alice, flows.ends[0].aor)
     flows.alice.take_response(500)
     flows.world.settle()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, TimeoutError, gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -62,7 +62,7 @@ from p2psipd.services.sip.abuse import Door
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import TARGET_REFRESH, Forwarder
-from p2psipd.services.sip.load import Load
+from p2psipd.services.sip.new_calls import NewCalls
 from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
 from p2psipd.services.sip.relocating import Relocating, origin_of
@@ -76,7 +76,6 @@ _NO_DOMAINS: Final[frozenset[str]] = frozenset()
 _ADMITTED: Final = Admitted()
 _AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
-_DRAIN_SECONDS: Final = 0.5
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
@@ -149,9 +148,7 @@ class SipService(Service):
         )
         registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
         self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
-        queued = self._transports.queued
-        self._load = Load(reactor, lambda: self._layer.open_count, self._layer.most_open, self._refuse, queued)
-        self._draining: Deferred[None] | None = None
+        self._new_calls = NewCalls(reactor, self._layer, self._calls, self._transports.queued, self.counters)
         self._forwarder = self._new_forwarder(home)
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
         self._waiting = 0
@@ -235,42 +232,13 @@ class SipService(Service):
         home = self._gate.home._replace(addresses=frozenset(addresses), borders=self._routing.is_border)
         self._gate.home = self._forwarder.home = home
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
-        self._load.start()
+        self._new_calls.start()
 
     def drain(self, seconds: float) -> Deferred[None]:
         """Take no new calls (503 with Retry-After), let the running ones go on; resolves when there is none any
         more, or after `seconds`.
         """
-        if self._draining is None:
-            self._draining = Deferred()
-            self._layer.shedding = 1.0
-            self.log.info("draining: {count} calls, at most {seconds} s", count=len(self._calls), seconds=seconds)
-            self._draining.addTimeout(seconds, self._reactor).addErrback(_gave_up)
-            self._look_for_end()
-        return self._draining
-
-    def _look_for_end(self) -> None:
-        if self._draining is None or self._draining.called:
-            return
-        if len(self._calls) or self._layer.open_count:
-            self._reactor.callLater(_DRAIN_SECONDS, self._look_for_end)
-        else:
-            self._draining.callback(None)
-
-    def _refuse(self, part: float) -> None:
-        """This part of new calls is refused from now on, because there is too much to do."""
-        if self._layer.shedding == 0.0:
-            self.counters["overloads"] += 1
-            self.log.warn(
-                "overload: new calls are refused; {lag:.2f} s late, {busy:.0%} busy, unread datagrams {queued:.0%} of"
-                " what is too much",
-                lag=self._load.lag,
-                busy=self._load.busy,
-                queued=self._load.queued,
-            )
-        elif part == 0.0:
-            self.log.info("the overload is over")
-        self._layer.shedding = part if self._draining is None else 1.0
+        return self._new_calls.drain(seconds)
 
     def stopService(self) -> Deferred[Any]:
         """Close everything; resolves when the sockets are closed."""
@@ -279,7 +247,7 @@ class SipService(Service):
             self._sweeper.cancel()
             self._sweeper = None
         self._driver.stop()
-        self._load.stop()
+        self._new_calls.stop()
         self._forwarder.stop()
         waiting = list(self._transports.stop())
         if self._connector is not None:
@@ -534,7 +502,7 @@ class SipService(Service):
             if isinstance(peer_of(flow), DomainIdentity):
                 # Phones register at our listeners for phones; no policy of peering lets another domain do so.
                 raise Refused(403, "Not For Other Domains", why="register_from_outside")
-            if self._draining is not None:
+            if self._new_calls.draining:
                 # What is promised now nobody keeps: the phone had better go elsewhere while its call goes on.
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="draining")
             validate(request, self._gate.home.addresses, ends_here=True)
@@ -674,11 +642,6 @@ class SipService(Service):
                 raise
         self._forwarder.forward(context, targets)
         return True
-
-
-def _gave_up(failure: Failure) -> None:
-    """The time for running calls is over, or somebody is in a hurry."""
-    failure.trap(TimeoutError, CancelledError)
 
 
 def _sender(request: Request) -> str:
