@@ -66,8 +66,14 @@ def binding_key(contact: str, instance_id: str = "", reg_id: int = 0) -> bytes:
     """The dictionary key of a binding: 16 octets of SHA-256 of instance-id and reg-id, else of the Contact
     URI.
     """
-    name = f"{instance_id};{reg_id}" if instance_id else contact
+    return _keys[f"{instance_id};{reg_id}" if instance_id else contact]
+
+
+def _key(name: str) -> bytes:
     return sha256(name.encode("utf-8", "surrogateescape")).digest()[:KEY_OCTETS]
+
+
+_keys = Remembered(_key, 2048)
 
 
 def aor_of(uri: SipUri) -> str:

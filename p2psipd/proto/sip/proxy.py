@@ -22,6 +22,7 @@ SUPPORTED: Final = ("path", "outbound")
 
 _DEFAULT_PORTS: Final = {"sip": 5060, "sips": 5061}
 _CONDITIONS: Final = frozenset({"max-breadth", "proxy-require"})
+_ROUTABLE: Final = (SipUri, TelUri)
 _TAG_OCTETS: Final = 8
 _MAX_DIGITS: Final = 9
 
@@ -85,7 +86,7 @@ def validate(request: Request, own_hops: frozenset[tuple[str, int]], *, ends_her
     Raises Refused: 416 scheme, 483 Max-Forwards, 440 Max-Breadth, 482 loop, 420 Proxy-Require.
     """
     uri = request.uri
-    if not isinstance(uri, SipUri | TelUri):
+    if not isinstance(uri, _ROUTABLE):
         raise Refused(416, why="bad_scheme")
     if request.max_forwards == 0 and not ends_here:
         raise Refused(483, why="too_many_hops")

@@ -173,6 +173,7 @@ class TransactionLayer:
         self._server_names: dict[str, _Server] = {}
         self._clients: dict[_Key, _Client] = {}
         self._client_names: dict[Hashable, _Client] = {}
+        self._fresh: list[_Server] = []
         self._by_flow: dict[Flow, dict[_Transaction, None]] = {}
         # A plain dict finds its oldest entry only past all those that were deleted before it.
         self._lingering: OrderedDict[_Transaction, None] = OrderedDict()
@@ -204,10 +205,13 @@ class TransactionLayer:
 
     def next_timer(self) -> float | None:
         """When `handle_timer` wants to be called, or None."""
+        if self._fresh:
+            self._await_answers()
         return self._table.next()
 
     def handle_timer(self, now: float, wall: float = 0.0) -> list[Output]:
         """Do what is due at `now`."""
+        self._await_answers()
         while (due := self._table.due(now)) is not None:
             transaction, expired = due
             if expired:
@@ -385,7 +389,6 @@ class TransactionLayer:
         self._out.append(MessageRejected(flow, error))
 
     def _start_server(self, flow: Flow, request: Request, index: _Key, now: float) -> None:
-        timers = self._timers
         via = request.set_via_received(*flow.remote)
         self._begun += 1
         name = f"s{self._begun}"
@@ -396,19 +399,29 @@ class TransactionLayer:
         self._server_names[name] = server
         if server.flow.reliable:
             self._by_flow.setdefault(server.flow, {})[server] = None
-        # The end of one that is never answered is armed when its automatic 100 is due: most never get there.
-        if not invite:
-            # RFC 4320 section 4.1: by the time timer E would have reached T2.
-            self._table.repeat(server, now, self._until_t2)
-        elif timers.trying_after is not None:
-            self._table.repeat(server, now, timers.trying_after)
-        else:
-            self._table.expire(server, now, timers.abandon_after)
+        self._fresh.append(server)
         cancelled = None
         if request.method == "CANCEL":
             original = self._servers.get(_server_index(request, request.top_via, "INVITE", index))
             cancelled = str(original.name) if original is not None else None
         self._out.append(RequestReceived(name, flow, request, cancelled))
+
+    def _await_answers(self) -> None:
+        """Arm the timers of server transactions that their user has not answered at once, as it does with most.
+
+        The end of one that is never answered is armed when its automatic 100 is due: few get there.
+        """
+        fresh, self._fresh = self._fresh, []
+        for server in fresh:
+            if server.request is None or server.data is not None:
+                continue
+            if not server.invite:
+                # RFC 4320 section 4.1: by the time timer E would have reached T2.
+                self._table.repeat(server, server.began_at, self._until_t2)
+            elif self._timers.trying_after is not None:
+                self._table.repeat(server, server.began_at, self._timers.trying_after)
+            else:
+                self._table.expire(server, server.began_at, self._timers.abandon_after)
 
     def _ack_received(self, flow: Flow, request: Request, server: _Server | None, now: float) -> None:
         if server is not None and server.to_tag is not None and request.to_tag not in (None, server.to_tag):

@@ -26,13 +26,15 @@ class TimerTable(Generic[T]):
     it is until its time comes, or until most entries are such. `armed` is the number of timers that will go off.
     """
 
-    __slots__ = ("_count", "_entries", "_heap", "_queues", "armed")
+    __slots__ = ("_count", "_entries", "_first", "_heap", "_queues", "armed")
 
     def __init__(self, delays: Iterable[float]) -> None:
         self._queues: dict[float, deque[tuple[float, T]]] = {delay: deque() for delay in delays}
         self._heap: list[tuple[float, int, T]] = []
         self._count = 0
         self._entries = 0
+        # What is due first, if that is known: when, whose, and the queue that it heads (None: the heap).
+        self._first: tuple[float, T, deque[tuple[float, T]] | None] | None = None
         self.armed = 0
 
     def __len__(self) -> int:
@@ -65,6 +67,8 @@ class TimerTable(Generic[T]):
 
     def _add(self, timed: T, at: float, delay: float) -> None:
         self._entries += 1
+        if self._first is not None and at < self._first[0]:
+            self._first = None
         queue = self._queues.get(delay)
         if queue is not None:
             queue.append((at, timed))
@@ -81,9 +85,10 @@ class TimerTable(Generic[T]):
         self._heap = [e for e in self._heap if e[0] == e[2].repeat_at or e[0] == e[2].expire_at]
         heapify(self._heap)
         self._entries = len(self._heap) + sum(map(len, self._queues.values()))
+        self._first = None
 
-    def _first(self) -> tuple[float, T, deque[tuple[float, T]] | None] | None:
-        """The next entry that counts, and the queue that it heads (None: the heap); what does not count is dropped."""
+    def _find(self) -> tuple[float, T, deque[tuple[float, T]] | None] | None:
+        """The first entry that counts; what does not count is dropped."""
         found: tuple[float, T, deque[tuple[float, T]] | None] | None = None
         for queue in self._queues.values():
             while queue:
@@ -105,15 +110,18 @@ class TimerTable(Generic[T]):
 
     def next(self) -> float | None:
         """When the next timer is due."""
-        first = self._first()
+        first = self._first
+        if first is None or (first[0] != first[1].repeat_at and first[0] != first[1].expire_at):
+            first = self._first = self._find()
         return None if first is None else first[0]
 
     def due(self, now: float) -> tuple[T, bool] | None:
         """Whose timer is due next, if one is by `now`, and whether it is `expire`; it is not armed any more."""
-        first = self._first()
-        if first is None or first[0] > now:
+        soonest = self.next()
+        if soonest is None or soonest > now or self._first is None:
             return None
-        at, timed, queue = first
+        at, timed, queue = self._first
+        self._first = None
         if queue is None:
             heappop(self._heap)
         else:

@@ -22,6 +22,7 @@ from p2psipd.proto.sip.limits import (
     Sources,
 )
 from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.parameters import Remembered
 
 _OFFENCES: Final = {"challenged": CHALLENGED, "digest_wrong": WRONG_PASSWORD}
 """Why a request was refused (Refused.why), and what that is held to be."""
@@ -41,7 +42,8 @@ class Door:
     ) -> None:
         self._sources = Sources(settings)
         self._users = Rates(settings.requests_per_user)
-        self._scanners = tuple(scanners)
+        beginnings = tuple(scanners)
+        self._scans = Remembered[str, bool](lambda agent: agent.lower().startswith(beginnings), 1024)
         self._now = now
         self._counters = counters
 
@@ -52,7 +54,7 @@ class Door:
     def is_scanner(self, flow: Any, request: Request) -> bool:
         """Whether a request is a scanner's, which gets no answer: any would tell that there is something here."""
         agent = request.get("user-agent")
-        if not agent or not agent.lower().startswith(self._scanners):
+        if not agent or not self._scans[agent]:
             return False
         self._counters["scanner"] += 1
         self._blame(flow, SCANNER)
