@@ -211,13 +211,17 @@ def test_numbers(tmp_path: Path) -> None:
 
 
 def test_faults_of_numbers(tmp_path: Path) -> None:
-    """An unknown region and a bad line of a table are faults at their lines."""
+    """A bad target, an unknown region and a bad line of a table are faults at their lines, all told in one go."""
     (tmp_path / "users.txt").write_text("+1212555 sip:{number}@a.test\n")
     (tmp_path / "routes.txt").write_text("# prefixes\n+44 mailto:x\n")
     found = faults(tmp_path, FILE + NUMBERS.replace('"US"', '"Utopia"').replace("sip:psap@a.test", "psap"))
-    assert [fault.split(": ")[1] for fault in found] == ["emergency.target"]
-    found = faults(tmp_path, FILE + NUMBERS.replace('"US"', '"Utopia"'))
-    assert "number_plan.region" in found[0] and found[1].startswith("routes.txt:2: expected a SIP URI")
+    assert [fault.split(": ")[1] for fault in found[:2]] == ["number_plan.region", "emergency.target"]
+    assert found[2].startswith("routes.txt:2: expected a SIP URI")
+    for key in ('emergency = [""]', 'short_codes = ["4 1"]'):
+        (fault,) = faults(tmp_path, FILE + f'[number_plan]\nregion = "US"\n{key}\n')
+        assert "expected a number as it is dialled" in fault
+    (fault,) = faults(tmp_path, FILE + '[enum]\nabsent_codes = [""]\n')
+    assert "enum.absent_codes[0]: expected the digits" in fault
 
 
 def test_who_receives_through_us_must_be_reached(tmp_path: Path) -> None:

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from p2psipd.config.faults import ConfigError, Fault, line_of
-from p2psipd.config.model import Domain, FileName, Fingerprint, Listener
+from p2psipd.config.model import Dialled, Domain, FileName, Fingerprint, Listener
 from p2psipd.config.reading import parse_toml
-from p2psipd.config.tables import Expected, Length, Matches, Then, read_table
+from p2psipd.config.tables import Expected, Length, Matches, Then, place_of, read_table, without
 from p2psipd.proto.identity.policy import (
     CertificateRefused,
     SanMatch,
@@ -99,7 +99,7 @@ def _to_sip_servers(text: str) -> str:
 Network = Annotated[str, Then(_to_network)]
 SipTarget = Annotated[str, Then(_to_sip_target)]
 SipServers = Annotated[str, Then(_to_sip_servers)]
-Words = tuple[str, ...]
+CountryCode = Annotated[str, Matches("[1-9][0-9]{0,6}", "expected the digits that numbers begin with, without +")]
 IdentityUrl = Annotated[str, Then(_to_identity_url)]
 Domains = tuple[Domain, ...]
 Files = tuple[FileName, ...]
@@ -198,8 +198,8 @@ class NumberPlanSection:
     """``[number_plan]``: how what users dial is read."""
 
     region: str
-    emergency: Words = ()
-    short_codes: Words = ()
+    emergency: tuple[Dialled, ...] = ()
+    short_codes: tuple[Dialled, ...] = ()
     prefixes: dict[str, str] = field(default_factory=dict)
 
 
@@ -217,7 +217,7 @@ class EnumSection:
     private_roots: Domains = ()
     ranges: FileName | None = None
     roots: Domains = ("e164.arpa",)
-    absent_codes: Words = ()
+    absent_codes: tuple[CountryCode, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,8 +297,23 @@ def read_peering(path: str | os.PathLike[str], wall: float) -> Peering:
     except OSError as error:
         raise ConfigError([Fault(file, 0, "", f"cannot be read: {error.strerror}")]) from None
     values, lines = parse_toml(content, file)
-    checked = read_table(PeeringFile, values, file, lines)
+    try:
+        checked = read_table(PeeringFile, values, file, lines)
+    except ConfigError as error:
+        raise ConfigError([*error.faults, *_beside(values, file, lines, wall, error.faults)]) from None
     return _Reader(file, lines, checked, wall).peering()
+
+
+def _beside(
+    values: dict[str, Any], file: str, lines: dict[KeyPath, int], wall: float, faults: list[Fault]
+) -> list[Fault]:
+    """What is wrong beside `faults`: the rest of the file is checked all the same, if it is a policy without them."""
+    told = {place_of(fault) for fault in faults}
+    try:
+        _Reader(file, lines, read_table(PeeringFile, without(values, faults), file, lines), wall).peering()
+    except ConfigError as error:
+        return [fault for fault in error.faults if place_of(fault) not in told]
+    return []
 
 
 class _Reader:

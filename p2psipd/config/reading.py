@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import Address, DnsSection, EchoSection, NodeConfig, SipSection
-from p2psipd.config.tables import read_table
+from p2psipd.config.tables import place_of, read_table, without
 from p2psipd.toml_lines import KeyPath, key_lines
 
 T = TypeVar("T")
@@ -53,8 +53,9 @@ def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -
         # What lies between the other keys is checked all the same: whoever mends the file wants to know it all.
         config = read_table(NodeConfig, _without(values, faults), file, lines)
     config = _resolve(replace(config, _file=file, _lines=lines), Path(file).absolute().parent, environ or {})
-    told = {_place(fault.key) for fault in faults}
-    faults += [config.fault(key, message) for key, message in _cross_faults(config) if _place(key) not in told]
+    told = {place_of(fault) for fault in faults}
+    between = [config.fault(key, message) for key, message in _cross_faults(config)]
+    faults += [fault for fault in between if place_of(fault) not in told]
     if faults:
         raise ConfigError(faults)
     return config
@@ -69,21 +70,11 @@ _STAND_IN: dict[str, dict[str, Any]] = {
 }
 
 
-def _place(key: str) -> tuple[str, ...]:
-    """Table and key of a fault, without what is inside the key's value."""
-    return tuple(key.split("[")[0].split(".")[:2])
-
-
-def _without(values: dict[str, Any], faults: Iterable[Fault]) -> dict[str, Any]:
-    """The values of a file without those that are at fault."""
-    places = {_place(fault.key) for fault in faults}
-    kept = {
-        name: {key: value for key, value in table.items() if (name, key) not in places}
-        for name, table in values.items()
-        if (name,) not in places and isinstance(table, dict)
-    }
+def _without(values: dict[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """The values of a file without those that are at fault, and with what stands for those that must be there."""
+    kept = without(values, faults)
     for name, stand_in in _STAND_IN.items():
-        if name in kept or (name,) in places:
+        if name != "peer" or name in values:
             kept[name] = {**stand_in, **kept.get(name, {})}
     return kept
 

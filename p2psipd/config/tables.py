@@ -13,6 +13,7 @@ The package that is commonly used for this costs a process 9 MB, which is more t
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -103,6 +104,26 @@ def read_table(kind: type[T], values: object, file: str = "", lines: Mapping[Key
     if reading.faults:
         raise ConfigError(reading.faults)
     return table
+
+
+def place_of(fault: Fault) -> tuple[str, ...]:
+    """Table and key of a fault, with the number of the table where there is a list of them; not what is inside the
+    key's value."""
+    parts = tuple(re.findall(r"[^.\[\]]+", fault.key))
+    return parts[: 3 if parts[1:] and parts[1].isdigit() else 2]
+
+
+def without(values: Mapping[str, Any], faults: Iterable[Fault]) -> dict[str, Any]:
+    """The values of a file without those that are at fault, so that what lies between the others can be checked."""
+    kept: dict[str, Any] = copy.deepcopy(dict(values))
+    for fault in faults:
+        *way, last = place_of(fault)
+        table: Any = kept
+        for part in way:
+            table = table[int(part)] if isinstance(table, list) else table.get(part, {})
+        if isinstance(table, dict):
+            table.pop(last, None)
+    return kept
 
 
 def table_of(annotation: object) -> type[Any] | None:
