@@ -313,21 +313,25 @@ def test_load_is_refused_by_parts() -> None:
     assert not world.clock.getDelayedCalls()
 
 
-def test_part_of_the_calls_is_refused() -> None:
-    """Overloaded, the node answers its part of new calls 503; calls that stand, and registrations, are not touched."""
+@pytest.mark.parametrize(("part", "of_stranger", "of_phone"), [(0.25, 5, 0), (0.5, 10, 0), (0.75, 10, 5)])
+def test_part_of_the_calls_is_refused(part: float, of_stranger: int, of_phone: int) -> None:
+    """Overloaded, the node answers its part of new calls 503, first of all those from where nobody has proved to be a
+    user; calls that stand, and registrations, are not touched.
+    """
     world = World()
     node = Node(world, 1, "10.0.0.1")
     alice, bob = phones(world, node)
-    node.service._new_calls.refuse(0.5)
-    statuses = []
-    for _ in range(10):
-        alice.send(alice.request("INVITE", bob.aor))
-        answer = alice.take()
-        assert isinstance(answer, Response)
-        statuses.append(answer.status)
-    assert sorted(statuses) == [407] * 5 + [503] * 5
+    node.service._new_calls.refuse(part)
+    for caller, refused in ((alice, of_stranger), (bob, of_phone)):
+        statuses = []
+        for _ in range(10):
+            caller.send(caller.request("INVITE", alice.aor))
+            answer = caller.take()
+            assert isinstance(answer, Response)
+            statuses.append(answer.status)
+        assert sorted(statuses) == [407] * (10 - refused) + [503] * refused
     assert bob.register().status == 200
-    assert node.service.statistics()["calls_refused_percent"] == 50
+    assert node.service.statistics()["calls_refused_percent"] == 100 * part
 
 
 # ---- redirects

@@ -5,6 +5,9 @@ the same towards both sides. So a request of the dialog reaches the domain by RF
 from inside may take any edge: calls and their BYE go on when the edge that began them has died. The token names
 the other domain and the edge, under a key that all registrars share.
 
+It also names the dialog, by its Call-ID and by who of us is in it: a request inside a dialog is not asked for a
+password, but goes out with our signature. A token that was good for others would be a licence to sign as anybody.
+
 It cannot be left out: the phones of an overlay are no TLS servers of their domain, so that a BYE straight to one would
 find no way in.
 """
@@ -13,19 +16,20 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as Base64Error
-from collections.abc import Sequence
 from hashlib import blake2b
 from hmac import compare_digest
 from typing import Final
 
 from p2psipd.proto.sip.shared_secret import ROUTE_TOKENS, SharedSecret
+from p2psipd.proto.sip.uri import SipUri, TelUri, Uri
 
-__all__ = ["Crossings"]
+__all__ = ["Crossings", "mark_of"]
 
 _MAC_OCTETS: Final = 12
 _EDGE_OCTETS: Final = 16
+_MARK_OCTETS: Final = 8
+_NAMED_FROM: Final = _EDGE_OCTETS + _MARK_OCTETS
 _MAX_TOKEN: Final = 400
-_KEPT: Final = 1000
 _PREFIX: Final = "x."
 
 
@@ -38,21 +42,12 @@ class Crossings:
     def __init__(self, secrets: SharedSecret, edge: bytes = bytes(_EDGE_OCTETS)) -> None:
         self._secrets = secrets
         self._edge = edge
-        self._values: dict[tuple[str, str], str] = {}
-        self._keys: Sequence[bytes] = ()
 
-    def value(self, own: str, other: str) -> str:
-        """The Record-Route value for a call between our domain `own` and the domain `other`."""
-        keys = self._secrets.keys(ROUTE_TOKENS)
-        if keys is not self._keys or len(self._values) > _KEPT:
-            self._values.clear()
-            self._keys = keys
-        found = self._values.get((own, other))
-        if found is None:
-            data = self._edge + other.encode("ascii", "replace")
-            token = urlsafe_b64encode(_mac(keys[0], data) + data).decode("ascii").rstrip("=")
-            found = self._values[(own, other)] = f"<sip:{_PREFIX}{token}@{own};lr>"
-        return found
+    def value(self, own: str, other: str, mark: bytes) -> str:
+        """The Record-Route value for the dialog `mark` (:func:`mark_of`) of our domain `own` and the domain `other`."""
+        data = self._edge + mark + other.encode("ascii", "replace")
+        token = urlsafe_b64encode(_mac(self._secrets.keys(ROUTE_TOKENS)[0], data) + data).decode("ascii").rstrip("=")
+        return f"<sip:{_PREFIX}{token}@{own};lr>"
 
     @staticmethod
     def looks_so(user: str) -> bool:
@@ -62,7 +57,12 @@ class Crossings:
     def other(self, user: str) -> str | None:
         """The other domain of the call whose token this is; None for what no edge of ours has written."""
         data = self._open(user)
-        return None if data is None else data[_EDGE_OCTETS:].decode("ascii", "replace")
+        return None if data is None else data[_NAMED_FROM:].decode("ascii", "replace")
+
+    def is_of(self, user: str, mark: bytes) -> bool:
+        """Whether this token is one of ours, for the dialog `mark`."""
+        data = self._open(user)
+        return data is not None and data[_EDGE_OCTETS:_NAMED_FROM] == mark
 
     @staticmethod
     def writer(user: str) -> bytes:
@@ -72,7 +72,19 @@ class Crossings:
     def _open(self, user: str) -> bytes | None:
         mac, data = _split(user)
         genuine = any(compare_digest(mac, _mac(key, data)) for key in self._secrets.keys(ROUTE_TOKENS))
-        return data if genuine and len(data) > _EDGE_OCTETS else None
+        return data if genuine and len(data) > _NAMED_FROM else None
+
+
+def mark_of(call_id: str, party: Uri) -> bytes:
+    """What tells a dialog from others: its Call-ID, and who on our side is in it: From of what goes out, To of what
+    comes in, each time the same (RFC 3261 section 12.2.1.1), as far as phones agree on that: user and host.
+    """
+    if isinstance(party, SipUri):
+        name = f"{party.unescaped_user.partition(';')[0]}@{party.host}"
+    else:
+        name = party.number if isinstance(party, TelUri) else str(party)
+    text = f"{call_id}\0{name}".encode("utf-8", "surrogateescape")
+    return blake2b(text, digest_size=_MARK_OCTETS, person=b"p2psipd dialog").digest()
 
 
 def _split(user: str) -> tuple[bytes, bytes]:

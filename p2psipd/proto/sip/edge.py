@@ -68,9 +68,10 @@ class Edge(Protocol):
         """Whether the border is on this node. An edge on other nodes only knows how to get there."""
         ...
 
-    def record_route(self, flow: Flow) -> str:
-        """The Record-Route value for both sides of a call over `flow`, one of its connections: with a token that
-        nobody else can make in the user part.
+    def record_route(self, flow: Flow, request: Request, outward: bool) -> str:
+        """The Record-Route value for both sides of the dialog that `request` may make over `flow`, one of its
+        connections, by which it goes out (`outward`) or has come in: with a token that nobody else can make in the user
+        part, and that is good for this dialog alone.
         """
         ...
 

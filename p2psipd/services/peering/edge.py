@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from p2psipd.config.peering import Peering
 from p2psipd.proto.identity.policy import CertificateRefused
 from p2psipd.proto.peering.admission import Admission, admit
-from p2psipd.proto.peering.crossing import Crossings
+from p2psipd.proto.peering.crossing import Crossings, mark_of
 from p2psipd.proto.peering.identity import from_domain
 from p2psipd.proto.peering.peers import UNSUPPORTED_PEER, PeerIdentity
 from p2psipd.proto.peering.verification import IdentityVerifier
@@ -187,23 +187,27 @@ class PeeringEdge:
         return bool(self._peering().policy.relays(one, other, self._domains))
 
     def _is_party(self, request: Request, peer: PeerIdentity) -> bool:
-        """Whether the dialog that a request names was begun with this peer, or with one that it stands for."""
+        """Whether the dialog that a request names was begun with this peer, or with one that it stands for, and with
+        the user of ours in To.
+        """
         policy = self._peering().policy
         for route in request.routes:
             uri = route.uri
             if isinstance(uri, SipUri) and self.owns(uri):
                 other = self._crossings.other(uri.user or "") or ""
-                return other in peer.domains or policy.may_send_from(peer, other)
+                ours = self._crossings.is_of(uri.user or "", mark_of(request.call_id, request.to.uri))
+                return ours and (other in peer.domains or policy.may_send_from(peer, other))
         return False
 
     # ---- dialogs across the border -----------------------------------------------------------------------------
 
-    def record_route(self, flow: Flow) -> str:
+    def record_route(self, flow: Flow, request: Request, outward: bool) -> str:
         """The value for both sides of a call over `flow`, a connection with another domain."""
         peer: Any = getattr(flow, "peer", None)
         other = peer.domains[0] if isinstance(peer, DomainIdentity) else ""
         own = self._peering().own.domains
-        return self._crossings.value(next((each for each in own if each in self._domains), own[0]), other)
+        mark = mark_of(request.call_id, request.from_.uri if outward else request.to.uri)
+        return self._crossings.value(next((each for each in own if each in self._domains), own[0]), other, mark)
 
     def owns(self, uri: SipUri) -> bool:
         """Whether a Route value is one that an edge of our domains wrote."""
@@ -220,10 +224,14 @@ class PeeringEdge:
         return next((user for far, user in sides.items() if far != near and near and self._relays(near, far)), "")
 
     async def along(self, token: str, request: Request) -> Sequence[Target]:
-        """The way on for a request of a dialog that goes out to the other domain. Raises Refused (403)."""
+        """The way on for a request of a dialog that goes out to the other domain. Raises Refused (403), for one of
+        another user than the dialog's, too: we would sign it.
+        """
         other = self._crossings.other(token)
         if not other:
             raise Refused(403, "Not a Route of Ours", why="refused_token")
+        if not self._crossings.is_of(token, mark_of(request.call_id, request.from_.uri)):
+            raise Refused(403, "Not Your Dialog", why="refused_token")
         return (Target(request.uri_text, instance=INSTANCE, route_maker=self._outbound.dialog_route(other)),)
 
 

@@ -125,7 +125,7 @@ class EdgesElsewhere:
     def reported(self, response: Response) -> None:
         """No response of another domain comes here."""
 
-    def record_route(self, flow: Flow) -> str:
+    def record_route(self, flow: Flow, request: Request, outward: bool) -> str:
         """No flow of this node crosses the border."""
         raise ValueError(f"{flow} is no connection with another domain")
 

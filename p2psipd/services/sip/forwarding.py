@@ -274,7 +274,14 @@ class Forwarder:
         self._perform(context, context.receive(Answered(branch, response), self._clocks.now()))
 
     def failed(self, key: object, status: int) -> None:
-        """A transaction of a branch ended without a final response: 408 or 503 stands for it."""
+        """A transaction of a branch ended without a final response: 408 or 503 stands for it. Or the connection is gone
+        by which a request came.
+        """
+        context = self._contexts.get(key)
+        if context is not None:
+            if context.invite and not context.finished:
+                self._start(self._caller_lost(context))
+            return
         branch = key.branch if isinstance(key, _Try) else key
         if not isinstance(branch, Branch) or branch.key is not key:
             return
@@ -284,6 +291,12 @@ class Forwarder:
             self._start(self._try_again(branch, None, status))
         else:
             self._fail(branch, status)
+
+    async def _caller_lost(self, context: ForwardingContext) -> None:
+        """Nobody is left ringing for a caller whom no answer reaches (RFC 3261 sections 16.10 and 18.2.2)."""
+        if await self._routing.anew(context.flow, context.request) is None:
+            self._counters["caller_lost"] += 1
+            self._perform(context, context.receive(Cancelled(), self._clocks.now()))
 
     def ended(self, transaction: object) -> None:
         """Nothing more will come of a transaction."""
@@ -403,7 +416,7 @@ class Forwarder:
         if request.method in _MAKES_DIALOG and request.to_tag is None:
             binding = branch.target.binding
             callee = binding.aor.removeprefix("sip:") if binding is not None else ""
-            for value in reversed(self._routing.record_routes(flow, context.flow, callee, context.user)):
+            for value in reversed(self._routing.record_routes(flow, context.flow, callee, context.user, request)):
                 made.prepend("Record-Route", value)
         if flow.transport == "UDP" and self._routing.too_large(flow, made.size + _OUR_VIA):
             self._start(self._send_large(branch, made, flow))

@@ -72,13 +72,15 @@ class Routing:
 
     # ---- Record-Route and Route ------------------------------------------------------------------------------
 
-    def record_route(self, flow: Flow, user: str = "") -> str:
-        """The Record-Route value for the side of `flow`, where `user` ("user@domain") is if a phone is there."""
+    def record_route(self, flow: Flow, user: str, request: Request, outward: bool) -> str:
+        """The Record-Route value for the side of `flow`, where `user` ("user@domain") is if a phone is there, and by
+        which `request` goes on (`outward`) or has come.
+        """
         peer = peer_of(flow)
         if peer is None:
             return self._router.value(flow, user)
         if isinstance(peer, DomainIdentity):
-            return self._edges[peer.edge].record_route(flow)
+            return self._edges[peer.edge].record_route(flow, request, outward)
         return self._router.node_value
 
     def with_route(self, target: Target) -> Target:
@@ -94,12 +96,15 @@ class Routing:
         token = self._router.drop_routes(request)
         return None if token is None else token.user
 
-    def record_routes(self, onward: Flow, came_on: Flow, callee: str, caller: str) -> tuple[str, ...]:
+    def record_routes(
+        self, onward: Flow, came_on: Flow, callee: str, caller: str, request: Request
+    ) -> tuple[str, ...]:
         """The Record-Route values for a call that came on one flow and goes on another, the onward side's first.
 
         Where a call crosses from a node to another domain, the edge's value alone serves both sides.
         """
-        one, other = self.record_route(onward, callee), self.record_route(came_on, caller)
+        one = self.record_route(onward, callee, request, True)
+        other = self.record_route(came_on, caller, request, False)
         sides = {type(peer_of(onward)), type(peer_of(came_on))}
         if sides == {NodeIdentity, DomainIdentity}:
             return (one,) if isinstance(peer_of(onward), DomainIdentity) else (other,)
@@ -260,6 +265,20 @@ class Routing:
             self.mark_dead(hop, None)
             raise
         return flow
+
+    async def anew(self, flow: Flow, message: Request | Response) -> Flow | None:
+        """In place of the connection by which a request came, and which is gone, one to where its Via says; `message`
+        is the request or an answer to it (RFC 3261 section 18.2.2). None where the sender takes none: phones behind TLS
+        and WebSockets wait for no connection, and a node that has lost us asks once more.
+        """
+        peer = peer_of(flow)
+        if flow.transport != "TCP" or peer is not None:
+            return flow if isinstance(peer, DomainIdentity) else None
+        try:
+            found: Flow = await self._transports.reach("TCP", flow.remote[0], message.top_via.sent_by[1])
+        except Unreachable:
+            return None
+        return found
 
     def mark_dead(self, hop: Hop, last: Response | None) -> None:
         """A hop did not answer, or answered 503, with or without Retry-After: others come first for a while."""
