@@ -112,7 +112,7 @@ class Sources:
 
     def blame(self, host: str, offence: Blame, now: float) -> bool:
         """Hold an offence against `host`; True if that shuts it out."""
-        if offence.forgeable and now - self._proved.get(host, -_PROVED_SECONDS) < _PROVED_SECONDS:
+        if offence.forgeable and self.knows(host, now):
             return False
         level, at = self._blamed.pop(host, (0.0, now))
         level = max(0.0, level - (now - at) * self._settings.points_forgiven) + offence.points
@@ -136,6 +136,10 @@ class Sources:
         blamed = self._blamed.get(host)
         if blamed is not None:
             self._blamed[host] = (max(0.0, blamed[0] - CHALLENGED.points), blamed[1])
+
+    def knows(self, host: str, now: float) -> bool:
+        """Whether somebody at `host` has proved to be a user within the last hour."""
+        return now - self._proved.get(host, -_PROVED_SECONDS) < _PROVED_SECONDS
 
     def shut(self, now: float) -> dict[str, float]:
         """The hosts that are shut out, and for how many seconds more."""

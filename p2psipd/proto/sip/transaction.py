@@ -141,9 +141,10 @@ class TransactionLayer:
     """All transactions of one node.
 
     `receive` takes an Input, `handle_timer` does what is due; both return Outputs in the order to perform
-    them.  `shedding` (0 to 1) is the part of new requests outside of dialogs that is refused by a 503 for which no
-    transaction is made.  Only a misuse by the local user raises (SendRequest with a key that is in use, or an
-    ACK): SipError.
+    them.  `shedding` (0 to 1) says how much of the new requests outside of dialogs is refused by a 503 for which no
+    transaction is made: up to a half from strangers alone, from there on also from those that `knows` says have proved
+    who they are, at 1 from everybody.  Only a misuse by the local user raises (SendRequest with a key that is in use,
+    or an ACK): SipError.
 
     `refuse` is asked about each new request but ACK and CANCEL before a transaction is made for it: what it
     refuses is answered and forgotten (RFC 3261 section 8.2.7).  `spares` is asked about requests that are to be
@@ -157,10 +158,12 @@ class TransactionLayer:
         limits: Limits = Limits(),
         refuse: Callable[[Flow, Request], Refusal | None] | None = None,
         spares: Callable[[Flow, Request], bool] = lambda flow, request: False,
+        knows: Callable[[Flow], bool] = lambda flow: True,
     ) -> None:
         self.shedding = 0.0
         self._refuse = refuse
         self._spares = spares
+        self._knows = knows
         self._most = limits.open + limits.open // _RESERVED_PART
         self._tag_key = random.getrandbits(128).to_bytes(16, "big")
         self._to_shed = 0.0
@@ -362,14 +365,17 @@ class TransactionLayer:
 
     def _is_too_much(self, flow: Flow, request: Request) -> bool:
         """Whether there are too many transactions for one more, or this one is of the part that is shed."""
-        if self.open_count < self._limits.open and not (self.shedding and self._is_shed(request)):
+        if self.open_count < self._limits.open and not (self.shedding and self._is_shed(flow, request)):
             return False
         return self.open_count >= self._most or not self._spares(flow, request)
 
-    def _is_shed(self, request: Request) -> bool:
+    def _is_shed(self, flow: Flow, request: Request) -> bool:
         if request.method not in _SHED or request.to_tag is not None:
             return False
-        self._to_shed += self.shedding
+        part = 2.0 * self.shedding
+        if self._knows(flow):
+            part -= 1.0
+        self._to_shed += min(max(part, 0.0), 1.0)
         if self._to_shed < 1.0:
             return False
         self._to_shed -= 1.0

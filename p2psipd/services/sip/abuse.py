@@ -74,6 +74,10 @@ class Door:
         """The sender has proved to be a user."""
         self._sources.proved(flow.remote[0], self._now())
 
+    def knows(self, flow: Any) -> bool:
+        """Whether a request comes from where somebody has lately proved to be a user, or from a node or domain."""
+        return flow.peer is not None or self._sources.knows(flow.remote[0], self._now())
+
     def may_send(self, user: str) -> bool:
         """Whether a user who has proved itself sends no more requests than one may."""
         return self._users.take(user, self._now())

@@ -125,9 +125,11 @@ class SipService(Service):
         self._reactor = reactor
         self._clocks = Clocks(reactor, wall, self._clock_jumped)
         self._ladder = Ladder()
-        self._layer = TransactionLayer(random, refuse=self._unproved, spares=self._calls_for_help)
-        self._driver = self._new_driver()
         self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
+        self._layer = TransactionLayer(
+            random, refuse=self._unproved, spares=self._calls_for_help, knows=self._door.knows
+        )
+        self._driver = self._new_driver()
         self._transports = self._new_transports(transports or SipTransports)
         secrets = secrets or OwnSecret(settings.secret or random.getrandbits(256).to_bytes(32, "big"))
         home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)

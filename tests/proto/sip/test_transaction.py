@@ -576,6 +576,20 @@ def test_what_is_spared_has_more_room() -> None:
     assert not came(21, "normal") and came(22, "emergency") and not came(23, "emergency")
 
 
+@pytest.mark.parametrize(
+    ("shedding", "refused"), [(0.25, (0, 50)), (0.5, (0, 100)), (0.75, (50, 100)), (1.0, (100, 100))]
+)
+def test_strangers_are_shed_first(shedding: float, refused: tuple[int, int]) -> None:
+    """Too much is refused from those that nobody knows; from others only where that does not suffice, or at the end."""
+    for known, expected in zip((True, False), refused, strict=True):
+        bench = Bench()
+        bench.layer._knows = lambda flow, known=known: known
+        bench.layer.shedding = shedding
+        for number in range(100):
+            bench.put(MessageReceived(UDP, new_request("INVITE", f"z9hG4bK{number}")))
+        assert sum(b" 503 " in each.data for _, each in bench.log if isinstance(each, SendMessage)) == expected
+
+
 def test_lingering_is_bounded() -> None:
     """Of answered transactions the oldest go early when there are too many."""
     bench = Bench(limits=Limits(lingering=10))
