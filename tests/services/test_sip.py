@@ -479,6 +479,47 @@ def test_phone_over_tcp_is_called_over_its_connection(alice: Phone, bob: Phone) 
     alice.take_response(200)
 
 
+def ringing(alice: Phone, far_bob: Phone) -> Request:
+    """Alice, over TCP, calls bob at another node, whose phone rings: his INVITE."""
+    far_bob.register()
+    alice.connect()
+    request = alice.request("INVITE", far_bob.aor)
+    alice.send(request)
+    alice.send(ack_for(request, challenge := alice.take_response(407)))
+    alice.send(alice.answer_challenge(request, challenge))
+    invite = far_bob.take_request("INVITE")
+    far_bob.respond(invite, 180)
+    alice.take_response(180)
+    return invite
+
+
+def test_caller_who_vanishes(alice: Phone, far_bob: Phone) -> None:
+    """RFC 3261 16.10: where the caller's connection breaks and cannot be had anew, no phone is left ringing."""
+    invite = ringing(alice, far_bob)
+    alice.disconnect()
+    far_bob.respond(far_bob.take_request("CANCEL"), 200)
+    far_bob.respond(invite, 487)
+    far_bob.take_request("ACK")
+    assert not alice.node.service.statistics()["calls_open"]
+
+
+def test_caller_whose_node_dies(alice: Phone, far_bob: Phone) -> None:
+    """The same where a node is lost: its caller, or whoever stands in for it, begins anew."""
+    ringing(alice, far_bob)
+    alice.node.connector.die()
+    far_bob.take_request("CANCEL")
+
+
+def test_answer_over_another_connection(world: World, alice: Phone, far_bob: Phone) -> None:
+    """RFC 3261 18.2.2: the answer to a request whose connection is gone goes over a new one to where its Via says."""
+    world.listen_tcp.add(alice.address)
+    invite = ringing(alice, far_bob)
+    alice.disconnect()
+    world.settle()
+    far_bob.respond(invite, 200)
+    assert alice.take_response(200).cseq.method == "INVITE"
+
+
 def test_loop_is_detected(alice: Phone, node: Node) -> None:
     """RFC 5393 4.2: a request that comes back unchanged is 482."""
     from p2psipd.proto.sip.proxy import loop_tag

@@ -39,7 +39,7 @@ from p2psipd.proto.sip.locating import (
     Query,
     Target,
 )
-from p2psipd.proto.sip.message import Request, Response, make_response
+from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
 from p2psipd.proto.sip.proxy import Home, Refused, loop_tag, take_routes, validate
 from p2psipd.proto.sip.record_route import RecordRouter
 from p2psipd.proto.sip.registrar import SUPPORTED, BindingTable, Registrar, RegistrationRefused
@@ -358,8 +358,17 @@ class SipService(Service):
 
     def _send(self, order: SendMessage) -> None:
         flow: Any = order.flow
-        flow.write(order.data)
+        if flow.reliable and not flow.alive and flow.transport == "TCP" and order.data.startswith(b"SIP/2.0 "):
+            self._start(self._answer_anew(flow, order.data))
+        else:
+            flow.write(order.data)
         self._ladder.sent(order.data, self._clocks.wall, flow)
+
+    async def _answer_anew(self, flow: Flow, data: bytes) -> None:
+        """Send a response whose connection is gone on another one to the same place, if it takes any."""
+        found: Any = await self._routing.anew(flow, parse_message(data))
+        if found is not None:
+            found.write(data)
 
     def _rejected(self, event: MessageRejected) -> None:
         self.counters["rejected"] += 1
