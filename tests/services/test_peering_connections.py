@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
@@ -178,6 +179,13 @@ class ConnectionTests(TestCase):
         await a.next()
         assert a.lost == [flow] and not b.came and b.clients == [Step.AUTHORITY]
         assert a.refused == [("b.test", B_HOST, Step.AUTHORITY, True)]
+        older = self.side(B_HOST, "b.test")
+        for context in older.connections._tls._contexts.values():
+            context.set_options(SSL.OP_NO_TLSv1_3)
+        with self.assertRaises(Unreachable) as caught:
+            await a.connections.reach(older.hop("b.test"), "a.test")
+        assert "alert unknown_ca" in str(caught.exception), "TLS 1.2: within it"
+        assert a.refused[1:] == a.refused[:1]
         refusal = a.connections.refused_by_peer(flow)
         assert refusal is not None and "alert unknown_ca" in refusal.detail
 
