@@ -6,6 +6,7 @@ from base64 import urlsafe_b64decode
 from uuid import UUID
 
 import pytest
+from twisted.logger import capturedLogs, formatEvent
 
 from p2psipd.proto.identity.passport import parse_identity_header, read_full_token
 from p2psipd.proto.peering.peers import Federation, PeerSettings
@@ -484,6 +485,20 @@ def test_peering_092_both_directions_of_a_dialog_come_through_us() -> None:
     border.alice.send(in_dialog(border.alice, "BYE", response))
     bye = border.first.take()
     assert bye.method == "BYE" and not bye.has("route") and bye.has("identity")
+
+
+def test_a_flood_of_refusals_does_not_fill_the_log() -> None:
+    """Each is answered and counted; of one second 20 lines are written, then how many there were besides."""
+    border = Border(accept_domains=[])
+    with capturedLogs() as events:
+        for _ in range(30):
+            border.first.send(border.foreign())
+            assert border.first.take().status == 403
+        border.world.pass_time(1.0)
+        border.first.send(border.foreign())
+    lines = [formatEvent(event) for event in events if event["log_namespace"].endswith("PeeringEdge")]
+    assert border.counters["refused_none"] == 31 and len(border.edge.refusals) == 31
+    assert len(lines) == 22 and lines[20] == "10 more were refused within one second"
 
 
 def test_peering_043_a_dialog_keeps_to_the_connection_that_is_open() -> None:

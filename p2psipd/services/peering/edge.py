@@ -31,6 +31,7 @@ from p2psipd.services.peering.connections import EDGE, PeerConnections
 from p2psipd.services.peering.outbound import Outbound
 
 _REMEMBERED_REFUSALS: Final = 200
+_LINES_A_SECOND: Final = 20
 _STIR: Final = re.compile(r"\s*STIR\s*;", re.IGNORECASE)
 
 
@@ -65,6 +66,8 @@ class PeeringEdge:
         self.counters = counters
         self.trace = False
         self.refusals: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_REFUSALS)
+        self._second = 0
+        self._lines = 0
 
     # ---- life --------------------------------------------------------------------------------------------------
 
@@ -136,7 +139,8 @@ class PeeringEdge:
             if self.trace:
                 self.log.debug("{method} {admission}", method=request.method, admission=admission)
             return
-        self.log.warn("{method} {call}: {admission}", method=request.method, call=request.call_id, admission=admission)
+        words = "{method} {call}: {admission}"
+        self._warn(wall, words, method=request.method, call=request.call_id, admission=admission)
         self.refusals.append(
             {
                 "at": wall,
@@ -155,7 +159,7 @@ class PeeringEdge:
     def note_handshake(self, refusal: CertificateRefused, host: str, wall: float) -> None:
         """A client at `host` was refused in its TLS handshake: no request of it ever came."""
         self.counters[f"refused_tls_{refusal.step.value}"] += 1
-        self.log.warn("TLS from {host}: {refusal}", host=host, refusal=refusal)
+        self._warn(wall, "TLS from {host}: {refusal}", host=host, refusal=refusal)
         self._keep(refusal, wall, host, "")
 
     def note_dialled(self, domain: str, host: str, refusal: CertificateRefused, by_peer: bool, *, wall: float) -> None:
@@ -163,8 +167,18 @@ class PeeringEdge:
         under TLS 1.3 soon after it.
         """
         self.counters[f"refused_{'by_peer' if by_peer else 'server'}_{refusal.step.value}"] += 1
-        self.log.warn("TLS to {domain} at {host}: {refusal}", domain=domain, host=host, refusal=refusal)
+        self._warn(wall, "TLS to {domain} at {host}: {refusal}", domain=domain, host=host, refusal=refusal)
         self._keep(refusal, wall, "us", f"{domain} at {host}")
+
+    def _warn(self, wall: float, words: str, **fields: Any) -> None:
+        """Into the log, unless it has many such lines of this second: a flood is counted, and does not fill the disk."""
+        if int(wall) != self._second:
+            untold, self._second, self._lines = self._lines - _LINES_A_SECOND, int(wall), 0
+            if untold > 0:
+                self.log.warn("{untold} more were refused within one second", untold=untold)
+        self._lines += 1
+        if self._lines <= _LINES_A_SECOND:
+            self.log.warn(words, **fields)
 
     def _keep(self, refusal: CertificateRefused, wall: float, one: str, other: str) -> None:
         self.refusals.append(
