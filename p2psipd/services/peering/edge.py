@@ -171,7 +171,7 @@ class PeeringEdge:
         self._keep(refusal, wall, "us", f"{domain} at {host}")
 
     def _warn(self, wall: float, words: str, **fields: Any) -> None:
-        """Into the log, unless it has many such lines of this second: a flood is counted, and does not fill the disk."""
+        """Into the log, unless it has many lines of this second: a flood is counted, and does not fill the disk."""
         if int(wall) != self._second:
             untold, self._second, self._lines = self._lines - _LINES_A_SECOND, int(wall), 0
             if untold > 0:
