@@ -6,7 +6,7 @@ The fields are an interface.  Times are unix seconds, ``null`` for what has not 
     node                    this node; the other node's record of the same call has the same call_id
     came_from, went_to      what is at each side: "phone UDP 192.0.2.7:5060", "node <Node-ID>", "domain example.net",
                             "service" (in this process: echo)
-    target                  the URI of the branch that rang or answered last
+    target                  the URI of the branch that rang or answered last, else of the first one that refused
     identity, user          what was proved about the caller ("digest", "node", ...), and who proved to call
     started_at, ringing_at, answered_at, ended_at, seconds
     cause                   "BYE", a final status such as "486", "cancelled", "lost"

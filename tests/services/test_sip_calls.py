@@ -98,7 +98,7 @@ def test_observer_of_a_call() -> None:
 
 @pytest.mark.parametrize("status", [486, 603])
 def test_observer_of_a_refused_call(status: int) -> None:
-    """A refused call ends with its status; a call that nobody may make never begins."""
+    """A refused call ends with its status, and it is said who refused; a call that nobody may make never begins."""
     world, diary = World(), Diary()
     alice, bob = phones(world, Node(world, 1, "10.0.0.1", observers=(diary,)))
     invite(alice, bob.aor)
@@ -107,6 +107,7 @@ def test_observer_of_a_refused_call(status: int) -> None:
     alice.send(alice.request("INVITE", bob.aor, from_=f"<sip:mallory@{DOMAIN}>;tag=1"))
     alice.take_response(407)
     assert diary.lines == ["began", f"ended {status}"]
+    assert (diary.calls[0].went_on.remote, diary.calls[0].target) == (bob.address, bob.contact)
 
 
 def test_call_whose_end_was_lost() -> None:
@@ -313,7 +314,7 @@ def test_load_is_refused_by_parts() -> None:
     assert not world.clock.getDelayedCalls()
 
 
-@pytest.mark.parametrize(("part", "of_stranger", "of_phone"), [(0.25, 5, 0), (0.5, 10, 0), (0.75, 10, 5)])
+@pytest.mark.parametrize(("part", "of_stranger", "of_phone"), [(0.25, 5, 0), (0.5, 10, 0)])
 def test_part_of_the_calls_is_refused(part: float, of_stranger: int, of_phone: int) -> None:
     """Overloaded, the node answers its part of new calls 503, first of all those from where nobody has proved to be a
     user; calls that stand, and registrations, are not touched.
@@ -332,6 +333,32 @@ def test_part_of_the_calls_is_refused(part: float, of_stranger: int, of_phone: i
         assert sorted(statuses) == [407] * (10 - refused) + [503] * refused
     assert bob.register().status == 200
     assert node.service.statistics()["calls_refused_percent"] == 100 * part
+
+
+def test_strangers_are_not_even_read() -> None:
+    """Where refusing all that is new from strangers does not suffice, no answer is wasted on it, and others are refused
+    in part; a call for help is read from anybody.
+    """
+    world = World()
+    node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: isinstance(uri, SipUri) and uri.user == "112")
+    alice, bob = phones(world, node)
+    node.service._new_calls.refuse(0.75)
+    for uri in (bob.aor, "sip:"):
+        alice.send(alice.request("INVITE", uri))
+    assert alice.quiet()
+    statuses = []
+    for _ in range(10):
+        bob.send(bob.request("INVITE", alice.aor))
+        answer = bob.take()
+        assert isinstance(answer, Response)
+        statuses.append(answer.status)
+    assert sorted(statuses) == [407] * 5 + [503] * 5
+    alice.send(alice.request("INVITE", f"sip:112@{DOMAIN}"))
+    alice.take_response(407)
+    assert alice.register().status == 200
+    node.service._new_calls.refuse(0.5)
+    alice.send(alice.request("INVITE", bob.aor))
+    alice.take_response(407)
 
 
 # ---- redirects

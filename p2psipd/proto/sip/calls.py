@@ -16,10 +16,10 @@ class Call:
 
     `caller` and `callee` are URIs as text: who called (the asserted identity, else From) and the Request-URI that
     was asked for; `cseq` is the INVITE's; `user` is who proved to call, "user@domain", "" where another node or domain
-    vouches. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last; their
-    `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target` is the URI of that branch, and
-    `binding` the Binding that led there, None where the callee is no user of ours. `identity` is what was proved about
-    the caller: "digest", "node", "edge", or what an Edge said. Times are unix
+    vouches. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last, else of
+    the first one that refused; their `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target`
+    is the URI of that branch, and `binding` the Binding that led there, None where the callee is no user of ours.
+    `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge said. Times are unix
     seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
     """
 

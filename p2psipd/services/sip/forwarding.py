@@ -264,13 +264,12 @@ class Forwarder:
             return
         if response.has("reason"):
             self._routing.reported(branch.flow, branch.context.flow, response)
+        context, call = branch.context, branch.context.call
+        if call is not None and response.status > 100 and (response.status < 300 or call.went_on is None):
+            call.went_on, call.target, call.binding = branch.flow, branch.target.uri, branch.target.binding
         if response.status >= 300 and branch.route is not None and not branch.cancelled and branch.response is None:
             self._start(self._try_again(branch, response, response.status))
             return
-        context = branch.context
-        if context.call is not None and 100 < response.status < 300:
-            call = context.call
-            call.went_on, call.target, call.binding = branch.flow, branch.target.uri, branch.target.binding
         self._perform(context, context.receive(Answered(branch, response), self._clocks.now()))
 
     def failed(self, key: object, status: int) -> None:
