@@ -72,11 +72,14 @@ def reply(response: Response) -> tuple[int, str]:
 
 @pytest.mark.parametrize("domain", ["k4474.test", "k8224.test", "k.test"])
 def test_peering_096_kamailio_verifies_what_we_send(world: KamailioWorld, alice: Phone, domain: str) -> None:
-    """OPTIONS and MESSAGE pass auth_identity, secsipid, and with both Identities; failing servers are passed over."""
+    """OPTIONS and MESSAGE pass auth_identity, secsipid, and with both Identities, an anonymous caller's among them;
+    failing servers are passed over.
+    """
     for method, body in (("OPTIONS", b""), ("MESSAGE", b"hello\r\n")):
         request = alice.request(method, f"sip:bob@{domain}", body)
         assert reply(alice.ask(request)) == (200, "Verified")
-    anonymous = alice.request("MESSAGE", f"sip:bob@{domain}", b"hello\r\n", Contact="")
+    unnamed = '"Anonymous" <sip:anonymous@a.test>;tag=1'
+    anonymous = alice.request("MESSAGE", f"sip:bob@{domain}", b"hello\r\n", Contact="", From=unnamed)
     assert reply(alice.ask(anonymous)) == (200, "Verified")
     if domain == "k.test":
         # The dead server, then the one that answers 503, and both only once: they are avoided for a while.
