@@ -117,6 +117,8 @@ class SipTransports:
         self.greets = identify is not None if greets is None else greets
         self.usable = usable or _unnoticed
         self.receive: Callable[[Flow, Message], None] = receive
+        # Where it is set, it is asked whether a datagram is not even to be read.
+        self.ignores: Callable[[Flow, bytes], bool] | None = None
         self.limits = limits or Limits()
         self.counters: Counter[str] = Counter()
         self.udp: list[UdpListener] = []
@@ -212,6 +214,9 @@ class SipTransports:
     # ---- inbound -------------------------------------------------------------------------------------------
 
     def _datagram(self, flow: Flow, data: bytes) -> None:
+        if self.ignores is not None and self.ignores(flow, data):
+            self.counters["datagrams_ignored"] += 1
+            return
         try:
             message = parse_message(data)
         except SipError as error:

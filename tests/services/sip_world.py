@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +64,8 @@ class MemoryTransports:
         self.world = world
         self.udp: list[MemoryListener] = []
         self.listening: list[tuple[str, Address]] = []
-        self.counters: dict[str, int] = {}
+        self.counters: Counter[str] = Counter()
+        self.ignores: Callable[[Flow, bytes], bool] | None = None
         self.connections: dict[int, MemoryFlow] = {}
 
     def __call__(self, reactor: Any, receive: Any, malformed: Any, lost: Any, **options: Any) -> MemoryTransports:
@@ -92,6 +93,8 @@ class MemoryTransports:
 
     def datagram_in(self, source: Address, local: Address, data: bytes) -> None:
         listener = next(each for each in self.udp if each.local == local)
+        if self.ignores is not None and self.ignores(listener.flow(source), data):
+            return
         try:
             message = parse_message(data)
         except SipError as error:
@@ -161,9 +164,12 @@ class MemoryCredentials:
     def __init__(self, passwords: Mapping[str, str]) -> None:
         self.passwords = dict(passwords)
         self.asked: list[str] = []
+        self.broken = False
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
         self.asked.append(user)
+        if self.broken:
+            raise LocationUnavailable("timeout")
         if user not in self.passwords:
             return None
         return {

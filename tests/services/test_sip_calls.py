@@ -505,11 +505,32 @@ def test_calls_for_help_pass_a_node_in_trouble(trouble: str) -> None:
     if trouble == "drain":
         node.service.drain(30.0)
     else:
-        node.service._new_calls.refuse(1.0)
+        node.service._new_calls.refuse(0.5)
     alice.send(alice.request("INVITE", "sip:carol@overlay.example"))
     assert alice.take_response(503).has("retry-after")
     invite(alice, bob.aor)
     assert bob.take_request("INVITE").method == "INVITE"
+
+
+def test_calls_for_help_need_no_overlay_to_know_the_caller() -> None:
+    """Where nobody can be asked for a password, other calls are 503; who calls for help goes on, unproved. A wrong
+    password is refused as ever.
+    """
+    world = World()
+    node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: "bob" in str(uri))
+    alice, bob = phones(world, node)
+    world.credentials.broken = True
+    invite(alice, "sip:carol@overlay.example")
+    world.pass_time(1.0)
+    alice.take_response(503)
+    invite(alice, bob.aor)
+    world.pass_time(1.0)
+    assert not bob.take_request("INVITE").has("proxy-authorization")
+    assert node.service.counters["emergency_unproved"] == 1
+    world.credentials.broken = False
+    alice.password = "guessed"
+    asked = alice.ask(alice.request("MESSAGE", bob.aor))
+    assert isinstance(asked, Response) and asked.status == 407
 
 
 def test_calls_for_help_are_known_by_their_to() -> None:

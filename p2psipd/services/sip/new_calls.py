@@ -17,8 +17,14 @@ from p2psipd.services.sip.load import Load
 _LOOK_SECONDS: Final = 0.5
 
 
+_IGNORED_FROM: Final = 0.5
+"""From this part on everything new from strangers is refused, and no answer is wasted on it any more."""
+
+
 class NewCalls:
-    """Tells the transaction `layer` what part of new calls it is to refuse. `queued` as for Load."""
+    """Tells the transaction `layer` what part of new calls it is to refuse, and `ignore` when calls of strangers are
+    not even to be read. `queued` as for Load.
+    """
 
     log = Logger()
 
@@ -28,11 +34,13 @@ class NewCalls:
         layer: TransactionLayer,
         calls: CallBook,
         queued: Callable[[], float],
+        ignore: Callable[[bool], None],
         counters: Counter[str],
     ) -> None:
         self._reactor = reactor
         self._layer = layer
         self._calls = calls
+        self._ignore = ignore
         self._counters = counters
         self._load = Load(reactor, lambda: layer.open_count, layer.most_open, self.refuse, queued)
         self._ended: Deferred[None] | None = None
@@ -58,6 +66,7 @@ class NewCalls:
         elif part == 0.0:
             self.log.info("the overload is over")
         self._layer.shedding = 1.0 if self.draining else part
+        self._ignore(part > _IGNORED_FROM)
 
     def drain(self, seconds: float) -> Deferred[None]:
         """See SipService.drain."""

@@ -57,7 +57,7 @@ from p2psipd.proto.sip.transaction import (
     TransactionTimedOut,
     TransportFailed,
 )
-from p2psipd.proto.sip.uri import SipUri, Uri
+from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
 from p2psipd.services.sip.abuse import Door
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
@@ -76,6 +76,7 @@ _NO_DOMAINS: Final[frozenset[str]] = frozenset()
 _ADMITTED: Final = Admitted()
 _AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
+_REQUEST_LINE: Final = 500
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
@@ -150,7 +151,9 @@ class SipService(Service):
         )
         registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
         self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
-        self._new_calls = NewCalls(reactor, self._layer, self._calls, self._transports.queued, self.counters)
+        self._new_calls = NewCalls(
+            reactor, self._layer, self._calls, self._transports.queued, self._ignore_strangers, self.counters
+        )
         self._forwarder = self._new_forwarder(home)
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
         self._waiting = 0
@@ -466,6 +469,19 @@ class SipService(Service):
         called = (request.uri, request.to.uri) if peer is not None else (request.uri,)
         return any(self._is_emergency(self._gate.place(uri)) for uri in called)
 
+    def _ignore_strangers(self, ignored: bool) -> None:
+        self._transports.ignores = self._is_ignored if ignored else None
+
+    def _is_ignored(self, flow: Flow, data: bytes) -> bool:
+        """Whether a datagram is a call, but none for help, from where nobody has lately proved to be a user."""
+        if not data.startswith((b"INVITE ", b"MESSAGE ")) or self._door.knows(flow):
+            return False
+        try:
+            uri = parse_uri(data[:_REQUEST_LINE].split(b" ", 2)[1].decode())
+        except (SipError, UnicodeDecodeError):
+            return True
+        return not self._is_emergency(self._gate.place(uri))
+
     async def _acknowledge_from_outside(self, flow: Flow, request: Request) -> None:
         """An ACK of another domain passes if its peer may send it; a refusal has no answer."""
         try:
@@ -596,13 +612,22 @@ class SipService(Service):
     ) -> None:
         """A phone must prove who sends a request, unless that is `known`, and keep to its limits; a call `begins`.
 
-        Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call.
+        Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call, and
+        it does not wait until somebody can be asked for the password.
         """
         request, flow = context.request, context.flow
         emergency, user = self._calls_for_help(flow, request), context.user
         if peer_of(flow) is None and not known:
-            unnamed = await self._gate.prove(flow, request, self._clocks.wall())
-            self._door.proved(flow)
+            try:
+                unnamed = await self._gate.prove(flow, request, self._clocks.wall())
+                self._door.proved(flow)
+            except LocationUnavailable:
+                if not emergency:
+                    raise
+                unnamed = ""
+                self.counters["emergency_unproved"] += 1
+                disown(request)
+                request.remove("proxy-authorization")
             context.user = _sender(request)
             # Our Record-Route names context.user; who is anonymous has limits all the same.
             user = unnamed or context.user
