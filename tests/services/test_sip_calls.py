@@ -520,9 +520,8 @@ def test_calls_for_help_need_no_overlay_to_know_the_caller() -> None:
     node = Node(world, 1, "10.0.0.1", is_emergency=lambda uri: "bob" in str(uri))
     alice, bob = phones(world, node)
     world.credentials.broken = True
-    invite(alice, "sip:carol@overlay.example")
-    world.pass_time(1.0)
-    alice.take_response(503)
+    other = alice.ask(alice.request("MESSAGE", "sip:carol@overlay.example"))
+    assert isinstance(other, Response) and other.status == 503
     invite(alice, bob.aor)
     world.pass_time(1.0)
     assert not bob.take_request("INVITE").has("proxy-authorization")

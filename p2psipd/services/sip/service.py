@@ -612,8 +612,8 @@ class SipService(Service):
     ) -> None:
         """A phone must prove who sends a request, unless that is `known`, and keep to its limits; a call `begins`.
 
-        Who calls for help is asked who it is, like anybody, so that help can call back; but no limit stops the call, and
-        it does not wait until somebody can be asked for the password.
+        Who calls for help is asked who it is, like anybody, so that help can call back. But neither a limit
+        stops the call, nor that nobody can be asked for the password.
         """
         request, flow = context.request, context.flow
         emergency, user = self._calls_for_help(flow, request), context.user
