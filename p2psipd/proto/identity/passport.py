@@ -356,19 +356,24 @@ def _identifiers(item: object) -> tuple[Identifier, ...]:
         raise IdentitySyntaxError("an identity is no JSON object")
     found: list[Identifier] = []
     for kind in ("tn", "uri"):
-        values = item.get(kind, [])
-        values = values if isinstance(values, list) else [values]
-        if len(values) > _MAX_DESTINATIONS or not all(isinstance(value, str) for value in values):
-            raise IdentitySyntaxError(f"{kind} is not text")
-        found += (Identifier(kind, value) for value in values)
+        if kind not in item:
+            continue
+        values = item[kind] if isinstance(item[kind], list) else [item[kind]]
+        if len(values) > _MAX_DESTINATIONS:
+            raise IdentitySyntaxError(f"more than {_MAX_DESTINATIONS} of {kind}")
+        for value in values:
+            if not isinstance(value, str):
+                raise IdentitySyntaxError(f"{kind} is not text")
+            found.append(Identifier(kind, value))
     if not found:
         raise IdentitySyntaxError("no identity of a known kind")
     return tuple(found)
 
 
 def _media_key_claims(payload: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    items = payload.get("mky", [])
-    items = items if isinstance(items, list) else [items]
+    if "mky" not in payload:
+        return ()
+    items = payload["mky"] if isinstance(payload["mky"], list) else [payload["mky"]]
     if len(items) > _MAX_FINGERPRINTS or not all(isinstance(item, dict) for item in items):
         raise IdentitySyntaxError("mky is no list of keys")
     pairs = [(_text(item, "alg").lower(), _text(item, "dig").replace(":", "").upper()) for item in items]
