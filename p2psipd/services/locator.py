@@ -106,11 +106,10 @@ def _gruu_of(uri: SipUri) -> Destinations | None:
     """The destination list in a URI of a served domain; None for an address of record. Raises NotLocated for what is no
     GRUU of ours (RFC 5627 section 6.1).
     """
-    if not uri.gr:
-        if "gr" in uri.params:
-            raise NotLocated(404)
+    gr = uri.gr
+    if gr is None:
         return None
-    gruu = decode_gr(uri.gr)
+    gruu = decode_gr(gr) if gr else None
     if gruu is None or (gruu.resource and gruu.resource != resource_of(aor_of(uri.bare()))):
         raise NotLocated(404)
     return gruu
@@ -154,7 +153,7 @@ class OverlayBindings:
         return targets
 
     async def _stored(self, query: Query, uri: SipUri, fresh: bool) -> Sequence[Binding]:
-        aor = aor_of(uri.bare())
+        aor = aor_of(uri)
         try:
             return await self._location.bindings(aor, fresh)
         except LocationUnavailable:
@@ -164,16 +163,17 @@ class OverlayBindings:
 
     def _targets(self, uri: SipUri, gruu: Destinations | None, stored: Sequence[Binding], wall: float) -> list[Target]:
         self._table.moved_on(stored, self._node_id)
-        owned = self._table.of(aor_of(uri.bare()), wall)
+        owned = self._table.of(aor_of(uri), wall)
         if gruu is not None:
             owned = [own for own in owned if _is_instance(own.binding, gruu)]
             stored = [binding for binding in stored if _is_instance(binding, gruu)]
         targets = [target for own in owned if (target := own_target(own)) is not None]
         here = {own.binding.key for own in owned}
-        for binding in sorted(stored, key=_latest_first):
+        for binding in sorted(stored, key=_latest_first) if len(stored) > 1 else stored:
             if binding.expires_at > wall and binding.key not in here:
                 targets.append(self._target(uri, binding, wall))
-        targets.sort(key=lambda target: -target.q)
+        if len(targets) > 1:
+            targets.sort(key=lambda target: -target.q)
         return targets
 
     def _target(self, uri: SipUri, binding: Binding, wall: float) -> Target:
@@ -215,21 +215,22 @@ def own_target(own: OwnBinding) -> Target | None:
 
 
 def _contact_target(binding: Binding, flow: Flow | None) -> Target:
-    target = Target(binding.contact, route=binding.path, q=binding.q, instance=binding.instance_id, binding=binding)
+    onward, address = None, None
     if binding.path:
-        return target
-    if flow is not None and (flow.reliable or behind_nat(binding, flow.remote[0])):
-        return target._replace(flow=flow)
-    if flow is not None:
+        # The first of its hops knows the way.
+        pass
+    elif flow is None:
+        where = parse_flow_text(binding.received)
+        if where is not None and where[0] == "UDP" and behind_nat(binding, where[2][0]):
+            address = ("UDP", *where[2])
+    elif flow.reliable or behind_nat(binding, flow.remote[0]):
+        onward = flow
+    else:
         # The same host: the Contact says at which port, and the listener is the one that the phone knows.
         uri = parse_uri(binding.contact)
         if isinstance(uri, SipUri) and uri.host == flow.remote[0] and uri.transport in (None, "udp"):
-            return target._replace(flow=flow.towards((uri.host, uri.port or 5060)))
-        return target
-    where = parse_flow_text(binding.received)
-    if where is not None and where[0] == "UDP" and behind_nat(binding, where[2][0]):
-        return target._replace(address=("UDP", *where[2]))
-    return target
+            onward = flow.towards((uri.host, uri.port or 5060))
+    return Target(binding.contact, onward, None, address, binding.path, binding.q, binding.instance_id, binding)
 
 
 def behind_nat(binding: Binding, source: str) -> bool:

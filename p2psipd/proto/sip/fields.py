@@ -412,7 +412,7 @@ class Message:
         """Give the To, which has none, a tag (RFC 3261 section 8.2.6.2)."""
         at = self._names.index("to")
         self._lines[at] = b"%s;tag=%s" % (self._lines[at].rstrip(), check_text(tag).encode("utf-8", "replace"))
-        self._changed("to")
+        self._cache.pop("to", None)
 
     def set_body(self, data: bytes, content_type: str | None = None) -> None:
         """Replace the body; Content-Length follows.  None or b"" as type and data drops Content-Type."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from p2psipd.proto.sip.flow import Flow
+from p2psipd.proto.sip.message import Request, Response
 
 _CALL_ID: Final = re.compile(rb"\r?\n(?:call-id|i)[ \t]*:[ \t]*([^\r\n]*)", re.IGNORECASE)
 _USUAL: Final = b"\r\nCall-ID: "
@@ -40,11 +41,15 @@ class Ladder:
             self._calls.popitem(last=False)
         self._calls[call_id] = []
 
-    def note(self, call_id: str, wall: float, flow: Flow, outbound: bool, start: bytes) -> None:
-        """A message of a call that is logged; `start` begins with its start line."""
-        steps = self._calls.get(call_id)
+    def received(self, message: Request | Response, wall: Callable[[], float], flow: Flow) -> None:
+        """A message that came on `flow`. Raises MalformedMessage where its Call-ID can't be read."""
+        steps = self._calls.get(message.call_id)
         if steps is not None and len(steps) < self._steps:
-            steps.append((wall, flow, outbound, start))
+            if isinstance(message, Request):
+                line = f"{message.method} {message.uri_text} SIP/2.0"
+            else:
+                line = f"SIP/2.0 {message.status} {message.reason}"
+            steps.append((wall(), flow, False, line.encode("utf-8", "replace")))
 
     def sent(self, data: bytes, wall: Callable[[], float], flow: Flow) -> None:
         """Bytes that left on `flow`; to which call they belong stands in them."""

@@ -203,7 +203,7 @@ class SipUri:
     @property
     def transport(self) -> str | None:
         """The transport parameter in lower case."""
-        value = self.params.get("transport")
+        value = self.params.get("transport") if self.params is not NO_PARAMETERS else None
         return value.lower() if value else None
 
     @property
@@ -219,7 +219,7 @@ class SipUri:
     @property
     def gr(self) -> str | None:
         """The gr parameter, unescaped; "" without a value, None when absent (RFC 5627 section 4.2)."""
-        value = self.params.get("gr")
+        value = self.params.get("gr") if self.params is not NO_PARAMETERS else None
         return None if value is None else unescape(value)
 
     @property

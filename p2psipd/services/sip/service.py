@@ -337,8 +337,10 @@ class SipService(Service):
         if isinstance(message, Request):
             if message.method == "ACK":
                 # The ACK of a refusal goes no further than its transaction, and belongs into the ladder all the same.
-                with suppress(SipError):
-                    self._note(flow, message)
+                try:
+                    self._ladder.received(message, self._clocks.wall, flow)
+                except SipError:
+                    pass  # The transaction layer rejects it.
             if self._door.is_scanner(flow, message):
                 return
         self._driver.feed(MessageReceived(flow, message))
@@ -377,19 +379,10 @@ class SipService(Service):
         self.counters["rejected"] += 1
         self.log.debug("rejected from {flow}: {reason}", flow=event.flow, reason=event.error.reason)
 
-    def _note(self, flow: Flow, message: Message) -> None:
-        """A received message in the ladder of its call."""
-        if message.call_id in self._ladder:
-            if isinstance(message, Request):
-                line = f"{message.method} {message.uri_text} SIP/2.0"
-            else:
-                line = f"SIP/2.0 {message.status} {message.reason}"
-            self._ladder.note(message.call_id, self._clocks.wall(), flow, False, line.encode("utf-8", "replace"))
-
     # ---- requests and responses ----------------------------------------------------------------------------
 
     def _response(self, event: ResponseReceived) -> None:
-        self._note(event.flow, event.response)
+        self._ladder.received(event.response, self._clocks.wall, event.flow)
         if peer_of(event.flow) is None:
             disown(event.response)
         self._forwarder.answered(event.transaction, event.response)
@@ -401,7 +394,7 @@ class SipService(Service):
         if method == "INVITE" and request.to_tag is None:
             self._ladder.begin(request.call_id)
         if method not in _NOT_NOTED:
-            self._note(flow, request)
+            self._ladder.received(request, self._clocks.wall, flow)
         if flow.transport == "TLS" and peer_of(flow) is None:
             self._transports.alias(flow, request)
         if method == "ACK":
@@ -516,7 +509,7 @@ class SipService(Service):
         self.counters[method if method in _COUNTED else "other_method"] += 1
         if method == "INVITE":
             self._ladder.begin(request.call_id)
-            self._note(flow, request)
+            self._ladder.received(request, self._clocks.wall, flow)
         self.counters[refused.why or "refused"] += 1
         self.counters[f"answered_{refused.status}"] += 1
         self._door.refused(flow, refused.why)
@@ -576,9 +569,12 @@ class SipService(Service):
         outside = isinstance(peer, DomainIdentity)
         # Whether the Route of what comes from outside is all ours is part of the judgement.
         proved, context.reasons = await self._judge(flow, request) if outside else _ADMITTED
-        context.tag = loop_tag(request) if request.to_tag is None else ""
+        new = request.to_tag is None
+        if new and request.has("route"):
+            # It covers the Routes, of which some go now.
+            context.tag = loop_tag(request)
         taken = take_routes(request, home)
-        if request.to_tag is not None and (taken or request.has("route")) and await self._within_dialog(context, taken):
+        if not new and (taken or request.has("route")) and await self._within_dialog(context, taken):
             return
         uri = self._gate.place(request.uri)
         if request.method == "OPTIONS" and self._gate.is_node(uri):
@@ -605,6 +601,8 @@ class SipService(Service):
                 return
             # Whoever may ask a redirector: what goes on from here, to a number, a service, another domain, is known.
             await self._admit(context, proved, known=self._settings.redirect_authenticates)
+        if new and not context.tag:
+            context.tag = loop_tag(request)
         forwarder.forward(context, targets)
 
     async def _admit(
