@@ -232,7 +232,7 @@ class NodeService(MultiService):
         try:
             result = self.reload()
         except (config.ConfigError, CertificateFileError) as error:
-            self._logger.error("not reloaded:\n{error}", error=error)
+            self._logger.error("not reloaded: what was in force before stays in force\n{error}", error=error)
             return
         self._logger.info(
             "reloaded: {applied}{kept}",

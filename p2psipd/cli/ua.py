@@ -11,6 +11,7 @@ verbs are nodes themselves: Twisted is imported when one of them runs.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -63,8 +64,10 @@ def parse_server(text: str) -> tuple[str, int, str]:
     return host, int(port), transport
 
 
-def _target(text: str) -> str:
-    """A URI, or `bob@host:port` with the scheme left out."""
+def target_uri(text: str, aor: str) -> str:
+    """A URI, or `bob@host:port` with the scheme left out, or what is dialled, in the domain of the phone's user."""
+    if re.fullmatch(r"[+0-9*#]+", text):
+        return f"sip:{text.replace('#', '%23')}@{aor.partition('@')[2]}"
     scheme, colon, _ = text.partition(":")
     return text if colon and "@" not in scheme and "." not in scheme else f"sip:{text}"
 
@@ -484,7 +487,7 @@ def call(
     samples, held = _read(play), _parse_hold(hold)
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        placed = await agent.call(_target(target), tone, ring, samples)
+        placed = await agent.call(target_uri(target, phone.aor), tone, ring, samples)
         await _talk(placed, agent.reactor, dtmf, held, seconds)
         if record:
             placed.write_wav(record)
@@ -613,7 +616,7 @@ def message(phone: Phone, target: str, text: str) -> None:
     from p2psipd.net.user_agent import UserAgentError
 
     async def work(agent: UserAgent) -> dict[str, Any]:
-        status = await agent.message(_target(target), text)
+        status = await agent.message(target_uri(target, phone.aor), text)
         if not 200 <= status < 300:
             raise UserAgentError(f"{target}: {status}", status)
         return {"ok": True, "target": target, "status": status}

@@ -16,7 +16,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from p2psipd.cli.ua import parse_server, ua
+from p2psipd.cli.ua import parse_server, target_uri, ua
 
 P2PSIP = [sys.executable, "-m", "p2psipd.cli.main", "ua"]
 
@@ -118,6 +118,21 @@ def test_usage(arguments: list[str], expected: str) -> None:
     result = CliRunner().invoke(ua, arguments)
     assert result.exit_code == 2
     assert expected in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "uri"),
+    [
+        ("911", "sip:911@a.test"),
+        ("*21#", "sip:*21%23@a.test"),
+        ("echo@b.test", "sip:echo@b.test"),
+        ("bob@127.0.0.1:5070", "sip:bob@127.0.0.1:5070"),
+        ("tel:+1212", "tel:+1212"),
+    ],
+)
+def test_what_is_dialled_is_meant_in_the_own_domain(text: str, uri: str) -> None:
+    """Digits alone are a number of the phone's domain; an address may go without its scheme."""
+    assert target_uri(text, "sip:alice@a.test") == uri
 
 
 def test_a_call_that_fails_says_why() -> None:
