@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 
 from p2psipd.net.dns_messages import NXDOMAIN, Question, Reply, ask_for, canonical
 from p2psipd.net.dns_servers import DnsServers, RandomSource
@@ -46,6 +47,8 @@ class DnsClient(Service):
     servers on this machine and those of `validating` (addresses) can give. A look-up takes at most `timeout_seconds`
     for each name that it is led to. At most `capacity` answers are kept.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -110,6 +113,13 @@ class DnsClient(Service):
     def close(self) -> Deferred[list[None]]:
         """Close the sockets; look-ups under way end as failures. Fires when that is done."""
         return self._servers.close()
+
+    def startService(self) -> None:
+        """Say what cannot work; sockets are opened when they are needed."""
+        super().startService()  # type: ignore[no-untyped-call]
+        if self._dnssec and not self._servers.validates:
+            message = "no name server is trusted with DNSSEC ([dns] validating): nothing is found of {domains}"
+            self.log.warn(message, domains=", ".join(self._dnssec))
 
     def stopService(self) -> Deferred[list[None]]:
         """As :meth:`close`."""

@@ -299,6 +299,11 @@ class DnsServers:
         ]
         self._timeout = timeout_seconds
 
+    @property
+    def validates(self) -> bool:
+        """Whether one of them is trusted with DNSSEC."""
+        return any(server.trusted for server in self._servers)
+
     async def exchange(self, question: Question, trusted: bool = False) -> Reply | str:
         """The reply to `question`, or in a few words why there is none; of the `trusted` servers alone if so asked."""
         now = self._reactor.seconds()

@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from twisted.internet.protocol import DatagramProtocol, Factory
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.basic import Int16StringReceiver
 from twisted.trial.unittest import TestCase
 
@@ -422,6 +423,9 @@ class DnsTests(TestCase):
         assert (answer.status, answer.reason) == (Status.FAILED, "no name server that is trusted with DNSSEC")
         other = await self.client(*servers).ask("b.test", "A")
         assert other.authentic
+        with capturedLogs() as said:
+            client.startService()
+        assert "nothing is found of b.test" in (formatEvent(said[-1]) or "")
         made = self.client(("192.0.2.53", 53), ("192.0.2.54", 53), ("::1", 53), validating=["192.0.2.54"])
         assert [server.trusted for server in made._servers._servers] == [False, True, True]
 
