@@ -68,7 +68,8 @@ __all__ = [
 
 COOKIE = "z9hG4bK"
 _Key = tuple[Hashable, ...]
-_RETRY_AFTER = "5"
+_RETRY_AFTER = tuple(str(seconds) for seconds in range(5, 13))
+"""Who was refused together does not come back together."""
 _RESERVED_PART = 20
 _SHED = frozenset({"INVITE", "MESSAGE", "SUBSCRIBE", "REFER", "PUBLISH"})
 """What a node that is overloaded, or about to end, refuses outside of dialogs."""
@@ -381,10 +382,13 @@ class TransactionLayer:
         self._to_shed -= 1.0
         return True
 
+    def _random_wait(self) -> str:
+        return _RETRY_AFTER[self._random.getrandbits(3)]
+
     def _reject(self, flow: Flow, error: SipError) -> None:
         request = error.request
         if request is not None:
-            headers = [("Retry-After", _RETRY_AFTER)] if error.status == 503 else []
+            headers = [("Retry-After", self._random_wait())] if error.status == 503 else []
             try:
                 via = request.set_via_received(*flow.remote)
                 flow_back = _flow_back(flow, via)
