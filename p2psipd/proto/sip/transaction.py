@@ -382,19 +382,18 @@ class TransactionLayer:
         self._to_shed -= 1.0
         return True
 
-    def _random_wait(self) -> str:
-        return _RETRY_AFTER[self._random.getrandbits(3)]
-
     def _reject(self, flow: Flow, error: SipError) -> None:
         request = error.request
         if request is not None:
-            headers = [("Retry-After", self._random_wait())] if error.status == 503 else []
+            tag = self.new_tag()
+            wait = _RETRY_AFTER[int(tag[-1], 16) % len(_RETRY_AFTER)]
+            headers = [("Retry-After", wait)] if error.status == 503 else []
             try:
                 via = request.set_via_received(*flow.remote)
                 flow_back = _flow_back(flow, via)
             except SipError:
                 flow_back = flow
-            answer = make_response(request, error.status, error.reason, self.new_tag(), headers)
+            answer = make_response(request, error.status, error.reason, tag, headers)
             self._out.append(SendMessage(flow_back, answer.encode()))
         self._out.append(MessageRejected(flow, error))
 
