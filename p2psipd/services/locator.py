@@ -36,6 +36,9 @@ from p2psipd.proto.sip.locating import (
 from p2psipd.proto.sip.registrar import BindingTable, OwnBinding
 from p2psipd.proto.sip.uri import SipUri, parse_uri
 
+_MAX_FOLLOWED = 5
+"""So many other users are looked up for one, whose Contacts name them."""
+
 
 class Locator:
     """Asks the steps in order; whoever knows the user ends the search."""
@@ -130,7 +133,8 @@ class OverlayBindings:
 
     Own bindings come from memory, unless the overlay says that their phones have moved on; they also stand in
     when the overlay can't be asked. Before it says that nobody is there it asks afresh. Bindings of other nodes
-    become requests to that node with a GRUU that names the instance.
+    become requests to that node with a GRUU that names the instance. Where a Contact is the address of another user,
+    what is for the one goes to where the other is (RFC 3261 section 16.5), and to nobody twice.
     """
 
     def __init__(self, location: LocationStore, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
@@ -144,6 +148,40 @@ class OverlayBindings:
         uri = query.uri
         if query.origin is Origin.NODE or not isinstance(uri, SipUri) or uri.host not in self._domains or not uri.user:
             return None
+        targets = await self._bound(query, uri)
+        if any(map(self._another_user, targets)):
+            return await self._followed(query, uri, targets)
+        return targets
+
+    def _another_user(self, target: Target) -> SipUri | None:
+        """The user of a served domain whose address the Contact of a binding is."""
+        binding = target.binding
+        if binding is None or binding.native or binding.path:
+            return None
+        if binding.contact.rpartition("@")[2].partition(";")[0].lower() not in self._domains:
+            return None
+        uri = parse_uri(binding.contact)
+        return uri.bare() if isinstance(uri, SipUri) and uri.user and "gr" not in uri.params else None
+
+    async def _followed(self, query: Query, asked: SipUri, targets: Sequence[Target]) -> Sequence[Target]:
+        seen, found, waiting = {aor_of(asked.bare())}, [], list(targets)
+        for target in waiting:
+            uri = self._another_user(target)
+            if uri is None:
+                found.append(target)
+            elif aor_of(uri) not in seen and len(seen) <= _MAX_FOLLOWED:
+                seen.add(aor_of(uri))
+                further: Sequence[Target] = ()
+                with suppress(LocationUnavailable):
+                    further = await self._bound(query, uri)
+                waiting += [each._replace(q=target.q) for each in further]
+                if not further and (target.flow is not None or target.node_id is not None):
+                    # Of nobody whom we know: some phones write our domain into their Contact.
+                    found.append(target)
+        return found
+
+    async def _bound(self, query: Query, uri: SipUri) -> Sequence[Target]:
+        """The bindings of one user."""
         gruu = _gruu_of(uri)
         targets = self._targets(uri, gruu, await self._stored(query, uri, query.fresh), query.wall)
         if not targets and not query.fresh:

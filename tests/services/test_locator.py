@@ -100,6 +100,26 @@ def test_bindings_of_all_nodes_are_found_best_first() -> None:
     assert (second.uri, second.flow) == (own.contact, flow)
 
 
+def test_contact_that_is_another_user() -> None:
+    """RFC 3261 16.5: who has registered another user's address is where that one is; each user is looked up once."""
+    place = Place()
+    carol = binding("sip:carol@192.0.2.9")._replace(aor=f"sip:carol@{DOMAIN}")
+    place.table.put(carol, tcp())
+    place.keep(binding(f"sip:carol@{DOMAIN}", THERE, q=0.5))
+    place.keep(binding("sip:bob@192.0.2.8", THERE))
+    first, second = place.locate(AOR)
+    assert first.node_id == THERE and (second.uri, second.q) == (carol.contact, 0.5)
+    place.table.put(binding(AOR)._replace(aor=carol.aor), None)
+    assert place.locate(AOR) == [first, second]
+
+
+def test_contact_that_is_nobody_known() -> None:
+    """Some phones write the domain into their Contact, which is nobody's address: they are reached by their flow."""
+    place = Place()
+    place.table.put(binding(f"sip:x7@{DOMAIN}"), flow := tcp())
+    assert [target.flow for target in place.locate(AOR)] == [flow]
+
+
 def test_own_bindings_stand_in_for_an_overlay_that_is_silent() -> None:
     """When the overlay can't be asked, the phones registered here can still be called; without any it is an error."""
     place = Place()
