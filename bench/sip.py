@@ -51,7 +51,10 @@ class Effort:
         self.many_calls = 3_000 if quick else 100_000
 
     def sustained(self, run: Callable[[float, int], Result], start: float, name: str) -> Figures:
-        """The highest clean rate from `start` on, in steps of a quarter; CPU a call in the cheapest clean run."""
+        """The highest clean rate from `start` on, in steps of a quarter; CPU a call in the cheapest clean run.
+
+        Where something is asked of the rate, the third run of a server that keeps up is at just that rate.
+        """
         rate, best, cpu, missed = start, 0.0, float("inf"), 0
         for _ in range(4 if self.quick else 12):
             result = run(rate, max(1, round(rate * self.seconds)))
@@ -101,7 +104,7 @@ def users(count: int) -> list[str]:
 def registrations(server: Server, directory: Path, effort: Effort) -> Figures:
     """Digest registrations, two transactions each; then what a registered user costs in memory."""
     load = Load(directory, server.address, server.pid)
-    start = 2000.0 if isinstance(server, Kamailio) else 1000.0
+    start = 2000.0 if isinstance(server, Kamailio) else 1600.0
     load.register(users(100), 500, 500)
     before = memory_kb(server.pid)
     load.register([f"mem{number}" for number in range(effort.users)], start / 2, effort.users)
@@ -115,7 +118,7 @@ def proxy(server: Server, directory: Path, effort: Effort) -> Figures:
     load = Load(directory, server.address, server.pid)
     load.register_callee()
     load.call("call", 50, 100)
-    figures = effort.sustained(lambda rate, calls: load.call("call", rate, calls), 300, "proxy calls")
+    figures = effort.sustained(lambda rate, calls: load.call("call", rate, calls), 448, "proxy calls")
     return figures | open_calls(server, load, effort) | many_calls(server, load, effort)
 
 
@@ -133,14 +136,14 @@ def proxy_tls(server: Server, directory: Path, effort: Effort) -> Figures:
         load = Load(directory, server.address, server.pid, tls=True)
         load.register_callee()
         load.call("call", 50, 100)
-        return effort.sustained(lambda rate, calls: load.call("call", rate, calls), 200, "proxy TLS calls")
+        return effort.sustained(lambda rate, calls: load.call("call", rate, calls), 224, "proxy TLS calls")
 
 
 def redirects(server: Server, directory: Path, effort: Effort) -> Figures:
     """INVITE, 302, ACK."""
     load = Load(directory, server.address, server.pid)
     load.register_callee()
-    return effort.sustained(load.redirected, 2000.0, "redirects")
+    return effort.sustained(load.redirected, 3200.0, "redirects")
 
 
 def open_calls(server: Server, load: Load, effort: Effort) -> Figures:
@@ -187,7 +190,7 @@ def stored_registrations(directory: Path, effort: Effort) -> Figures:
             return load.register(names, rate, calls, passwords=passwords, anew=True)
 
         run(20, 100)
-        return effort.sustained(run, 200, "stored registrations")
+        return effort.sustained(run, 320, "stored registrations")
     finally:
         lab.down()
 
