@@ -15,9 +15,10 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from OpenSSL import crypto
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.error import ConnectError, ConnectionDone, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectionAborted, ConnectionDone, TimeoutError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
@@ -39,6 +40,8 @@ from p2psipd.proto.peering.verification import CertificateUnavailable
 Network = IPv4Network | IPv6Network
 
 MAXIMUM_SIZE: Final = 64 * 1024
+#: Octets before a body: status line and headers, which twisted.web reads without a limit.
+_MAXIMUM_HEAD: Final = 32 * 1024
 FETCH_SECONDS: Final = 3.0
 MAXIMUM_REDIRECTS: Final = 3
 #: How long a certificate and a failure are kept. A new certificate of a peer has a new URL (RFC 4474 section 9).
@@ -59,6 +62,10 @@ class _Kept(NamedTuple):
     chain: Sequence[bytes]
     fault: str
     until: float
+
+
+class _Refused(Exception):
+    """What came, or where it would come from, is not to be had; the message says why."""
 
 
 class CertificateFetcher:
@@ -147,7 +154,7 @@ class CertificateFetcher:
             fault = f"no certificate: {str(error)[:200]}"
         except Exception as error:
             # Whatever goes wrong on the way there, from the look-up to the last octet, means the same here.
-            fault = f"{type(error).__name__}: {str(error)[:200]}"
+            fault = _reason(error)
         self.counters["failed"] += 1
         return _Kept((), fault, now() + FAILURE_KEPT_FOR)
 
@@ -163,20 +170,35 @@ class CertificateFetcher:
             response.deliverBody(_Discard())
             url = urljoin(url, location)
             if scheme == "https" and _checked_scheme(url) != "https":
-                raise ConnectError(string="redirected from https to http")
-        raise ConnectError(string=f"more than {MAXIMUM_REDIRECTS} redirects")
+                raise _Refused("redirected from https to http")
+        raise _Refused(f"more than {MAXIMUM_REDIRECTS} redirects")
 
     async def _body(self, response: IResponse) -> bytes:
         if response.code != 200:
             response.deliverBody(_Discard())
-            raise ConnectError(string=f"status {response.code}")
+            raise _Refused(f"status {response.code}")
         collected = _Body()
         response.deliverBody(collected)
         return await collected.done
 
 
+def _reason(error: Exception) -> str:
+    """Why there is no certificate, in words for the record of a refusal."""
+    if isinstance(error, _Refused):
+        return str(error)[:200]
+    inside = getattr(error, "reasons", ())
+    if inside:
+        # twisted.web's ResponseNeverReceived and its like hold what happened.
+        return _reason(inside[0].value)
+    if isinstance(error, ConnectionAborted):
+        return f"more than {_MAXIMUM_HEAD} octets of headers"
+    if isinstance(error, CancelledError | DeferredTimeout | TimeoutError):
+        return f"not there within {FETCH_SECONDS:g} s"
+    return f"{type(error).__name__}: {str(error)[:200]}"
+
+
 def _checked_scheme(url: str) -> str:
-    """The scheme of a URL that may be fetched; raises ConnectError for others."""
+    """The scheme of a URL that may be fetched; raises _Refused for others."""
     try:
         parts = urlsplit(url)
         allowed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.username is None
@@ -184,7 +206,7 @@ def _checked_scheme(url: str) -> str:
     except ValueError:
         allowed = False
     if not allowed or len(url) > _MAXIMUM_URL or not url.isascii() or any(c.isspace() for c in url):
-        raise ConnectError(string="not an http or https URL")
+        raise _Refused("not an http or https URL")
     return parts.scheme
 
 
@@ -229,7 +251,7 @@ class _Body(Protocol):
             return
         self._pieces.clear()
         self._abort()
-        self._finish(Failure(ConnectError(string=f"more than {MAXIMUM_SIZE} octets")))
+        self._finish(Failure(_Refused(f"more than {MAXIMUM_SIZE} octets")))
 
     def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:
         """All is there, or the connection broke."""
@@ -298,7 +320,8 @@ class _GuardedEndpoint:
 
     def connect(self, factory: Any) -> Deferred[Any]:
         """As IStreamClientEndpoint says."""
-        return ensureDeferred(self._connect(factory))
+        factory.noisy = False
+        return ensureDeferred(self._connect(factory)).addCallback(_bounded)
 
     async def _connect(self, factory: Any) -> Any:
         host = self._uri.host.decode("ascii")
@@ -308,9 +331,9 @@ class _GuardedEndpoint:
             found = await self._guard.addresses(host)
         permitted = [address for address in found if self._guard.permits(address)]
         if not found:
-            raise DNSLookupError(f"{host} has no address")
+            raise _Refused(f"{host} has no address")
         if not permitted:
-            raise ConnectError(string=f"{host} is at {found[0]}, a private address")
+            raise _Refused(f"{host} is at {found[0]}, a private address")
         tried = permitted[:_MOST_ADDRESSES]
         for address in tried[:-1]:
             try:
@@ -324,6 +347,22 @@ class _GuardedEndpoint:
         if self._uri.scheme == b"https":
             endpoint = wrapClientTLS(optionsForClientTLS(host, trustRoot=self._guard.trust), endpoint)
         return endpoint
+
+
+def _bounded(protocol: Any) -> Any:
+    """The client's protocol, cut off when more comes than a head and a body may have."""
+    left, receive = _MAXIMUM_HEAD + MAXIMUM_SIZE, protocol.dataReceived
+
+    def data_received(data: bytes) -> None:
+        nonlocal left
+        left -= len(data)
+        if left >= 0:
+            receive(data)
+        else:
+            protocol.transport.abortConnection()
+
+    protocol.dataReceived = data_received
+    return protocol
 
 
 # ---- serving our own ---------------------------------------------------------------------------------------

@@ -120,6 +120,8 @@ class FetchTests(TestCase):
         for url in ("ftp://a.test/x", "http://u@a.test/", "http://a.test:x/", "http:///x", "http://a.test/\u00e9", "x"):
             assert "not an http or https URL" in await self.fault(url)
         assert "refused" in await self.fault("http://a.test:1/")
+        self.pages.answers[b"/head"] = (200, LEAF, {b"x-%d" % number: b"x" * 1000 for number in range(200)})
+        assert "octets of headers" in await self.fault(f"{self.base}/head")
 
     async def test_peering_077_private_addresses_are_refused(self) -> None:
         """Loopback, private, link-local, mapped and translated addresses are not connected to unless configured."""
@@ -156,7 +158,7 @@ class FetchTests(TestCase):
         """Three seconds in all; here a tenth of one."""
         self.patch(certificate_fetch, "FETCH_SECONDS", 0.1)
         self.pages.answers[b"/slow"] = None
-        await self.fault(f"{self.base}/slow")
+        assert await self.fault(f"{self.base}/slow") == "not there within 0.1 s"
         assert self.fetcher.counters["failed"] == 1
         for request in self.pages.open:
             request.notifyFinish().addErrback(lambda _: None)
