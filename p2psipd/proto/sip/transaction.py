@@ -552,6 +552,9 @@ class TransactionLayer:
             return
         via, method = response.top_via, response.cseq.method
         client = self._clients.get((via.branch, method))
+        if client is None and via.branch is not None:
+            # A token is the same in capitals (RFC 3261 section 7.3.1); ours have none beyond the cookie.
+            client = self._clients.get((COOKIE + via.branch[len(COOKIE) :].lower(), method))
         if client is None:
             # RFC 3261 section 18.1.2: only what was sent by us.
             mine = via.host == flow.sent_by[0].lower() and via.sent_by[1] == (flow.sent_by[1] or via.default_port)

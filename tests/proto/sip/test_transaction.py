@@ -213,6 +213,17 @@ def test_stray_2xx() -> None:
     assert answered(bench, options, 200) == []
 
 
+@pytest.mark.parametrize("method", ["INVITE", "OPTIONS"])
+def test_branch_in_capitals(method: str) -> None:
+    """7.3.1: a token means the same in any case, also in the branch that comes back."""
+    bench = Bench()
+    response = make_response(started(bench, method), 200, to_tag="b")
+    text = response.encode().decode()
+    branch = response.top_via.branch or ""
+    (output, *_) = bench.put(MessageReceived(UDP, parse_message(text.replace(branch, branch.upper()).encode())))
+    assert isinstance(output, ResponseReceived) and output.transaction == "k"
+
+
 # -- other client transactions (17.1.2) ----------------------------------------------------------------------------
 
 
