@@ -5,12 +5,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self, TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
 from p2psipd.proto.sip.headers import MAX_MEMBERS, CSeq, NameAddr, Via, split_list
+from p2psipd.proto.sip.lines import (
+    ADDRESS,
+    ADDRESSES,
+    CALL_IDS,
+    CSEQS,
+    HOPS,
+    REQUIRED,
+    SECONDS,
+    UNDERSTOOD,
+    UNDERSTOOD_OF_RESPONSE,
+    VALUES,
+    VIAS,
+    Lines,
+)
 from p2psipd.proto.sip.names import CANONICAL, LIST_HEADERS, canonical, written
 from p2psipd.proto.sip.parameters import Remembered, check_text
 
@@ -18,12 +31,8 @@ __all__ = ["Message"]
 
 T = TypeVar("T")
 
-_FOLD = re.compile(r"\r\n[ \t]++")
-_DIGITS = re.compile(r"[0-9]++")
-_CALL_ID = re.compile(r"[!-~\x80-\U0010ffff]++")
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
-_REQUIRED = ("via", "from", "to", "call-id", "cseq")
-_REQUIRED_SET = frozenset(_REQUIRED)
+_REQUIRED_SET = frozenset(REQUIRED)
 
 
 class Message:
@@ -81,7 +90,7 @@ class Message:
         lower = CANONICAL.get(name) or canonical(name)
         if lower not in self._names:
             return None
-        return _value[self._lines[self._names.index(lower)]]
+        return VALUES[self._lines[self._names.index(lower)]]
 
     def get_all(self, name: str) -> list[str]:
         """All values of this name; those of list headers are split at commas (RFC 3261 section 7.3.1)."""
@@ -90,10 +99,10 @@ class Message:
         if not count:
             return []
         if count == 1:
-            values = [_value[self._lines[self._names.index(lower)]]]
+            values = [VALUES[self._lines[self._names.index(lower)]]]
         else:
             values = [
-                _value[line] for key, line in zip(self._names, self._lines, strict=True) if key == lower
+                VALUES[line] for key, line in zip(self._names, self._lines, strict=True) if key == lower
             ]
         if lower not in LIST_HEADERS:
             return values
@@ -117,7 +126,7 @@ class Message:
         """The first Via value."""
         found: Via | None = self._cache.get("top_via")
         if found is None:
-            found = self._cache["top_via"] = _read_vias[self._need("via")][0]
+            found = self._cache["top_via"] = VIAS[self._need("via")][0]
         return found
 
     @property
@@ -125,7 +134,7 @@ class Message:
         """All Via values, top first."""
         found: tuple[Via, ...] | None = self._cache.get("via")
         if found is None:
-            found = self._cache["via"] = self._members("via", _read_vias)
+            found = self._cache["via"] = self._members("via", VIAS)
         return found
 
     @property
@@ -133,7 +142,7 @@ class Message:
         """The CSeq."""
         found: CSeq | None = self._cache.get("cseq")
         if found is None:
-            found = self._cache["cseq"] = _read_cseq[self._need("cseq")]
+            found = self._cache["cseq"] = CSEQS[self._need("cseq")]
         return found
 
     @property
@@ -141,7 +150,7 @@ class Message:
         """The Call-ID."""
         found: str | None = self._cache.get("call-id")
         if found is None:
-            found = self._cache["call-id"] = _read_call_id[self._need("call-id")]
+            found = self._cache["call-id"] = CALL_IDS[self._need("call-id")]
         return found
 
     @property
@@ -149,7 +158,7 @@ class Message:
         """The From address."""
         found: NameAddr | None = self._cache.get("from")
         if found is None:
-            found = self._cache["from"] = _read_address[self._need("from")]
+            found = self._cache["from"] = ADDRESS[self._need("from")]
         return found
 
     @property
@@ -157,7 +166,7 @@ class Message:
         """The To address."""
         found: NameAddr | None = self._cache.get("to")
         if found is None:
-            found = self._cache["to"] = _read_address[self._need("to")]
+            found = self._cache["to"] = ADDRESS[self._need("to")]
         return found
 
     @property
@@ -171,7 +180,7 @@ class Message:
         found: NameAddr = self._cache.get("to") or self.to
         return found.tag
 
-    def _members(self, name: str, read: Remembered[bytes, tuple[T, ...]]) -> tuple[T, ...]:
+    def _members(self, name: str, read: Lines[tuple[T, ...]]) -> tuple[T, ...]:
         """The values of all lines of this name."""
         names = self._names
         if names.count(name) == 1:
@@ -187,7 +196,7 @@ class Message:
     def _addresses(self, name: str) -> tuple[NameAddr, ...]:
         found: tuple[NameAddr, ...] | None = self._cache.get(name)
         if found is None:
-            found = self._cache[name] = self._members(name, _read_addresses) if name in self._names else ()
+            found = self._cache[name] = self._members(name, ADDRESSES) if name in self._names else ()
         return found
 
     @property
@@ -197,7 +206,7 @@ class Message:
         if names.count("contact") != 1:
             return False
         line = self._lines[names.index("contact")]
-        return b"*" in line and _value[line] == "*"
+        return b"*" in line and VALUES[line] == "*"
 
     @property
     def size(self) -> int:
@@ -234,14 +243,14 @@ class Message:
             return None
         hops: int | None = self._cache.get("max-forwards")
         if hops is None:
-            hops = self._cache["max-forwards"] = _read_hops[self._need("max-forwards")]
+            hops = self._cache["max-forwards"] = HOPS[self._need("max-forwards")]
         return hops
 
     @property
     def expires(self) -> int | None:
         """The Expires header in seconds, at most 2^32-1; None when absent or no number (RFC 3261 section 10.2.1.1)."""
         names = self._names
-        return _read_expires[self._lines[names.index("expires")]] if "expires" in names else None
+        return SECONDS[self._lines[names.index("expires")]] if "expires" in names else None
 
     @property
     def content_type(self) -> str | None:
@@ -250,7 +259,7 @@ class Message:
 
     def _tokens(self, name: str) -> tuple[str, ...]:
         """Members of a plain token list; stray commas, which phones do send, are passed over."""
-        values = [_value[line] for key, line in zip(self._names, self._lines, strict=True) if key == name]
+        values = [VALUES[line] for key, line in zip(self._names, self._lines, strict=True) if key == name]
         return tuple([member.strip() for member in ",".join(values).split(",") if member.strip()])
 
     def _tags(self, name: str) -> tuple[str, ...]:
@@ -309,7 +318,7 @@ class Message:
         stamped = via.stamped(host, port)
         if stamped is not via:
             at = self._names.index("via")
-            value = _value[self._lines[at]]
+            value = VALUES[self._lines[at]]
             rest = split_list(value)[1:] if "," in value else []
             self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]) if rest else str(stamped))
             vias = self._cache.get("via")
@@ -398,8 +407,8 @@ class Message:
             else:
                 del self._names[at], self._lines[at]
             self._changed(lower)
-            return _value[first]
-        value = _value[self._lines[at]]
+            return VALUES[first]
+        value = VALUES[self._lines[at]]
         members = split_list(value) if lower in LIST_HEADERS and "," in value else [value]
         if len(members) > 1:
             self._lines[at] = _line(name, ", ".join(members[1:]))
@@ -432,7 +441,7 @@ class Message:
         as it is (RFC 3261 section 16.3), and one that drops an answer for it leaves the caller without any.
         """
         names, lines, cache = self._names, self._lines, self._cache
-        understood = _UNDERSTOOD if self.is_request else _UNDERSTOOD_OF_RESPONSE
+        understood = UNDERSTOOD if self.is_request else UNDERSTOOD_OF_RESPONSE
         if len(set(names)) == len(names):
             for name, line in zip(names, lines, strict=True):
                 read = understood.get(name)
@@ -441,13 +450,13 @@ class Message:
         else:
             self._read_repeated(understood)
         if not cache.keys() >= _REQUIRED_SET:
-            raise MalformedMessage(f"missing {written(next(name for name in _REQUIRED if name not in names))}")
+            raise MalformedMessage(f"missing {written(next(name for name in REQUIRED if name not in names))}")
         cache["top_via"] = cache["via"][0]
         sender, recipient = cache["from"], cache["to"]
         # What is remembered has mostly been judged already.
         _ = (sender._uri or sender.uri, recipient._uri or recipient.uri)
 
-    def _read_repeated(self, understood: Mapping[str, Remembered[bytes, Any]]) -> None:
+    def _read_repeated(self, understood: Mapping[str, Lines[Any]]) -> None:
         """The same where a name stands in more than one line."""
         names, cache = self._names, self._cache
         for name in _SINGLE:
@@ -487,110 +496,4 @@ def _line(name: str, value: str) -> bytes:
     return f"{_written[name]}: {value}".encode("utf-8", "replace")
 
 
-def _plain_value(line: bytes) -> str:
-    text = line[line.index(b":") + 1 :].decode("utf-8", "replace")
-    if "\n" in text:
-        text = _FOLD.sub(" ", text)
-    return text.strip(" \t\r\n")
-
-
-def _missing(line: bytes) -> MalformedMessage:
-    """A header that must say something, and is empty."""
-    return MalformedMessage(f"missing {written(line.partition(b':')[0].decode('ascii', 'replace').strip())}")
-
-
-def _call_id(line: bytes) -> str:
-    value = _plain_value(line)
-    if not value:
-        raise _missing(line)
-    if not _CALL_ID.fullmatch(value):
-        raise MalformedMessage("bad Call-ID")
-    return value
-
-
-def _hops(line: bytes) -> int:
-    value = _plain_value(line)
-    if not _DIGITS.fullmatch(value) or len(value) > 16 or int(value) > 255:
-        raise MalformedMessage("bad Max-Forwards")
-    return int(value)
-
-
-def _expires(line: bytes) -> int | None:
-    value = _plain_value(line)
-    if not _DIGITS.fullmatch(value):
-        return None
-    return min(int(value), 2**32 - 1) if len(value) < 20 else 2**32 - 1
-
-
-def _cseq(line: bytes) -> CSeq:
-    value = _plain_value(line)
-    if not value:
-        raise _missing(line)
-    return CSeq.parse(value)
-
-
-def _address(line: bytes) -> NameAddr:
-    value = _plain_value(line)
-    if not value:
-        raise _missing(line)
-    return NameAddr.parse(value)
-
-
-def _vias(line: bytes) -> tuple[Via, ...]:
-    value = _plain_value(line)
-    if not value:
-        raise _missing(line)
-    return (Via.parse(value),) if "," not in value else tuple([Via.parse(each) for each in split_list(value)])
-
-
-def _addresses(line: bytes) -> tuple[NameAddr, ...]:
-    # An empty line of a list header is a list without members.
-    value = _plain_value(line)
-    return tuple([NameAddr.parse(each) for each in split_list(value)]) if value else ()
-
-
-def _hop_addresses(line: bytes) -> tuple[NameAddr, ...]:
-    """The addresses of a Route, Record-Route or Path line, their URIs read as well."""
-    found = _addresses(line)
-    for address in found:
-        _ = address.uri
-    return found
-
-
-def _contact_addresses(line: bytes) -> tuple[NameAddr, ...]:
-    """The addresses of the only Contact line, their URIs and q read as well; none for "*"."""
-    if b"*" in line and _plain_value(line) == "*":
-        return ()
-    found = _addresses(line)
-    for address in found:
-        _ = (address.uri, address.q)
-    return found
-
-
 _written = Remembered(written, 256)
-_value = Remembered(_plain_value, 4096)
-_read_call_id = Remembered(_call_id, 4096)
-_read_hops = Remembered(_hops, 256)
-_read_expires = Remembered(_expires, 256)
-_read_cseq = Remembered(_cseq, 1024)
-_read_address = Remembered(_address, 4096)
-_read_addresses = Remembered(_addresses, 4096)
-_read_vias = Remembered(_vias, 4096)
-
-_read_hop_addresses = Remembered(_hop_addresses, 4096)
-_UNDERSTOOD: Mapping[str, Remembered[bytes, Any]] = {
-    "via": _read_vias,
-    "from": _read_address,
-    "to": _read_address,
-    "call-id": _read_call_id,
-    "cseq": _read_cseq,
-    "max-forwards": _read_hops,
-    "contact": Remembered(_contact_addresses, 4096),
-    "route": _read_hop_addresses,
-    "record-route": _read_hop_addresses,
-    "path": _read_hop_addresses,
-}
-"""The headers of a request that must be understood, and how a line of each is read."""
-
-_UNDERSTOOD_OF_RESPONSE: Mapping[str, Remembered[bytes, Any]] = {name: _UNDERSTOOD[name] for name in _REQUIRED}
-"""The same of a response."""

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage
 
-__all__ = ["TOKEN", "Parameters", "Remembered", "check_text"]
+__all__ = ["LONGEST_REMEMBERED", "TOKEN", "Parameters", "Remembered", "check_text"]
 
 MAX_COUNT = 256
-_REMEMBERED_LENGTH = 256
+LONGEST_REMEMBERED = 256
 K = TypeVar("K", str, bytes)
 V = TypeVar("V")
 TOKEN = r"[A-Za-z0-9\-.!%*_+`'~]"
@@ -51,7 +51,7 @@ class Remembered(dict[K, V]):
 
     def __missing__(self, key: K) -> V:
         value = self._read(key)
-        if len(key) < _REMEMBERED_LENGTH:
+        if len(key) < LONGEST_REMEMBERED:
             if len(self) >= self._limit:
                 self.clear()
             self[key] = value
