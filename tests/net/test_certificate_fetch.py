@@ -13,16 +13,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from twisted.internet import reactor
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
+from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from p2psipd.net import certificate_fetch
 from p2psipd.net.certificate_fetch import CertificateFetcher, ServedCertificates
-from p2psipd.net.certificate_server import CertificateServer
+from p2psipd.net.certificate_server import MOST_OF_ADDRESS, CertificateServer
 from p2psipd.net.peer_tls import PeerTls
 from p2psipd.proto.identity.chain import read_chain
 from p2psipd.proto.identity.policy import TrustAnchors
@@ -291,6 +295,28 @@ class ServerTests(TestCase):
             for one, host in zip(own.certificates, ("a.test", "c.test"), strict=True):
                 url = f"{scheme}://{host}:{port}/x/{served_name(one, KINDS[1])}"
                 assert list(await fetcher.fetch(url)) == list(one.chain)
+
+
+def test_connections_to_our_certificates_are_capped() -> None:
+    """Of one address only so many are open at a time; when one has ended another may come."""
+    own = OwnCertificates([own_certificate(KINDS[1], ("a.test",), ca=CA)])
+    policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([CA.der])))
+    memory = MemoryReactorClock()
+    CertificateServer(memory, "https://{domain}/x", own, PeerTls(policy, own, time.time)).listen([(HOST, 8443)])
+    factory, address = memory.tcpServers[0][1], IPv4Address("TCP", "192.0.2.7", 4000)
+    factory.doStart()
+
+    def connect() -> Any:
+        protocol = factory.buildProtocol(address)
+        if protocol is not None:
+            protocol.makeConnection(StringTransport(peerAddress=address))
+        return protocol
+
+    opened = [connect() for _ in range(MOST_OF_ADDRESS)]
+    assert all(opened) and connect() is None
+    assert factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 4000)) is not None
+    opened[0].connectionLost(Failure(ConnectionDone()))
+    assert connect() is not None
 
 
 def test_chains_are_bounded() -> None:
