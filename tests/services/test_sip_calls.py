@@ -361,6 +361,25 @@ def test_strangers_are_not_even_read() -> None:
     alice.take_response(407)
 
 
+def test_who_has_been_challenged_registers_first() -> None:
+    """When all phones come back at once, part of the first REGISTERs is left to its repetition, most of all of phones
+    that nobody knows; who answers a challenge gets to the end.
+    """
+    world = World()
+    node = Node(world, 1, "10.0.0.1")
+    alice, bob = phones(world, node)
+    node.service._new_calls.refuse(0.75)
+    for phone, answers in ((bob, 5), (alice, 2)):
+        for number in range(10):
+            phone.send(phone.request("REGISTER", f"sip:{DOMAIN}", to=f"<{phone.aor}>", call_id=f"reg{number}"))
+        world.settle()
+        assert len(phone.inbox) == answers
+        challenge = phone.take_response(401)
+        phone.inbox.clear()
+        phone.send(phone.answer_challenge(phone.request("REGISTER", f"sip:{DOMAIN}", to=f"<{phone.aor}>"), challenge))
+        phone.take_response(200)
+
+
 # ---- redirects
 
 

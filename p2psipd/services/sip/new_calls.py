@@ -21,6 +21,9 @@ _IGNORED_FROM: Final = 0.5
 """From this part on everything new from strangers is refused, and no answer is wasted on it any more."""
 
 
+_MOST_PUT_OFF: Final = 0.875
+
+
 class NewCalls:
     """Tells the transaction `layer` what part of new calls it is to refuse, and `ignore` when calls of strangers are
     not even to be read. `queued` as for Load.
@@ -44,6 +47,8 @@ class NewCalls:
         self._counters = counters
         self._load = Load(reactor, lambda: layer.open_count, layer.most_open, self.refuse, queued)
         self._ended: Deferred[None] | None = None
+        self._part = 0.0
+        self._put_off = 0.0
         self.start = self._load.start
         self.stop = self._load.stop
 
@@ -65,8 +70,19 @@ class NewCalls:
             )
         elif part == 0.0:
             self.log.info("the overload is over")
+        self._part = part
         self._layer.shedding = 1.0 if self.draining else part
         self._ignore(part > _IGNORED_FROM)
+
+    def is_put_off(self, known: bool) -> bool:
+        """Whether one more REGISTER is left to its retransmission, which costs least: the same parts as of new calls,
+        except that some always pass.
+        """
+        self._put_off += min(_MOST_PUT_OFF, 2.0 * self._part - (1.0 if known else 0.0))
+        if self._put_off < 1.0:
+            return False
+        self._put_off -= 1.0
+        return True
 
     def drain(self, seconds: float) -> Deferred[None]:
         """See SipService.drain."""

@@ -466,8 +466,14 @@ class SipService(Service):
         self._transports.ignores = self._is_ignored if ignored else None
 
     def _is_ignored(self, flow: Flow, data: bytes) -> bool:
-        """Whether a datagram is a call, but none for help, from where nobody has lately proved to be a user."""
-        if not data.startswith((b"INVITE ", b"MESSAGE ")) or self._door.knows(flow):
+        """Whether a datagram is a call, but none for help, from where nobody has lately proved to be a user; or one of
+        the REGISTERs without credentials, of which part is left to its retransmission: who has been challenged comes
+        before who has not, else nobody gets to the end when all phones come back at once.
+        """
+        known = self._door.knows(flow)
+        if data.startswith(b"REGISTER "):
+            return b"uthorization" not in data and self._new_calls.is_put_off(known)
+        if known or not data.startswith((b"INVITE ", b"MESSAGE ")):
             return False
         try:
             uri = parse_uri(data[:_REQUEST_LINE].split(b" ", 2)[1].decode())
