@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from p2psipd.proto.sip.locating import NodeIdentity, decode_gr
-from p2psipd.proto.sip.message import Request, Response
+from p2psipd.proto.sip.message import Request, Response, make_response
 
 from .sip_world import DOMAIN, Node, Phone, World, ack_for, in_dialog, in_dialog_of_callee
 
@@ -281,6 +281,18 @@ def test_answer_with_a_contact_that_cannot_be_read(alice: Phone, far_bob: Phone,
     assert alice.take_response(status).get("contact") == value
 
 
+def test_answer_that_has_lost_the_caller(alice: Phone, bob: Phone) -> None:
+    """RFC 3261 16.7 step 3: an answer without the caller's Via goes no further; the caller hears of a bad gateway."""
+    bob.register()
+    request = alice.request("MESSAGE", bob.aor)
+    alice.send(request)
+    alice.send(alice.answer_challenge(request, alice.take_response(407)))
+    answer = make_response(bob.take_request("MESSAGE"), 200)
+    answer.set("Via", str(answer.top_via))
+    bob.send(answer)
+    alice.take_response(502)
+
+
 def test_options_for_the_node_needs_no_credentials(alice: Phone) -> None:
     """RFC 3261 11.2: OPTIONS addressed to the node itself is answered with what it can do."""
     alice.send(alice.request("OPTIONS", "sip:10.0.0.1:5060", from_="<sip:probe@10.1.0.1>;tag=1"))
@@ -355,6 +367,20 @@ def test_forged_route_token_is_refused(alice: Phone, bob: Phone) -> None:
     alice.send(bye)
     alice.take_response(403)
     assert bob.quiet()
+
+
+@pytest.mark.parametrize("further", ["", ", <sip:10.1.0.99;lr>"])
+def test_route_token_of_another_call_is_refused(node: Node, alice: Phone, bob: Phone, further: str) -> None:
+    """What one has seen in a call's Route is no way past the password, neither to its phone nor to anywhere else."""
+    bob.register()
+    _, answered = call(alice, bob)
+    seen = in_dialog(alice, "BYE", answered).get_all("route")
+    message = alice.request("MESSAGE", bob.aor)
+    message.set("To", f"<{bob.aor}>;tag=made-up")
+    message.set("Route", ", ".join(seen) + further)
+    alice.send(message)
+    alice.take_response(403)
+    assert bob.quiet() and node.service.counters["refused_token"] == 1
 
 
 @pytest.mark.parametrize("method", ["INVITE", "MESSAGE", "ACK"])

@@ -258,7 +258,10 @@ class Forwarder:
             return
         response.pop_via()
         if not response.has("via"):
+            # Meant for us (section 16.7 step 3): who answers has lost the caller, and will not answer once more.
             self._counters["stray_response"] += 1
+            if response.status >= 200 and branch.key is key:
+                self._fail(branch, 502)
             return
         if branch.key is not key and response.status >= 300:
             return
