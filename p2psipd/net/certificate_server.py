@@ -62,7 +62,7 @@ class _Capped(WrappingFactory):
     noisy = False
 
     def __init__(self, wrapped: Any) -> None:
-        super().__init__(wrapped)
+        super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self._of_address: Counter[str] = Counter()
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -73,12 +73,12 @@ class _Capped(WrappingFactory):
 
     def registerProtocol(self, p: Any) -> None:
         """A connection is open."""
-        super().registerProtocol(p)
+        super().registerProtocol(p)  # type: ignore[no-untyped-call]
         self._of_address[p.getPeer().host] += 1
 
     def unregisterProtocol(self, p: Any) -> None:
         """It has ended."""
-        super().unregisterProtocol(p)
+        super().unregisterProtocol(p)  # type: ignore[no-untyped-call]
         host = p.getPeer().host
         self._of_address[host] -= 1
         if not self._of_address[host]:

@@ -297,19 +297,26 @@ class ServerTests(TestCase):
                 assert list(await fetcher.fetch(url)) == list(one.chain)
 
 
+class _Transport(StringTransport):
+    """What an HTTP server asks of TCP."""
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Nothing to do."""
+
+
 def test_connections_to_our_certificates_are_capped() -> None:
     """Of one address only so many are open at a time; when one has ended another may come."""
     own = OwnCertificates([own_certificate(KINDS[1], ("a.test",), ca=CA)])
     policy = PeeringPolicy(PeerSettings(anchors=TrustAnchors([CA.der])))
     memory = MemoryReactorClock()
-    CertificateServer(memory, "https://{domain}/x", own, PeerTls(policy, own, time.time)).listen([(HOST, 8443)])
+    CertificateServer(memory, "http://{domain}/x", own, PeerTls(policy, own, time.time)).listen([(HOST, 8443)])
     factory, address = memory.tcpServers[0][1], IPv4Address("TCP", "192.0.2.7", 4000)
     factory.doStart()
 
     def connect() -> Any:
         protocol = factory.buildProtocol(address)
         if protocol is not None:
-            protocol.makeConnection(StringTransport(peerAddress=address))
+            protocol.makeConnection(_Transport(peerAddress=address))
         return protocol
 
     opened = [connect() for _ in range(MOST_OF_ADDRESS)]
