@@ -59,7 +59,14 @@ class UdpFlow(Flow):
 
     def write(self, data: bytes) -> None:
         """Send `data` as one datagram; one that the kernel refuses is lost, as UDP may."""
-        self.listener.send(data, self.remote)
+        listener = self.listener
+        if listener.open:
+            try:
+                listener.socket.sendto(data, self.remote)
+            except OSError:
+                # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all
+                # of them.
+                listener.counters["datagrams_lost"] += 1
 
     @property
     def alive(self) -> bool:
@@ -97,7 +104,7 @@ class UdpListener(DatagramProtocol):
         self._admit = admit
         self._sent_by_host = sent_by_host
         self._flows: dict[Address, UdpFlow] = {}
-        self._socket: Any = None
+        self.socket: Any = None
         self._dropped = 0
 
     def listen(self, reactor: Any, address: Address) -> Port:
@@ -119,7 +126,7 @@ class UdpListener(DatagramProtocol):
         host = transport.getHost()
         self.local = (host.host, host.port)
         self.sent_by = (self._sent_by_host or host.host, host.port)
-        self._socket = handle
+        self.socket = handle
         self.open = True
 
     def stopProtocol(self) -> None:
@@ -135,7 +142,7 @@ class UdpListener(DatagramProtocol):
         if not self.open:
             return 0.0
         try:
-            found = self._socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+            found = self.socket.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
             used, *_, dropped = _MEMINFO.unpack(found)
         except (OSError, StructError):
             return 0.0
@@ -173,18 +180,7 @@ class UdpListener(DatagramProtocol):
             self.counters["datagrams_other"] += 1
         else:
             self.counters["stun_bindings"] += 1
-            self.send(answer, remote)
-
-    def send(self, data: bytes, remote: Address) -> None:
-        """Send one datagram."""
-        if not self.open:
-            return
-        try:
-            self._socket.sendto(data, remote)
-        except OSError:
-            # Full buffer, unreachable network, a port of 0: the retransmission timers are UDP's answer to all
-            # of them.
-            self.counters["datagrams_lost"] += 1
+            UdpFlow(self, remote).write(answer)
 
     def connectionRefused(self) -> None:
         """Only connected sockets hear of it."""

@@ -204,7 +204,7 @@ class Credentials(NamedTuple):
         """Raises MalformedMessage, also for other schemes and algorithms."""
         found = _parse_parameters(text)
         algorithm, session = _algorithm(found.get("algorithm", "MD5"))
-        username = _username(found)
+        username = found["username"] if "username" in found else _extended_username(found)
         if not found.keys() >= _NEEDED:
             raise MalformedMessage("incomplete credentials")
         qop = found["qop"].lower() if "qop" in found else None
@@ -234,9 +234,8 @@ class Credentials(NamedTuple):
         )
 
 
-def _username(found: dict[str, str]) -> str:
-    if "username" in found:
-        return found["username"]
+def _extended_username(found: dict[str, str]) -> str:
+    """The user name that is no quoted string (RFC 7616 section 3.4)."""
     extended = found.get("username*", "")
     charset, _, rest = extended.partition("'")
     _, apostrophe, encoded = rest.partition("'")

@@ -208,7 +208,13 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
         fault = fault or MalformedMessage("bare CR in a header")
         # The answer copies lines of the request, and must not carry the fault on.
         lines = [b"\r\n".join([part.replace(b"\r", b" ") for part in line.split(b"\r\n")]) for line in lines]
-    message = _parse_start(start, names, lines, fault)
+    usual = _USUAL_REQUEST_LINE.fullmatch(start)
+    message: Request | Response
+    if usual and fault is None:
+        message = _bare(Request, names, lines)
+        message.method, message._uri_text = usual[1].decode("ascii"), usual[2].decode("ascii")
+    else:
+        message = _parse_start(start, names, lines, fault)
     if "content-length" not in names:
         return message, None
     try:
@@ -281,11 +287,6 @@ def _bare(kind: type[T], names: list[str], lines: list[bytes]) -> T:
 def _parse_start(
     start: bytes, names: list[str], lines: list[bytes], fault: SipError | None
 ) -> Request | Response:
-    match = _USUAL_REQUEST_LINE.fullmatch(start)
-    if match and fault is None:
-        request = _bare(Request, names, lines)
-        request.method, request._uri_text = match[1].decode("ascii"), match[2].decode("ascii")
-        return request
     match = _REQUEST_LINE.fullmatch(start)
     if match:
         method, uri, version = match.groups()

@@ -347,9 +347,13 @@ class BindingTable:
 
     def put(self, binding: Binding, flow: Flow | None, stored_until: float = 0.0) -> None:
         """Remember `binding`, in place of the one with its key."""
-        self.drop(binding.aor, binding.key)
-        self._by_aor.setdefault(binding.aor, {})[binding.key] = OwnBinding(binding, flow, stored_until)
-        self._count += 1
+        entries = self._by_aor.setdefault(binding.aor, {})
+        before = entries.pop(binding.key, None)
+        if before is None:
+            self._count += 1
+        else:
+            self._unlink(before.flow, binding.aor, binding.key)
+        entries[binding.key] = OwnBinding(binding, flow, stored_until)
         heappush(self._ends, (binding.expires_at, binding.aor, binding.key))
         if len(self._ends) > 4 * self._count + 1000:
             self._sort_ends()

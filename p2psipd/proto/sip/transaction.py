@@ -263,7 +263,8 @@ class TransactionLayer:
     def _linger(self, transaction: _Transaction, state: State, now: float, seconds: float) -> None:
         """Answered: keep it only for retransmissions.  Under pressure the oldest such go early."""
         transaction.state = state
-        self._table.stop_repeat(transaction)
+        if transaction.repeat_at is not None:
+            self._table.stop_repeat(transaction)
         self._table.expire(transaction, now, seconds)
         self._lingering[transaction] = None
         if len(self._lingering) > self._limits.lingering:
@@ -497,7 +498,7 @@ class TransactionLayer:
         server.request = server.data = None
         if status != 408:
             server.data = response.encode()
-            self._send(server, server.data)
+            self._out.append(SendMessage(server.flow, server.data, server.name))
         if server.flow.reliable:
             self._end(server)
         else:
