@@ -13,9 +13,8 @@ top:
 Both tokens are made with a key that all registrars share (profile section 7), and the one for a phone names its
 user: when this node has died, another one reads there who is meant, and finds the phone anew.
 
-A token is not bound to the Call-ID of its call. Whoever has got one has seen that Call-ID and the tags as well, and may
-write them again: it would cost an HMAC a call and keep nobody out. What it opens is the way to the phone whose call it
-was, which knows its dialogs and answers 481 for all others.
+Every token is good for one Call-ID: whoever has seen one (any callee, any node or domain on the way) could otherwise
+send anything that bears a To tag to that phone, and through this node to anywhere, without a password.
 """
 
 from __future__ import annotations
@@ -83,63 +82,61 @@ class RecordRouter:
         self._secret_keys: Sequence[bytes] = ()
         self._run = run & 0xFFFFFFFF
         self._mark = writer_mark(node_id)
-        self._values: dict[tuple[Flow, str], str] = {}
-        self._node_value = ""
-        self._known: dict[str, Token] = {}
+        self._known: dict[tuple[str, str], Token] = {}
+        self._overlay = overlay
         self._node_end = f"@{overlay};gr={encode_gr(node_id)};lr>"
 
-    def value(self, flow: Flow, user: str = "") -> str:
-        """The Record-Route value for the phone of `user` ("user@domain") at the other end of `flow`."""
-        self._check_keys()
-        found = self._values.get((flow, user))
-        if found is None:
-            host, port = flow.sent_by
-            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            transport = "" if flow.transport == "UDP" else f";transport={_PARAMETER.get(flow.transport, 'tcp')}"
-            if len(self._values) >= _KEPT:
-                self._values.clear()
-            found = self._values[(flow, user)] = f"<sip:{self.token(flow, user)}@{where}{transport};lr>"
-        return found
+    def value(self, flow: Flow, user: str, call_id: str) -> str:
+        """The Record-Route value for the phone of `user` ("user@domain", "" if nobody is known) at the other end of
+        `flow`, in the dialogs of `call_id`.
+        """
+        host, port = flow.sent_by
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        transport = "" if flow.transport == "UDP" else f";transport={_PARAMETER.get(flow.transport, 'tcp')}"
+        return f"<sip:{self.token(flow, user, call_id)}@{where}{transport};lr>"
 
-    @property
-    def node_value(self) -> str:
+    def node_value(self, call_id: str) -> str:
         """The Record-Route value for other nodes."""
-        self._check_keys()
-        return self._node_value
+        return f"<sips:{self._node_token(call_id)}{self._node_end}"
 
-    def route_to(self, node_id: bytes) -> str:
+    def route_to(self, node_id: bytes, call_id: str) -> str:
         """A Route value for another registrar, which can tell by its token that one of us has written it."""
-        self._check_keys()
-        return self._node_value.partition(";")[0] + f";gr={encode_gr(node_id)};lr>"
+        return f"<sips:{self._node_token(call_id)}@{self._overlay};gr={encode_gr(node_id)};lr>"
 
-    def token(self, flow: Flow, user: str = "") -> str:
+    def token(self, flow: Flow, user: str, call_id: str) -> str:
         """The authenticated name of `flow`, and of its `user`."""
-        self._check_keys()
         number = flow.connection if isinstance(flow.connection, int) else 0
         if flow.transport == "UDP":
             host, port = flow.remote
             packed = ip_address(host.partition("%")[0]).packed
             kind = _KIND_UDP4 if len(packed) == _ADDRESS_OCTETS[_KIND_UDP4] else _KIND_UDP6
-            return self._sealed(_HEAD.pack(kind, self._mark) + _UDP.pack(number & 0xFF, port) + packed, user)
-        return self._sealed(_HEAD.pack(_KIND_STREAM, self._mark) + _STREAM.pack(self._run, number), user)
+            return self._sealed(_HEAD.pack(kind, self._mark) + _UDP.pack(number & 0xFF, port) + packed, user, call_id)
+        return self._sealed(_HEAD.pack(_KIND_STREAM, self._mark) + _STREAM.pack(self._run, number), user, call_id)
 
-    def _sealed(self, data: bytes, user: str) -> str:
+    def _node_token(self, call_id: str) -> str:
+        return self._sealed(_HEAD.pack(_KIND_NODE, self._mark), "", call_id)
+
+    def _sealed(self, data: bytes, user: str, call_id: str) -> str:
         name = user.encode("utf-8", "surrogateescape")
         if len(name) <= _MAX_AOR:
             data += name
-        return urlsafe_b64encode(data + _mac(self._secret_keys[0], data)).decode("ascii").rstrip("=")
+        data += _mac(self._secrets.keys(ROUTE_TOKENS)[0], data, call_id)
+        return urlsafe_b64encode(data).decode("ascii").rstrip("=")
 
-    def read(self, token: str) -> Token | None:
-        """What a token names; None if no registrar of ours wrote it."""
-        self._check_keys()
-        known = self._known.get(token)
+    def read(self, token: str, call_id: str) -> Token | None:
+        """What a token names; None if no registrar of ours wrote it for this Call-ID."""
+        keys = self._secrets.keys(ROUTE_TOKENS)
+        if keys is not self._secret_keys:
+            self._secret_keys = keys
+            self._known.clear()
+        known = self._known.get((token, call_id))
         if known is None:
-            known = self._open(token)
+            known = self._open(token, call_id)
             if known is not None:
                 # Each request of a dialog has the same tokens. Forged ones are not kept.
                 if len(self._known) >= _KEPT:
                     self._known.clear()
-                self._known[token] = known
+                self._known[token, call_id] = known
         return known
 
     def drop_routes(self, request: Request) -> Token | None:
@@ -152,7 +149,7 @@ class RecordRouter:
         count = 0
         for route in request.routes:
             hop = route.uri
-            token = self.read(hop.user) if isinstance(hop, SipUri) and hop.lr and hop.user else None
+            token = self.read(hop.user, request.call_id) if isinstance(hop, SipUri) and hop.lr and hop.user else None
             if token is None or (last is not None and token.writer != last.writer):
                 break
             last = token
@@ -161,15 +158,7 @@ class RecordRouter:
             request.remove_first("route")
         return last
 
-    def _check_keys(self) -> None:
-        keys = self._secrets.keys(ROUTE_TOKENS)
-        if keys is not self._secret_keys:
-            self._secret_keys = keys
-            self._node_value = f"<sips:{self._sealed(_HEAD.pack(_KIND_NODE, self._mark), '')}{self._node_end}"
-            self._values.clear()
-            self._known.clear()
-
-    def _open(self, token: str) -> Token | None:
+    def _open(self, token: str, call_id: str) -> Token | None:
         if not token or len(token) > _MAX_TOKEN:
             return None
         try:
@@ -177,7 +166,8 @@ class RecordRouter:
         except (Base64Error, ValueError):
             return None
         body, mac = data[:-_MAC_OCTETS], data[-_MAC_OCTETS:]
-        if len(body) < _HEAD.size or not any(compare_digest(mac, _mac(key, body)) for key in self._secret_keys):
+        genuine = any(compare_digest(mac, _mac(key, body, call_id)) for key in self._secret_keys)
+        if len(body) < _HEAD.size or not genuine:
             return None
         kind, writer = _HEAD.unpack_from(body)
         rest = body[_HEAD.size :]
@@ -199,5 +189,6 @@ def writer_mark(node_id: bytes) -> bytes:
     return blake2b(node_id, digest_size=4).digest()
 
 
-def _mac(key: bytes, data: bytes) -> bytes:
-    return blake2b(data, key=key, digest_size=_MAC_OCTETS).digest()
+def _mac(key: bytes, data: bytes, call_id: str) -> bytes:
+    named = call_id.encode("utf-8", "surrogateescape") + b"\0" + data
+    return blake2b(named, key=key, digest_size=_MAC_OCTETS).digest()

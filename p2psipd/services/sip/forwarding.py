@@ -210,7 +210,8 @@ class Forwarder:
     async def _acknowledge_anew(self, flow: Flow, request: Request, user: str) -> None:
         """To where the phone of `user` is now that has the dialog."""
         heirs: Sequence[Target] = () if request.has("route") else await self._heirs(request, flow, user)
-        if not await self._acknowledged(request, [self._routing.with_route(target) for target in heirs]):
+        targets = [self._routing.with_route(target, request.call_id) for target in heirs]
+        if not await self._acknowledged(request, targets):
             self._counters["ack_dropped"] += 1
 
     async def _acknowledged(self, request: Request, targets: Sequence[Target]) -> bool:

@@ -78,16 +78,16 @@ class Routing:
         """
         peer = peer_of(flow)
         if peer is None:
-            return self._router.value(flow, user)
+            return self._router.value(flow, user, request.call_id)
         if isinstance(peer, DomainIdentity):
             return self._edges[peer.edge].record_route(flow, request, outward)
-        return self._router.node_value
+        return self._router.node_value(request.call_id)
 
-    def with_route(self, target: Target) -> Target:
+    def with_route(self, target: Target, call_id: str) -> Target:
         """A target that knows, if it is another registrar, that a request without Route belongs to a dialog of ours."""
         if target.node_id is None:
             return target
-        return target._replace(route=(self._router.route_to(target.node_id), *target.route))
+        return target._replace(route=(self._router.route_to(target.node_id, call_id), *target.route))
 
     def drop_routes(self, request: Request) -> str | None:
         """Take off the Routes of another registrar of ours that stand on top; the user on its far side ("" if it
@@ -160,7 +160,8 @@ class Routing:
         and is led nowhere.
         """
         if request.has("route"):
-            if taken and not outside and not any(uri.user and self._router.read(uri.user) for uri in taken):
+            call_id = request.call_id
+            if taken and not outside and not any(uri.user and self._router.read(uri.user, call_id) for uri in taken):
                 raise Refused(403, "Not a Route of Ours", why="refused_token")
             return self.along_route(request, trusted=not outside)
         ours = next((uri for uri in reversed(taken) if not outside or not self.is_border(uri)), None)
@@ -169,7 +170,7 @@ class Routing:
         return self._along_token(request, ours.user)
 
     def _along_token(self, request: Request, text: str) -> Target:
-        token = self._router.read(text)
+        token = self._router.read(text, request.call_id)
         if token is None:
             raise Refused(403, "Not a Route of Ours", why="refused_token")
         flow = self._moved.get((request.call_id, text))
@@ -197,7 +198,7 @@ class Routing:
         """
         text = taken[0].user if taken else None
         contact = request.contacts[0].uri if request.has("contact") else None
-        token = self._router.read(text) if text else None
+        token = self._router.read(text, request.call_id) if text else None
         if text is None or token is None or not isinstance(contact, SipUri):
             return
         if flow.transport == "UDP" and contact.host == flow.remote[0]:

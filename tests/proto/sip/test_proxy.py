@@ -30,6 +30,7 @@ from p2psipd.proto.sip.record_route import RecordRouter, StreamToken, Token, Udp
 from p2psipd.proto.sip.shared_secret import OwnSecret
 
 NODE, OTHER = b"\1" * 16, b"\2" * 16
+CALL = "3848276298220188511@atlanta.example.com"
 HOME = Home(
     frozenset({("192.0.2.1", 5060), ("192.0.2.1", 5061)}), frozenset({"overlay.example"}), "overlay.example", NODE
 )
@@ -348,17 +349,18 @@ def test_strict_router_after_us() -> None:
 
 
 def test_tokens_name_flows_and_nobody_forges_them() -> None:
-    """A token comes back as the flow and the user it was made for; a changed one, or one of another key, is nothing."""
+    """A token comes back as the flow and the user it was made for; changed, or of another key or call: nothing."""
     router = RecordRouter(OwnSecret(b"s" * 32), 7, "overlay.example", NODE)
     udp = Flow("UDP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 3)
     v6 = Flow("UDP", ("2001:db8::7", 40000), ("2001:db8::1", 5060), 1)
     tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
     for flow, read in ((udp, UdpToken(3, udp.remote)), (v6, UdpToken(1, v6.remote)), (tcp, StreamToken(99))):
         for user in ("", "bob@overlay.example"):
-            assert router.read(router.token(flow, user)) == Token(writer_mark(NODE), user, read)
-            assert router.read(router.token(flow, user)[:-1]) is None
-            assert RecordRouter(OwnSecret(b"t" * 32), 7, "overlay.example", NODE).read(router.token(flow, user)) is None
-    assert router.read("p2p") is None and router.read("") is None
+            token = router.token(flow, user, CALL)
+            assert router.read(token, CALL) == Token(writer_mark(NODE), user, read)
+            assert router.read(token[:-1], CALL) is None and router.read(token, "another@call") is None
+            assert RecordRouter(OwnSecret(b"t" * 32), 7, "overlay.example", NODE).read(token, CALL) is None
+    assert router.read("p2p", CALL) is None and router.read("", CALL) is None
 
 
 def test_tokens_of_the_dead_say_who_is_meant() -> None:
@@ -370,9 +372,10 @@ def test_tokens_of_the_dead_say_who_is_meant() -> None:
     restarted = RecordRouter(secrets, 8, "overlay.example", NODE)
     other = RecordRouter(secrets, 9, "overlay.example", OTHER)
     named = Token(writer_mark(NODE), "bob@overlay.example", None)
-    assert restarted.read(router.token(tcp, named.user)) == named
-    assert restarted.read(router.token(udp, named.user)) == named._replace(flow=UdpToken(3, udp.remote))
-    assert other.read(router.token(tcp, named.user)) == other.read(router.token(udp, named.user)) == named
+    by_tcp, by_udp = (router.token(each, named.user, CALL) for each in (tcp, udp))
+    assert restarted.read(by_tcp, CALL) == named
+    assert restarted.read(by_udp, CALL) == named._replace(flow=UdpToken(3, udp.remote))
+    assert other.read(by_tcp, CALL) == other.read(by_udp, CALL) == named
 
 
 def test_routes_of_a_dead_registrar_are_dropped() -> None:
@@ -382,11 +385,13 @@ def test_routes_of_a_dead_registrar_are_dropped() -> None:
     reader = RecordRouter(secrets, 7, "overlay.example", NODE)
     tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
     bye = request("BYE")
-    for value in (dead.node_value, dead.value(tcp, "bob@overlay.example"), other.node_value, "<sip:192.0.2.9;lr>"):
+    call = bye.call_id
+    others = other.node_value(call)
+    for value in (dead.node_value(call), dead.value(tcp, "bob@overlay.example", call), others, "<sip:192.0.2.9;lr>"):
         bye.add("Route", value)
     token = reader.drop_routes(bye)
     assert token is not None and token.user == "bob@overlay.example"
-    assert bye.get_all("route") == [other.node_value, "<sip:192.0.2.9;lr>"]
+    assert bye.get_all("route") == [others, "<sip:192.0.2.9;lr>"]
     token = reader.drop_routes(bye)
     assert token is not None and token.user == ""
     assert reader.drop_routes(bye) is None and len(bye.routes) == 1
