@@ -36,7 +36,7 @@ A decoder raises ``InvalidMessage`` and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from hashlib import md5, sha256
 from typing import Final, NamedTuple
@@ -269,15 +269,27 @@ def read_claim(data: bytes) -> RegistrationClaim:
     claim: RegistrationClaim | None = None
     try:
         stop = 5 + int.from_bytes(data[1:5], "big")
+        aor = 7 + (data[5] << 8 | data[6])  # where this opaque<0..2^16-1> ends, and so on
         if data[0] == _ALIAS:
-            (aor, target, _), position = _fields(data, 5, _ALIAS_GAPS)
-            claim = RegistrationClaim(True, _text(aor), _ALIAS_KEY_PREFIX + _hashed(target)) if target else None
+            target = aor + 2 + (data[aor] << 8 | data[aor + 1])
+            position = target + 2 + (data[target] << 8 | data[target + 1])
+            if target > aor + 2:
+                key = _ALIAS_KEY_PREFIX + _hashed(data[aor + 2 : target])
+                claim = RegistrationClaim(True, _text(data[7:aor]), key)
         elif data[0] == _BINDING:
-            (aor, destinations, contact, _, instance_id), position = _fields(data, 5, _BINDING_GAPS)
-            reg_id = int.from_bytes(data[position : position + 4], "big")
-            _, position = _fields(data, position, _BINDING_REST_GAPS)
-            identity = b"%b;%d" % (instance_id, reg_id) if instance_id else contact
-            claim = RegistrationClaim(False, _text(aor), _hashed(identity)) if destinations and contact else None
+            destinations = aor + 2 + (data[aor] << 8 | data[aor + 1])
+            contact = destinations + 2 + (data[destinations] << 8 | data[destinations + 1])
+            q = contact + 2 + (data[contact] << 8 | data[contact + 1])
+            instance = q + 4 + (data[q + 2] << 8 | data[q + 3])
+            call_id = instance + 6 + (data[instance + 4] << 8 | data[instance + 5])
+            parameters = call_id + 14 + (data[call_id + 12] << 8 | data[call_id + 13])
+            position = parameters + 2 + (data[parameters] << 8 | data[parameters + 1])
+            if destinations > aor + 2 and contact > destinations + 2:
+                identity = data[destinations + 2 : contact]
+                if instance > q + 4:
+                    reg_id = int.from_bytes(data[instance : instance + 4], "big")
+                    identity = b"%b;%d" % (data[q + 4 : instance], reg_id)
+                claim = RegistrationClaim(False, _text(data[7:aor]), _hashed(identity))
         else:
             raise InvalidMessage(f"ProxyRegistration: type {data[0]} is not known")
     except IndexError:
@@ -285,25 +297,6 @@ def read_claim(data: bytes) -> RegistrationClaim:
     if claim is None or not claim.aor or not position == stop == len(data):
         raise InvalidMessage("ProxyRegistration: a field is missing, cut off, or followed by octets too many")
     return claim
-
-
-# How many octets precede each opaque<0..2^16-1> of a value: AOR, target, extensions of an alias; AOR, destinations,
-# Contact, path, and behind q the instance-id of a binding; behind reg-id its Call-ID, behind CSeq and the time its
-# parameters, and extensions.
-_ALIAS_GAPS: Final = (0, 0, 0)
-_BINDING_GAPS: Final = (0, 0, 0, 0, 2)
-_BINDING_REST_GAPS: Final = (4, 12, 0)
-
-
-def _fields(data: bytes, position: int, gaps: Iterable[int]) -> tuple[list[bytes], int]:
-    """The opaque<0..2^16-1> fields behind these gaps, and where the last one ends; IndexError where not even a length
-    is there."""
-    fields = []
-    for gap in gaps:
-        start = position + gap + 2
-        position = start + (data[start - 2] << 8 | data[start - 1])
-        fields.append(data[start:position])
-    return fields, position
 
 
 def _hashed(identity: bytes) -> bytes:

@@ -163,6 +163,10 @@ class Storage:
         """How many values are held, removals included."""
         return self._holdings.count
 
+    def __contains__(self, resource: ResourceId) -> bool:
+        """Whether anything is held at a resource, be it expired or a removal."""
+        return resource in self._holdings.resources
+
     @property
     def stored_bytes(self) -> int:
         """What the values cost in memory, roughly."""

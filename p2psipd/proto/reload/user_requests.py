@@ -47,7 +47,7 @@ from p2psipd.proto.reload.messages import (
 )
 from p2psipd.proto.reload.sealing import Sealer
 from p2psipd.proto.reload.topology import Answer
-from p2psipd.proto.reload.values import FreshnessGuard, VerifiedAnswer, newest, sign_value, verify_fetched
+from p2psipd.proto.reload.values import FreshnessGuard, VerifiedAnswer, sign_value, verify_fetched
 from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDestination
 
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ class _FetchJob:
     def _found_here(self) -> bool:
         """Answer with our own copy, if there is one and it will do."""
         peer, item = self._peer, self._item
-        if item.fresh or peer.storage.records_of(item.resource, peer.wall) is None:
+        if item.fresh or item.resource not in peer.storage:
             return False
         answer, certificates = peer.storage.fetch(self._body, peer.wall)
         found = {c.hash: c.der for c in map(peer.check_certificate, certificates) if c is not None}
@@ -425,8 +425,8 @@ class _FetchJob:
         peer.call_at(peer.now + late, self._hedge)
 
     def _next_readers(self) -> list[NodeId]:
-        """The holders to ask now, the quickest first; a link may have come into doubt since we chose them."""
-        linked = self._peer.quickest(self._readers)
+        """The holders to ask now, the quickest first; since the first were chosen a link may have come into doubt."""
+        linked = self._peer.quickest(self._readers) if self._asked else self._readers
         count = max(1, len(self._asked))
         self._readers = linked[count:]
         return linked[:count]
@@ -563,7 +563,7 @@ class _FetchJob:
         seconds = self._peer.now - self._started_at
         self._user.complete(
             self._item.ref,
-            peer_io.FetchOutcome(newest((verified,)), verified.generations, answer.node, answer.hops, seconds),
+            peer_io.FetchOutcome(verified.values, verified.generations, answer.node, answer.hops, seconds),
         )
 
 

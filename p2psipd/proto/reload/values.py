@@ -8,7 +8,7 @@ owner may write this kind at this resource, and the signature holds.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b, sha256
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -407,7 +407,7 @@ def verify_fetched(
         kind = configuration.kinds.get(response.kind)
         for stored in response.values:
             key = entry_key(stored.value)
-            if is_unsigned(stored.signature) and not data_of(stored.value).exists:
+            if not data_of(stored.value).exists and is_unsigned(stored.signature):
                 continue
             try:
                 if kind is None:
@@ -422,17 +422,6 @@ def verify_fetched(
             if known is None or supersedes(stored, known.stored):
                 values[kind.id, key] = found
     return VerifiedAnswer(tuple(values.values()), tuple(rejected), generations)
-
-
-def newest(answers: Iterable[VerifiedAnswer]) -> tuple[VerifiedValue, ...]:
-    """Several holders' answers as one: of each entry the newest value (the overlay's profile, section 3)."""
-    best: dict[tuple[int, bytes], VerifiedValue] = {}
-    for answer in answers:
-        for value in answer.values:
-            known = best.get((value.kind, value.key))
-            if known is None or supersedes(value.stored, known.stored):
-                best[value.kind, value.key] = value
-    return tuple(best.values())
 
 
 def _verify_one(

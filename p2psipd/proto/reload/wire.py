@@ -236,6 +236,11 @@ def decode_header(data: bytes) -> tuple[ForwardingHeader, int]:
         raise InvalidMessage(f"header says {offset} of {length} octets, the message has {len(data)}")
     if not destinations_length:
         raise InvalidMessage("the Destination List is empty")
+    destinations: tuple[Destination, ...]
+    if destinations_length == _NODE_SIZE and data[via_end : via_end + 2] == _NODE_HEAD:  # nearly always
+        destinations = (NodeDestination(_node(data[via_end + 2 : destinations_end])),)
+    else:
+        destinations = _destinations(data, via_end, destinations_end, True)
     header = ForwardingHeader(
         overlay,
         sequence,
@@ -245,7 +250,7 @@ def decode_header(data: bytes) -> tuple[ForwardingHeader, int]:
         transaction_id,
         max_response_length,
         _destinations(data, HEADER_LENGTH, via_end, False) if via_length else (),
-        _destinations(data, via_end, destinations_end, True),
+        destinations,
         _options(data, destinations_end, offset) if options_length else (),
     )
     return header, offset
@@ -261,16 +266,19 @@ def _write_destinations(entries: Iterable[Destination]) -> bytes:
     return b"".join(octets)
 
 
+def _node(octets: bytes) -> NodeId:
+    if octets == INVALID_NODE_ID:
+        raise InvalidMessage("the Node-ID of all zeros is invalid")
+    return NodeId(octets)
+
+
 def _destinations(data: bytes, position: int, end: int, resource_allowed: bool) -> tuple[Destination, ...]:
     entries: list[Destination] = []
     append = entries.append
     while position < end:
         stop = position + _NODE_SIZE
         if data[position : position + 2] == _NODE_HEAD and stop <= end:  # nearly always, so without detours
-            node = data[position + 2 : stop]
-            if node == INVALID_NODE_ID:
-                raise InvalidMessage("the Node-ID of all zeros is invalid")
-            append(NodeDestination(NodeId(node)))
+            append(NodeDestination(_node(data[position + 2 : stop])))
             position = stop
             continue
         entry, position = _other_destination(data, position, end)
@@ -293,9 +301,7 @@ def _other_destination(data: bytes, position: int, end: int) -> tuple[Destinatio
     if kind == _NODE:
         if len(value) != NODE_ID_LENGTH:
             raise InvalidMessage(f"a Node-ID has {NODE_ID_LENGTH} octets, not {len(value)}")
-        if value == INVALID_NODE_ID:
-            raise InvalidMessage("the Node-ID of all zeros is invalid")
-        return NodeDestination(NodeId(value)), stop
+        return NodeDestination(_node(value)), stop
     if kind != _RESOURCE and kind != _OPAQUE:
         raise InvalidMessage(f"unknown destination type {kind}")
     # Resource-IDs and opaque IDs carry their own length inside the destination's.

@@ -47,7 +47,6 @@ from p2psipd.proto.reload.values import (
     VerifiedAnswer,
     entry_key,
     entry_value,
-    newest,
     sign_value,
     signer_identity,
     verify_fetched,
@@ -186,12 +185,10 @@ def test_value_of_an_expired_certificate_is_discarded() -> None:
 
 
 def test_newest_of_an_entry_wins() -> None:
-    """Of one entry twice in an answer, or in several answers, the value with the latest storage time
-    counts."""
+    """Of one entry twice in an answer the value with the latest storage time counts."""
     old, new = (SINGLE, signed(SINGLE, b"old")), (SINGLE, signed(SINGLE, b"new", at=NOW_MS + 1))
     assert [value.value for value in read(answer(old, new)).values] == [b"new"]
     assert [value.value for value in read(answer(new, old)).values] == [b"new"]
-    assert [value.value for value in newest([read(answer(old)), read(answer(new)), read(answer())])] == [b"new"]
 
 
 def test_reader_notices_a_roll_back() -> None:
