@@ -8,7 +8,9 @@ An annotation is ``bool``, ``int``, ``float``, ``str``, a ``Literal`` of words, 
 (lists), ``dict[str, X]``, another table, any of these ``| None`` for a key that may be left out, or ``Annotated`` with
 marks: :class:`Read`, :class:`Then`, :class:`Bounds`, :class:`Length`, :class:`Matches`.
 
-The package that is commonly used for this costs a process 9 MB, which is more than a node's records do.
+Of the packages for this pydantic costs a process 9 MB, more than its records do. cattrs (0.9 MB, 25 ms of the start)
+collects errors with their paths, but strict values, lists that are no strings, marks, words and the way from its errors
+to keys have to be written for it all the same: that took 35 lines more than doing without it.
 """
 
 from __future__ import annotations
