@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.error import CannotListenError
+from twisted.internet.error import CannotListenError, InvalidAddressError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import DatagramProtocol
 
@@ -112,8 +112,12 @@ class RtpEcho(DatagramProtocol):
         else:
             self._source = source
             if self._sending and self.transport is not None:
-                self.counts["echoed"] += 1
-                self.transport.write(datagram[:8] + self._ssrc + datagram[12:], source)
+                try:
+                    self.transport.write(datagram[:8] + self._ssrc + datagram[12:], source)
+                    self.counts["echoed"] += 1
+                except OSError:
+                    # There is no way back: a network that is down for a while.
+                    self.counts["unsent"] += 1
 
     def _is_ours(self, source: tuple[str, int]) -> bool:
         """Before the first packet anybody, then that one source; but the host of the SDP takes its place back."""
@@ -139,7 +143,7 @@ class RtpSession(DatagramProtocol):
     `source` is sent, silence if None; `send_digits` sends keys in its place, and keys that come are in `digits`.
     Audio is taken from the agreed host; from another one only while that has sent nothing (a phone behind a NAT, or
     with several addresses), and then from that one alone. Packets of any other host are counted in `strangers` and
-    dropped; malformed ones are counted in `malformed`.
+    dropped; malformed ones are counted in `malformed`, and `unsent` are those for which there was no way.
     """
 
     def __init__(self, reactor: Any, host: str, random: Any, source: Source | None = None) -> None:
@@ -165,6 +169,7 @@ class RtpSession(DatagramProtocol):
         self.reception = Reception()
         self.digits = ""
         self.sent = 0
+        self.unsent = 0
         self.strangers = 0
         self.malformed = 0
 
@@ -244,10 +249,14 @@ class RtpSession(DatagramProtocol):
         stream = self._stream
         if stream is not None and stream.host and self.transport is not None and stream.sending:
             packet = self._next_packet(stream)
-            self.transport.write(packet.encode(), (stream.host, stream.port))
+            try:
+                self.transport.write(packet.encode(), (stream.host, stream.port))
+                self.sent += 1
+            except (OSError, InvalidAddressError):
+                # A broadcast address, one of the other address family, a network that is down for a while.
+                self.unsent += 1
             self._marker = False
             self._sequence = self._sequence + 1 & 0xFFFF
-            self.sent += 1
         self._timestamp = self._timestamp + PACKET_SAMPLES & 0xFFFFFFFF
 
     def _next_packet(self, stream: AudioStream) -> RtpPacket:

@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import InvalidAddressError
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
@@ -216,8 +217,11 @@ class _Socket:
 
     def __init__(self) -> None:
         self.written: list[tuple[bytes, tuple[str, int]]] = []
+        self.fault: Exception | None = None
 
     def write(self, data: bytes, address: tuple[str, int]) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.written.append((data, address))
 
     def stopListening(self) -> None:
@@ -286,6 +290,17 @@ class PaceTests(SynchronousTestCase):
         first, *_, last = self._packets()
         self.assertEqual(len(self._packets()), 3)
         self.assertEqual(last.timestamp - first.timestamp & 0xFFFFFFFF, 12 * 160)
+
+    def test_no_way_for_a_while(self) -> None:
+        """What cannot be sent is counted, and the clock goes on: the network may come back."""
+        faults = (PermissionError(), OSError("Network is unreachable"), InvalidAddressError("::1", "IPv6"))
+        for self.reactor.socket.fault in faults:
+            self.reactor.pump([0.02])
+        self.reactor.socket.fault = None
+        self.reactor.pump([0.02])
+        first, last = self._packets()
+        self.assertEqual(last.timestamp - first.timestamp & 0xFFFFFFFF, 4 * 160)
+        self.assertEqual((self.session.sent, self.session.unsent), (2, 3))
 
     def test_stopping_leaves_no_timer(self) -> None:
         """A stopped session has no delayed call; stopping twice is harmless."""
