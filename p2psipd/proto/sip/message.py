@@ -200,8 +200,11 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     if line_ends > MAX_LINES:
         raise MessageTooLarge("too many header lines")
     fault: SipError | None = None
-    known = RAW_NAMES
-    names = [known.get(name, "") if colon else "" for name, colon, _ in [line.partition(b":") for line in lines]]
+    known = RAW_NAMES.get
+    names = []
+    for line in lines:
+        name, colon, _ = line.partition(b":")
+        names.append(known(name, "") if colon else "")
     if "" in names:
         names, lines, fault = _read_names(lines)
     if head.count(b"\r") != line_ends:
