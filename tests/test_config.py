@@ -353,12 +353,28 @@ def test_users_file(overlay: Path) -> None:
         ('digest_algorithms = ["MD5", "MD5"]', "sip.digest_algorithms: expected each algorithm once"),
         ('digest_algorithms = ["SHA-1"]', "sip.digest_algorithms[0]: expected"),
         ("digest_algorithms = []", "sip.digest_algorithms: expected at least one element"),
+        ('service_route = ["<sip:a>\\r\\nX: y"]', r"not '<sip:a>\r\nX: y'"),
+        ("min_expires_seconds = 7200", "sip.max_expires_seconds: expected a time that is not below the shortest"),
+        ("default_expires_seconds = 30", "p2psipd.toml:12: sip.default_expires_seconds: expected a time between"),
+        ('redirect_domains = ["elsewhere.example"]', "p2psipd.toml:12: sip.redirect_domains: expected domains of the"),
+        ('web_origins = ["phone.example"]', "p2psipd.toml:12: sip.web_origins[0]: expected an origin such as"),
+        ('client_authorities = "node.key"', "p2psipd.toml:12: sip.client_authorities: "),
+        ('[limits]\nscanners = [""]', "p2psipd.toml:13: limits.scanners[0]: expected a string that is not empty"),
     ],
 )
 def test_faults_of_the_registrar(overlay: Path, line: str, fault: str) -> None:
     """What phones are told must be something that they can use."""
     text = MINIMAL.replace('["peer"]', '["peer", "sip"]') + f'[sip]\nudp = ["127.0.0.1:5060"]\n{line}\n'
     assert any(fault in each for each in faults_of(text, overlay)), faults_of(text, overlay)
+
+
+def test_usual_lifetime_keeps_to_the_bounds(overlay: Path) -> None:
+    """Who changes one bound need not change what phones get that ask for nothing."""
+    for bound, lifetime in (("max_expires_seconds = 600", 600), ("max_expires_seconds = 7200", 3600)):
+        text = MINIMAL.replace('["peer"]', '["peer", "sip"]') + f'[sip]\nudp = ["127.0.0.1:5060"]\n{bound}\n'
+        (overlay / "p2psipd.toml").write_text(text)
+        sip = config.load(overlay / "p2psipd.toml").sip
+        assert sip is not None and sip.default_expires_seconds == lifetime
 
 
 def test_served_domains(overlay: Path) -> None:

@@ -41,11 +41,13 @@ def load_material(config: NodeConfig, wall: float | None = None) -> Material:
     trust = configuration.trust() if configuration is not None else None
     if configuration is not None and trust is not None and credential is not None:
         faults += _identity_faults(config, credential, trust, wall)
-        for domain in config.sip.domains if config.sip is not None else ():
-            if not configuration.serves(domain):
-                faults.append(config.fault("sip.domains", f"expected domains of the overlay: {domain} is none"))
-    if config.has("sip") and config.sip is not None and (config.sip.tls or config.sip.wss):
-        faults += _phone_certificate_faults(config, config.sip)
+        for key in ("domains", "redirect_domains"):
+            for domain in getattr(config.sip, key, ()):
+                if not configuration.serves(domain):
+                    faults.append(config.fault(f"sip.{key}", f"expected domains of the overlay: {domain} is none"))
+    if config.has("sip") and config.sip is not None:
+        faults += _phone_certificate_faults(config, config.sip) if config.sip.tls or config.sip.wss else []
+        faults += _authorities_faults(config, config.sip)
     users = _read_users(config, faults)
     peering = _read_peering(config, configuration, wall, faults)
     if configuration is None or credential is None or trust is None or faults:
@@ -156,6 +158,21 @@ def _identity_faults(config: NodeConfig, credential: Credential, trust: Trust, w
     if config.has("sip") and role is not Role.REGISTRAR:
         return [config.fault(key, f'{file}: expected a registrar\'s, because node.roles names "sip"')]
     return []
+
+
+def _authorities_faults(config: NodeConfig, sip: SipSection) -> list[Fault]:
+    """Whether the files of roots hold certificates."""
+    from cryptography.x509 import load_pem_x509_certificates
+
+    faults = []
+    for key in ("authorities", "client_authorities"):
+        file = getattr(sip, key)
+        try:
+            if file is not None:
+                load_pem_x509_certificates(Path(file).read_bytes())
+        except (OSError, ValueError) as error:
+            faults.append(config.fault(f"sip.{key}", f"{file}: expected PEM certificates ({error})"))
+    return faults
 
 
 def _phone_certificate_faults(config: NodeConfig, sip: SipSection) -> list[Fault]:

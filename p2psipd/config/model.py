@@ -128,6 +128,7 @@ Fingerprint = Annotated[str, Then(_to_fingerprint)]
 FileName = Annotated[str, Matches(r"[^\0]+", "expected the name of a file")]
 OptionalFileName = Annotated[str, Matches(r"[^\0]*", 'expected the name of a file, or "" for none')]
 Host = Annotated[str, Then(_to_host)]
+Origin = Annotated[str, Matches(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", 'expected an origin such as "https://phone.example"')]
 Seconds = Annotated[float, Bounds(above=0, most=86400)]
 Count = Annotated[int, Bounds(1, 1_000_000)]
 
@@ -198,7 +199,7 @@ class SipSection:
     tls: tuple[Listener, ...] = ()
     wss: tuple[Listener, ...] = ()
     ws: tuple[Listener, ...] = ()
-    web_origins: tuple[str, ...] = ()
+    web_origins: tuple[Origin, ...] = ()
     certificate: FileName | None = None
     key: FileName | None = None
     authorities: FileName | None = None
@@ -261,7 +262,7 @@ class LimitsSection:
     points: Count = 2000
     points_forgiven: Annotated[float, Bounds(0, 1_000_000)] = 20.0
     shut_seconds: Seconds = 30.0
-    scanners: tuple[str, ...] = SCANNERS
+    scanners: tuple[Annotated[str, Length(1)], ...] = SCANNERS
 
 
 @dataclass(frozen=True, kw_only=True)

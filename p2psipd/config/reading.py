@@ -116,6 +116,9 @@ def _resolve(config: NodeConfig, directory: Path, environ: Mapping[str, str]) ->
     sip = config.sip and absolute(config.sip, *_SIP_FILES, "call_records")
     if sip is not None and sip.node_listen is None and config.peer is not None:
         sip = replace(sip, node_listen=Address(config.peer.listen.host, DEFAULT_NODE_SIP_PORT))
+    if sip is not None and ("sip", "default_expires_seconds") not in config._lines:
+        usual = max(sip.min_expires_seconds, min(sip.default_expires_seconds, sip.max_expires_seconds))
+        sip = replace(sip, default_expires_seconds=usual)
     return replace(
         config,
         overlay=absolute(config.overlay, "document"),
@@ -238,9 +241,16 @@ def _echo_faults(config: NodeConfig) -> list[tuple[str, str]]:
     first, last = config.echo.ports
     if not 1024 <= first < last <= 65535:
         faults.append(("echo.ports", "expected the first and the last of some ports from 1024 to 65535"))
-    if config.sip is not None and not config.echo.host and echo_host(config.echo, config.sip) in ("", "0.0.0.0", "::"):
-        faults.append(("echo.host", "expected the address at which phones reach its media"))
+    if config.sip is not None and not _is_reached(echo_host(config.echo, config.sip)):
+        faults.append(("echo.host", "expected the address, numeric, at which phones reach its media"))
     return faults
+
+
+def _is_reached(host: str) -> bool:
+    try:
+        return not ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 def echo_host(echo: EchoSection, sip: SipSection) -> str:
@@ -263,7 +273,7 @@ def _route_fault(value: str) -> str:
         uri = None
     if isinstance(uri, SipUri) and "lr" in uri.params and value.startswith("<"):
         return ""
-    return f"expected values such as <sip:proxy.example;lr>, not {value}"
+    return f"expected values such as <sip:proxy.example;lr>, not {value!r}"
 
 
 def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
@@ -285,7 +295,9 @@ def _sip_faults(sip: SipSection) -> list[tuple[str, str]]:
     node = sip.node_listen
     if node is not None and sip.node_advertise is None and node.host in ("0.0.0.0", "::"):
         faults.append(("sip.node_listen", "expected sip.node_advertise beside it: nobody can dial this address"))
-    if not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
+    if sip.min_expires_seconds > sip.max_expires_seconds:
+        faults.append(("sip.max_expires_seconds", "expected a time that is not below the shortest"))
+    elif not sip.min_expires_seconds <= sip.default_expires_seconds <= sip.max_expires_seconds:
         faults.append(("sip.default_expires_seconds", "expected a time between the shortest and the longest"))
     if len(set(sip.digest_algorithms)) < len(sip.digest_algorithms):
         faults.append(("sip.digest_algorithms", "expected each algorithm once"))
