@@ -154,14 +154,16 @@ class OverlayBindings:
         return targets
 
     def _another_user(self, target: Target) -> SipUri | None:
-        """The user of a served domain whose address the Contact of a binding is."""
+        """The other user of a served domain whose address the Contact of a binding is; echo's is its own address."""
         binding = target.binding
         if binding is None or binding.native or binding.path:
             return None
         if binding.contact.rpartition("@")[2].partition(";")[0].lower() not in self._domains:
             return None
         uri = parse_uri(binding.contact)
-        return uri.bare() if isinstance(uri, SipUri) and uri.user and "gr" not in uri.params else None
+        if not isinstance(uri, SipUri) or not uri.user or "gr" in uri.params or aor_of(uri.bare()) == binding.aor:
+            return None
+        return uri.bare()
 
     async def _followed(self, query: Query, asked: SipUri, targets: Sequence[Target]) -> Sequence[Target]:
         seen, found, waiting = {aor_of(asked.bare())}, [], list(targets)

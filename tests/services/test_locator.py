@@ -113,6 +113,14 @@ def test_contact_that_is_another_user() -> None:
     assert place.locate(AOR) == [first, second]
 
 
+def test_contact_that_is_its_own_user() -> None:
+    """What a node offers as a user, like echo, has that user as its Contact, and is reached at its node."""
+    place = Place()
+    place.keep(binding(AOR, THERE))
+    (target,) = place.locate(AOR)
+    assert target.node_id == THERE
+
+
 def test_contact_that_is_nobody_known() -> None:
     """Some phones write the domain into their Contact, which is nobody's address: they are reached by their flow."""
     place = Place()
