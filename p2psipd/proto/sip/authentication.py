@@ -142,7 +142,8 @@ class DigestGate:
         if nonce.state is NonceState.FORGED or secret is None:
             return Verdict.WRONG
         right = verify(credentials, request.method, secret.hex(), request.body)
-        if not right or known is None:
+        # Empty is what is known of a user in the other form of the name alone: as good as nobody.
+        if not right or not known:
             return Verdict.WRONG
         if nonce.state is NonceState.STALE:
             return Verdict.STALE

@@ -339,6 +339,8 @@ class Message:
         if lower not in self._names:
             self._names.append(lower)
             self._lines.append(line)
+            # That there is none may have been read, and remembered.
+            self._changed(lower)
             return
         at = self._names.index(lower)
         if self._names.count(lower) > 1:

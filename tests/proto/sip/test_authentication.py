@@ -18,6 +18,7 @@ from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.proxy import Home, Refused
 from p2psipd.proto.sip.shared_secret import OwnSecret
 from p2psipd.proto.sip.uri import SipUri
+from p2psipd.proto.sip.user_file import FileUsers
 
 DOMAIN = "overlay.example"
 WALL = 1_700_000_000.0
@@ -162,6 +163,21 @@ def test_both_forms_of_the_user_name() -> None:
             assert place.register(made) == f"sip:alice@{DOMAIN}"
         else:
             assert place.refusal(made).why == "digest_wrong" and place.asked == []
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_a_form_of_the_name_without_a_password_is_nobodys(algorithm: Algorithm) -> None:
+    """Of a user known in one form of the name alone nobody proves to be the other: not by a digest over zeros either,
+    against which those are judged whom nobody knows.
+    """
+    place = Place()
+    users = FileUsers({("alice", DOMAIN): {"MD5": bytes.fromhex(ha1(Algorithm.MD5, "alice", DOMAIN, "wonder"))}})
+    place.gate = Gatekeeper(place.gate.home, DOMAIN, DigestGate(OwnSecret(b"s"), random.Random(1)), users, place)
+    zeros = "00" * (16 if algorithm is Algorithm.MD5 else 32)
+    for user in (f"alice@{DOMAIN}", "nobody"):
+        challenge = challenge_of(place.refusal(request()), algorithm)
+        value = answer(challenge, user, zeros, "REGISTER", f"sip:{DOMAIN}", "c0ffee", is_ha1=True)
+        assert place.refusal(request(user.partition("@")[0], value)).why == "digest_wrong"
 
 
 def test_replayed_counts_are_stale() -> None:

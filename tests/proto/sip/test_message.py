@@ -122,6 +122,10 @@ def test_edits_show_in_typed_values() -> None:
     message.add("Contact", "<sip:two@h>")
     assert message.to_tag == "2" and message.cseq.number == 3 and len(message.contacts) == 2
     assert message.remove("m") and message.contacts == ()
+    assert message.paths == ()
+    message.set("Contact", "<sip:three@h>")
+    message.set("Path", "<sip:p;lr>")
+    assert len(message.contacts) == len(message.paths) == 1
 
 
 def test_content_length_follows_the_body() -> None:
