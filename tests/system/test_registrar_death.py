@@ -113,8 +113,8 @@ class BarePhone:
         self.socket.settimeout(10)
         self.cseq = 0
 
-    def register(self, at: int, challenge: Challenge | None = None, count: int = 1) -> Response:
-        """The answer of a peer; with a challenge the REGISTER bears the answer to it."""
+    def register(self, at: int, challenge: Challenge | None = None, count: int = 1, name: str = "carol") -> Response:
+        """The answer of a peer; with a challenge the REGISTER bears the answer to it, in this name."""
         self.cseq += 1
         domain, port = self.lab.overlay_name, self.socket.getsockname()[1]
         lines = [
@@ -126,7 +126,7 @@ class BarePhone:
             ("CSeq", f"{self.cseq} REGISTER"),
         ]
         if challenge is not None:
-            value = answer(challenge, "carol", self.password, "REGISTER", f"sip:{domain}", "c0ffee", count)
+            value = answer(challenge, name, self.password, "REGISTER", f"sip:{domain}", "c0ffee", count)
             lines.append(("Authorization", value))
         self.socket.sendto(Request("REGISTER", f"sip:{domain}", lines).encode(), (self.lab.host(at), 5060))
         received = parse_message(self.socket.recv(65536))
@@ -151,6 +151,9 @@ def test_a_nonce_is_known_at_every_registrar(lab: Lab) -> None:
             assert passed.status == 200, passed
             again = phone.register(peer, first, count)
             assert again.status == 401 and Challenge.parse(again.get("www-authenticate") or "").stale
+        # Many phones authenticate as user@realm.
+        assert phone.register(3, first, 9, f"carol@{lab.overlay_name}").status == 200
+        assert phone.register(3, first, 10, "carol@elsewhere.example").status == 401
         made_up = phone.register(3, first._replace(nonce="A" * 48))
         assert made_up.status == 401
         assert not Challenge.parse(made_up.get("www-authenticate") or "").stale
