@@ -31,6 +31,19 @@ _READ_IN = 0.02
 _LATEST_HEDGE = 0.4
 
 
+class Timer:
+    """Something to do later; without an `action` (it was cancelled) nobody wakes up for it."""
+
+    __slots__ = ("action",)
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        """It need not be done any more."""
+        self.action = None
+
+
 class LinkLayer(ABC):
     """A node's links.  The layers above it are `Messaging` and `Peer`."""
 
@@ -60,7 +73,7 @@ class LinkLayer(ABC):
         self.counts: dict[str, int] = {}
         self._random = random
         self._out: list[peer_io.PeerOutput] = []
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._timer_count = 0
         self._attempts: dict[int, tuple[NodeId | None, tuple[Address, ...]]] = {}
         self._attempt_count = 0
@@ -86,14 +99,19 @@ class LinkLayer(ABC):
 
     def next_timer(self) -> float | None:
         """Monotonic seconds at which `handle_timer` wants to be called."""
-        return self._timers[0][0] if self._timers else None
+        timers = self._timers
+        while timers and timers[0][2].action is None:
+            heapq.heappop(timers)
+        return timers[0][0] if timers else None
 
     def handle_timer(self, now: float, wall: float) -> list[peer_io.PeerOutput]:
         """Do what is due."""
 
         def due() -> None:
             while self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                action = heapq.heappop(self._timers)[2].action
+                if action is not None:
+                    action()
 
         return self._run(due, now, wall)
 
@@ -112,10 +130,12 @@ class LinkLayer(ABC):
         """Count an event that is worth a number but no output."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
 
-    def call_at(self, at: float, action: Callable[[], None]) -> None:
-        """Run `action` at the monotonic instant `at`."""
+    def call_at(self, at: float, action: Callable[[], None]) -> Timer:
+        """Run `action` at the monotonic instant `at`, unless the timer is cancelled."""
         self._timer_count += 1
-        heapq.heappush(self._timers, (at, self._timer_count, action))
+        timer = Timer(action)
+        heapq.heappush(self._timers, (at, self._timer_count, timer))
+        return timer
 
     def random_bits(self, bits: int) -> int:
         """A random integer below 2**bits."""

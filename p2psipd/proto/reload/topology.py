@@ -108,7 +108,7 @@ class TopologyHost(Protocol):
     def drop_resource(self, resource: ResourceId) -> None:
         """Forget what is held under `resource`: other nodes hold it now."""
 
-    def call_at(self, at: float, action: Callable[[], None]) -> None:
+    def call_at(self, at: float, action: Callable[[], None]) -> object:
         """Run `action` at the monotonic instant `at`."""
 
     def check_certificate(self, der: bytes) -> NodeCertificate | None:

@@ -52,6 +52,7 @@ from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDest
 
 if TYPE_CHECKING:
     from p2psipd.proto.identity.certificate import NodeCertificate
+    from p2psipd.proto.reload.link_layer import Timer
     from p2psipd.proto.reload.peer import Peer
 
 _TRACE_HOPS = 20
@@ -330,6 +331,7 @@ class _FetchJob:
         "_empty_from_others",
         "_empty_from_responsible",
         "_error",
+        "_hedge_timer",
         "_item",
         "_open",
         "_peer",
@@ -354,6 +356,7 @@ class _FetchJob:
         self._empty_from_others = 0
         self._empty: list[VerifiedAnswer] = []
         self._error: ReloadError | None = None
+        self._hedge_timer: Timer | None = None
 
     def start(self) -> None:
         if (self._readers or self._peer.topology.responsible(self._item.resource)) and self._found_here():
@@ -391,7 +394,8 @@ class _FetchJob:
             self._ask_next()
         else:
             # There and on to a holder: each of the two hops may be as late as the first.
-            peer.call_at(peer.now + 2 * min(map(peer.hedge_after, relays)), self._hedge)
+            late = 2 * min(map(peer.hedge_after, relays))
+            self._hedge_timer = peer.call_at(peer.now + late, self._hedge)
 
     @property
     def ref(self) -> int:
@@ -422,7 +426,7 @@ class _FetchJob:
             if len(self._asked) > 1:
                 # Not one slow answer but trouble: other holders may be known soon, or links be trusted again.
                 late = min(late, _LOOK_AGAIN)
-        peer.call_at(peer.now + late, self._hedge)
+        self._hedge_timer = peer.call_at(peer.now + late, self._hedge)
 
     def _next_readers(self) -> list[NodeId]:
         """The holders to ask now, the quickest first; since the first were chosen a link may have come into doubt."""
@@ -560,6 +564,8 @@ class _FetchJob:
 
     def _done(self, verified: VerifiedAnswer, answer: Answer) -> None:
         assert answer.node is not None
+        if self._hedge_timer is not None:
+            self._hedge_timer.cancel()
         seconds = self._peer.now - self._started_at
         self._user.complete(
             self._item.ref,

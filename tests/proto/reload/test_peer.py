@@ -108,6 +108,22 @@ def fetch_of(hand: Hand) -> FetchReq:
     return FetchReq(resource_id(hand.node_id), ALL_OF_IT)
 
 
+def test_a_cancelled_timer_wakes_nobody() -> None:
+    """What need not be done any more is neither done nor a reason to be called."""
+    peer, done = World(seed=5).add(first=True).peer, []
+    first = peer.next_timer()
+    assert first is not None
+    soon = peer.call_at(first - 0.02, lambda: done.append("soon"))
+    peer.call_at(first - 0.01, lambda: done.append("later"))
+    assert peer.next_timer() == first - 0.02
+    soon.cancel()
+    assert peer.next_timer() == first - 0.01
+    peer.call_at(first - 0.005, lambda: done.append("never")).cancel()
+    peer.handle_timer(first - 0.001, 0.0)
+    assert done == ["later"]
+    assert peer.next_timer() == first
+
+
 # -- signatures and repeats --------------------------------------------------------------------------------
 
 
