@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from p2psipd.proto.sip.errors import MalformedMessage, MessageTooLarge
@@ -32,7 +33,7 @@ __all__ = ["Message"]
 T = TypeVar("T")
 
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
-_REQUIRED_SET = frozenset(REQUIRED)
+_REQUIRED = frozenset(UNDERSTOOD[name][0] for name in REQUIRED)
 
 
 class Message:
@@ -42,11 +43,11 @@ class Message:
     and Max-Forwards.  `body` is the octets as they came; `set_body` replaces it.
     """
 
-    __slots__ = ("_cache", "_has_length", "_lines", "_names", "body")
+    # What has been decoded is in `__dict__`, by the names of the properties.
+    __slots__ = ("__dict__", "_has_length", "_lines", "_names", "body")
 
     is_request = False
 
-    _cache: dict[str, Any]
     _has_length: bool
     _lines: list[bytes]
     _names: list[str]
@@ -55,7 +56,6 @@ class Message:
     def __init__(self, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
         self._names = []
         self._lines = []
-        self._cache = {}
         self._has_length = False
         self.body = body
         self._append(headers)
@@ -121,53 +121,35 @@ class Message:
             raise MalformedMessage(f"missing {written(lower)}")
         return self._lines[names.index(lower)]
 
-    @property
+    @cached_property
     def top_via(self) -> Via:
         """The first Via value."""
-        found: Via | None = self._cache.get("top_via")
-        if found is None:
-            found = self._cache["top_via"] = VIAS[self._need("via")][0]
-        return found
+        return VIAS[self._need("via")][0]
 
-    @property
+    @cached_property
     def vias(self) -> tuple[Via, ...]:
         """All Via values, top first."""
-        found: tuple[Via, ...] | None = self._cache.get("via")
-        if found is None:
-            found = self._cache["via"] = self._members("via", VIAS)
-        return found
+        return self._members("via", VIAS)
 
-    @property
+    @cached_property
     def cseq(self) -> CSeq:
         """The CSeq."""
-        found: CSeq | None = self._cache.get("cseq")
-        if found is None:
-            found = self._cache["cseq"] = CSEQS[self._need("cseq")]
-        return found
+        return CSEQS[self._need("cseq")]
 
-    @property
+    @cached_property
     def call_id(self) -> str:
         """The Call-ID."""
-        found: str | None = self._cache.get("call-id")
-        if found is None:
-            found = self._cache["call-id"] = CALL_IDS[self._need("call-id")]
-        return found
+        return CALL_IDS[self._need("call-id")]
 
-    @property
+    @cached_property
     def from_(self) -> NameAddr:
         """The From address."""
-        found: NameAddr | None = self._cache.get("from")
-        if found is None:
-            found = self._cache["from"] = ADDRESS[self._need("from")]
-        return found
+        return ADDRESS[self._need("from")]
 
-    @property
+    @cached_property
     def to(self) -> NameAddr:
         """The To address."""
-        found: NameAddr | None = self._cache.get("to")
-        if found is None:
-            found = self._cache["to"] = ADDRESS[self._need("to")]
-        return found
+        return ADDRESS[self._need("to")]
 
     @property
     def from_tag(self) -> str | None:
@@ -177,8 +159,7 @@ class Message:
     @property
     def to_tag(self) -> str | None:
         """The To tag; None outside a dialog."""
-        found: NameAddr = self._cache.get("to") or self.to
-        return found.tag
+        return self.to.tag
 
     def _members(self, name: str, read: Lines[tuple[T, ...]]) -> tuple[T, ...]:
         """The values of all lines of this name."""
@@ -194,10 +175,7 @@ class Message:
         return tuple(found)
 
     def _addresses(self, name: str) -> tuple[NameAddr, ...]:
-        found: tuple[NameAddr, ...] | None = self._cache.get(name)
-        if found is None:
-            found = self._cache[name] = self._members(name, ADDRESSES) if name in self._names else ()
-        return found
+        return self._members(name, ADDRESSES) if name in self._names else ()
 
     @property
     def contact_star(self) -> bool:
@@ -213,38 +191,30 @@ class Message:
         """About how many octets the message has on the wire, without its first line."""
         return len(self.body) + sum(map(len, self._lines)) + 2 * len(self._lines) + 2
 
-    @property
+    @cached_property
     def contacts(self) -> tuple[NameAddr, ...]:
         """The Contact addresses; () for "*" (see `contact_star`), which may not stand among others."""
-        found: tuple[NameAddr, ...] | None = self._cache.get("contact")
-        if found is None:
-            found = () if self.contact_star else self._addresses("contact")
-        return found
+        return () if self.contact_star else self._addresses("contact")
 
-    @property
+    @cached_property
     def routes(self) -> tuple[NameAddr, ...]:
         """The Route set, top first."""
         return self._addresses("route")
 
-    @property
+    @cached_property
     def record_routes(self) -> tuple[NameAddr, ...]:
         """The Record-Route values, top first."""
         return self._addresses("record-route")
 
-    @property
+    @cached_property
     def paths(self) -> tuple[NameAddr, ...]:
         """The Path values, top first (RFC 3327)."""
         return self._addresses("path")
 
-    @property
+    @cached_property
     def max_forwards(self) -> int | None:
         """0 to 255, or None when absent."""
-        if "max-forwards" not in self._names:
-            return None
-        hops: int | None = self._cache.get("max-forwards")
-        if hops is None:
-            hops = self._cache["max-forwards"] = HOPS[self._need("max-forwards")]
-        return hops
+        return HOPS[self._need("max-forwards")] if "max-forwards" in self._names else None
 
     @property
     def expires(self) -> int | None:
@@ -289,9 +259,12 @@ class Message:
     # -- editing -------------------------------------------------------------------------------------------
 
     def _changed(self, lower: str) -> None:
-        self._cache.pop(lower, None)
+        values = self.__dict__
         if lower == "via":
-            self._cache.pop("top_via", None)
+            values.pop("vias", None)
+            values.pop("top_via", None)
+        elif lower in UNDERSTOOD:
+            values.pop(UNDERSTOOD[lower][0], None)
 
     def push_via(self, via: Via | str) -> None:
         """Put a Via above all others."""
@@ -301,7 +274,7 @@ class Message:
         names.insert(at, "via")
         self._changed("via")
         if isinstance(via, Via):
-            self._cache["top_via"] = via
+            self.top_via = via
 
     def pop_via(self) -> Via:
         """Take the topmost Via off.  Raises MalformedMessage when there is none."""
@@ -321,11 +294,11 @@ class Message:
             value = VALUES[self._lines[at]]
             rest = split_list(value)[1:] if "," in value else []
             self._lines[at] = _line("Via", ", ".join([str(stamped), *rest]) if rest else str(stamped))
-            vias = self._cache.get("via")
+            vias = self.__dict__.get("vias")
             self._changed("via")
-            self._cache["top_via"] = stamped
+            self.top_via = stamped
             if vias is not None:
-                self._cache["via"] = (stamped, *vias[1:])
+                self.vias = (stamped, *vias[1:])
         return stamped
 
     def set(self, name: str, value: str) -> None:
@@ -423,7 +396,7 @@ class Message:
         """Give the To, which has none, a tag (RFC 3261 section 8.2.6.2)."""
         at = self._names.index("to")
         self._lines[at] = b"%s;tag=%s" % (self._lines[at].rstrip(), check_text(tag).encode("utf-8", "replace"))
-        self._cache.pop("to", None)
+        self.__dict__.pop("to", None)
 
     def set_body(self, data: bytes, content_type: str | None = None) -> None:
         """Replace the body; Content-Length follows.  None or b"" as type and data drops Content-Type."""
@@ -442,36 +415,34 @@ class Message:
         Where a response says that requests lead (Contact, Record-Route) is judged by who reads it: a proxy passes it on
         as it is (RFC 3261 section 16.3), and one that drops an answer for it leaves the caller without any.
         """
-        names, lines, cache = self._names, self._lines, self._cache
+        names, lines, values = self._names, self._lines, self.__dict__
         understood = UNDERSTOOD if self.is_request else UNDERSTOOD_OF_RESPONSE
         if len(set(names)) == len(names):
             for name, line in zip(names, lines, strict=True):
-                read = understood.get(name)
-                if read is not None:
-                    cache[name] = read[line]
+                known = understood.get(name)
+                if known is not None:
+                    values[known[0]] = known[1][line]
         else:
             self._read_repeated(understood)
-        if not cache.keys() >= _REQUIRED_SET:
+        if not values.keys() >= _REQUIRED:
             raise MalformedMessage(f"missing {written(next(name for name in REQUIRED if name not in names))}")
-        cache["top_via"] = cache["via"][0]
-        sender, recipient = cache["from"], cache["to"]
-        # What is remembered has mostly been judged already.
-        _ = (sender._uri or sender.uri, recipient._uri or recipient.uri)
+        self.top_via = self.vias[0]
+        _ = (self.from_.uri, self.to.uri)
 
-    def _read_repeated(self, understood: Mapping[str, Lines[Any]]) -> None:
+    def _read_repeated(self, understood: Mapping[str, tuple[str, Lines[Any]]]) -> None:
         """The same where a name stands in more than one line."""
-        names, cache = self._names, self._cache
+        names, values = self._names, self.__dict__
         for name in _SINGLE:
             if names.count(name) > 1:
                 raise MalformedMessage(f"more than one {written(name)}")
-        for name, read in understood.items():
+        for name, (attribute, read) in understood.items():
             if names.count(name) == 1:
-                cache[name] = read[self._need(name)]
+                values[attribute] = read[self._need(name)]
             elif name == "contact" and name in names:
                 for address in self.contacts:
                     _ = (address.uri, address.q)
             elif name in names:
-                cache[name] = self._members(name, read)
+                values[attribute] = self._members(name, read)
 
     def _encoded(self, start: str) -> bytes:
         """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
@@ -486,7 +457,7 @@ class Message:
         made = self.__class__.__new__(self.__class__)
         made._names = self._names.copy()
         made._lines = self._lines.copy()
-        made._cache = self._cache.copy()
+        made.__dict__.update(self.__dict__)
         made._has_length = self._has_length
         made.body = self.body
         return made

@@ -108,19 +108,19 @@ ADDRESSES: Final = Lines(_addresses, 4096)
 VIAS: Final = Lines(_vias, 4096, needed=True)
 _HOP_ADDRESSES: Final = Lines(_hop_addresses, 4096)
 
-UNDERSTOOD: Final[Mapping[str, Lines[Any]]] = {
-    "via": VIAS,
-    "from": ADDRESS,
-    "to": ADDRESS,
-    "call-id": CALL_IDS,
-    "cseq": CSEQS,
-    "max-forwards": HOPS,
-    "contact": Lines(_contact_addresses, 4096),
-    "route": _HOP_ADDRESSES,
-    "record-route": _HOP_ADDRESSES,
-    "path": _HOP_ADDRESSES,
+UNDERSTOOD: Final[Mapping[str, tuple[str, Lines[Any]]]] = {
+    "via": ("vias", VIAS),
+    "from": ("from_", ADDRESS),
+    "to": ("to", ADDRESS),
+    "call-id": ("call_id", CALL_IDS),
+    "cseq": ("cseq", CSEQS),
+    "max-forwards": ("max_forwards", HOPS),
+    "contact": ("contacts", Lines(_contact_addresses, 4096)),
+    "route": ("routes", _HOP_ADDRESSES),
+    "record-route": ("record_routes", _HOP_ADDRESSES),
+    "path": ("paths", _HOP_ADDRESSES),
 }
-"""The headers of a request that must be understood, and how a line of each is read."""
+"""The headers of a request that must be understood: the message's property, and how a line is read."""
 
-UNDERSTOOD_OF_RESPONSE: Final[Mapping[str, Lines[Any]]] = {name: UNDERSTOOD[name] for name in REQUIRED}
+UNDERSTOOD_OF_RESPONSE: Final[Mapping[str, tuple[str, Lines[Any]]]] = {name: UNDERSTOOD[name] for name in REQUIRED}
 """The same of a response."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, TypeVar
 
 from p2psipd.proto.sip.errors import (
@@ -44,9 +45,9 @@ T = TypeVar("T")
 
 
 class Request(Message):
-    """A request.  `method` is case-sensitive; `uri_text` is the Request-URI as it is written."""
+    """A request.  `method` is case-sensitive; `uri_text` is the Request-URI as it is written (see `set_uri`)."""
 
-    __slots__ = ("_uri_text", "method")
+    __slots__ = ("method", "uri_text")
 
     is_request = True
 
@@ -58,43 +59,34 @@ class Request(Message):
         if not _METHOD.fullmatch(method):
             raise MalformedMessage("bad method")
         self.method = method
-        self._uri_text = ""
+        self.uri_text = ""
         self.set_uri(uri_text)
 
-    @property
-    def uri_text(self) -> str:
-        """The Request-URI as text."""
-        return self._uri_text
-
-    @property
+    @cached_property
     def uri(self) -> Uri:
         """The Request-URI.  Raises MalformedUri."""
-        found: Uri | None = self._cache.get("uri")
-        if found is None:
-            found = self._cache["uri"] = parse_uri(self._uri_text)
-        return found
+        return parse_uri(self.uri_text)
 
     def set_uri(self, uri: Uri | str) -> None:
         """Replace the Request-URI.  Raises MalformedUri."""
         text = str(uri)
         if not _URI_TEXT.fullmatch(text):
             raise MalformedUri("bad Request-URI")
-        self._uri_text = text
-        self._cache.pop("uri", None)
+        self.uri_text = text
+        self.__dict__.pop("uri", None)
 
     def check(self) -> None:
         """Decode all that a proxy or user agent must understand, the Request-URI included.
 
         Raises SipError; its `request` is this one unless it is an ACK, which is never answered.
         """
-        cache = self._cache
         try:
             self._check_headers()
-            if cache["cseq"].method != self.method:
+            if self.cseq.method != self.method:
                 # RFC 4475 section 3.1.2.18: of a method that nobody knows it may be the CSeq that is right.
                 status = 400 if self.method in METHODS else 501
                 raise MalformedMessage("CSeq does not fit the method", status=status)
-            uri = cache["uri"] = parse_uri(self._uri_text)
+            uri = self.uri = parse_uri(self.uri_text)
             # RFC 3261 section 19.1.1: headers must not stand in a Request-URI.
             if isinstance(uri, SipUri) and uri.headers:
                 raise MalformedMessage("headers in the Request-URI")
@@ -104,17 +96,17 @@ class Request(Message):
 
     def encode(self) -> bytes:
         """The request as octets, always with a Content-Length."""
-        return self._encoded(f"{self.method} {self._uri_text} SIP/2.0")
+        return self._encoded(f"{self.method} {self.uri_text} SIP/2.0")
 
     def copy(self) -> Request:
         """An independent copy."""
         made = self._copied()
         made.method = self.method
-        made._uri_text = self._uri_text
+        made.uri_text = self.uri_text
         return made
 
     def __repr__(self) -> str:
-        return f"Request({self.method} {self._uri_text})"
+        return f"Request({self.method} {self.uri_text})"
 
 
 class Response(Message):
@@ -215,7 +207,7 @@ def parse_head(head: bytes) -> tuple[Request | Response, int | None]:
     message: Request | Response
     if usual and fault is None:
         message = _bare(Request, names, lines)
-        message.method, message._uri_text = usual[1].decode("ascii"), usual[2].decode("ascii")
+        message.method, message.uri_text = usual[1].decode("ascii"), usual[2].decode("ascii")
     else:
         message = _parse_start(start, names, lines, fault)
     if "content-length" not in names:
@@ -282,7 +274,7 @@ _read_length = Remembered(_length, 1024)
 
 def _bare(kind: type[T], names: list[str], lines: list[bytes]) -> T:
     made: Any = kind.__new__(kind)
-    made._names, made._lines, made._cache, made._has_length, made.body = names, lines, {}, False, b""
+    made._names, made._lines, made._has_length, made.body = names, lines, False, b""
     result: T = made
     return result
 
@@ -295,11 +287,11 @@ def _parse_start(
         method, uri, version = match.groups()
         request = _bare(Request, names, lines)
         request.method = method.decode("ascii")
-        request._uri_text = uri.decode("ascii")
+        request.uri_text = uri.decode("ascii")
         if fault is None:
             if version.upper() != b"SIP/2.0":
                 fault = UnsupportedVersion("SIP version not supported")
-            elif not _URI_TEXT.fullmatch(request._uri_text):
+            elif not _URI_TEXT.fullmatch(request.uri_text):
                 fault = MalformedUri("bad Request-URI")
             else:
                 return request
@@ -331,7 +323,7 @@ def _salvage(start: bytes, names: list[str], lines: list[bytes]) -> Request | No
         return None
     request = _bare(Request, names, lines)
     request.method = method
-    request._uri_text = "sip:invalid.invalid"
+    request.uri_text = "sip:invalid.invalid"
     return request
 
 
@@ -364,8 +356,8 @@ def make_response(
     if to_tag is not None and status > 100 and "to" in names and not _has_tag(request):
         at = names.index("to")
         lines[at] = b"%s;tag=%s" % (lines[at].rstrip(), check_text(to_tag).encode("utf-8", "replace"))
-    elif "to" in request._cache:
-        response._cache["to"] = request._cache["to"]
+    elif "to" in request.__dict__:
+        response.to = request.to
     response._append(headers)
     return response
 
