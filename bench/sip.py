@@ -25,6 +25,7 @@ from p2psipd.lab import Lab
 
 OURS, THEIRS = "127.0.50.1", "127.0.50.2"
 LAB_NETWORK = "127.0.51"
+FLOOD = 1600
 Figures = dict[str, float]
 
 # What is asked of ours; the last word says which way is better.
@@ -130,6 +131,18 @@ def proxy_digest(server: Server, directory: Path, effort: Effort) -> Figures:
     return effort.sustained(lambda rate, calls: load.call("call_digest", rate, calls), 250, "proxy digest calls")
 
 
+def flood(server: Server, directory: Path, effort: Effort) -> Figures:
+    """More than twice the calls that are asked for: what becomes of them (RFC 5390)."""
+    load = Load(directory, server.address, server.pid)
+    load.register_callee()
+    load.call("call", 50, 100)
+    count = round(FLOOD * effort.seconds * 2)
+    connected, refused, lost = load.flood(FLOOD, count)
+    share = 100 / count
+    of = f"of {FLOOD:,} calls/s: %"
+    return {f"{of} connected": connected * share, f"{of} refused": refused * share, f"{of} lost": lost * share}
+
+
 def proxy_tls(server: Server, directory: Path, effort: Effort) -> Figures:
     """Calls over TLS on both sides, one connection each."""
     with stunnels(directory, server.address):
@@ -208,6 +221,7 @@ def measure(directory: Path, effort: Effort, only: set[str]) -> dict[str, dict[s
     plans: list[tuple[str, Callable[..., Figures], dict[str, Any], tuple[str, ...]]] = [
         ("registrations", registrations, {}, ()),
         ("proxy", proxy, {"node": CALLER}, ()),
+        ("flood", flood, {"node": CALLER}, ()),
         ("digest", proxy_digest, {}, ("WITH_AUTH",)),
         ("tls", proxy_tls, tls, ("WITH_TLS",)),
         ("redirect", redirects, redirecting, ("WITH_REDIRECT",)),

@@ -185,6 +185,16 @@ class Load:
         finally:
             callee.stop()
 
+    def flood(self, rate: float, calls: int) -> tuple[int, int, int]:
+        """`calls` calls at a `rate` that may be too much: how many were connected, refused (503), and lost."""
+        callee = self.callee()
+        try:
+            seen = self._sipp("flood", (CALLER, CALLER_PORT), rate, calls, ["-d", "0"]).wait(calls / rate * 2 + 40)
+        finally:
+            callee.stop()
+        ended, refused = int(seen["SuccessfulCall(C)"]), int(seen["GenericCounter1(C)"])
+        return ended - refused, refused, calls - ended
+
     def redirected(self, rate: float, calls: int) -> Result:
         """`calls` INVITEs that are answered 302."""
         return self._run("redirect", (CALLER, CALLER_PORT), rate, calls, [])

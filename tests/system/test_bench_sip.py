@@ -40,6 +40,7 @@ def test_registrations_calls_and_redirects(tmp_path: Path) -> None:
         assert good(result, 40)
         # Kamailio's sixty registrations below take less than the kernel's tick.
         assert result.cpu_us > 0
+        assert load.flood(50, 20) == (20, 0, 0)
     with ours(tmp_path, settings={"redirect_domains": [DOMAIN], "redirect_authenticates": False}) as server:
         load = Load(tmp_path, server.address, server.pid)
         load.register_callee()
