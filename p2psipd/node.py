@@ -196,7 +196,7 @@ class NodeService(MultiService):
         level.
         """
         checked = config.load(self._file, os.environ)
-        material = config.load_material(checked)
+        material = config.load_material(checked, read=config.read_unless_in_force(self.overlay.configuration))
         applied: list[str] = []
         old, new = self.overlay.credential.certificate, material.credential.certificate
         if new.node_id != old.node_id:

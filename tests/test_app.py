@@ -128,6 +128,9 @@ def test_life(daemon: Daemon) -> None:
     status = daemon.control.get("/status")
     assert (status["overlay"], status["roles"], status["problems"]) == ("overlay.example", ["peer", "sip"], [])
     assert "p2psip_ready 1.0" in daemon.control.get("/metrics")
+    assert daemon.control.post("/reload")["applied"] == []
+    # The document was read in a child, and need not be read again: its library is not here.
+    assert "/lxml/" not in Path(f"/proc/{daemon.process.pid}/maps").read_text()
 
     daemon.files.update(attrs.evolve(daemon.files.configuration, initial_ttl=21))
     daemon.write(log_level="debug")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -14,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2psipd import config
-from p2psipd.config import tables
+from p2psipd.config import material, tables
+from p2psipd.config.apart import apart
 from p2psipd.overlay_files import OverlayFiles
 from p2psipd.proto.identity.certificate import Role
+from p2psipd.proto.reload.overlay_config import trust_fingerprint
 from p2psipd.toml_lines import key_lines
 
 EXAMPLE = Path(__file__).parents[1] / "etc" / "p2psipd.toml"
@@ -320,6 +323,38 @@ def test_expired(overlay: Path) -> None:
         config.load_material(checked, time.time() + 40 * 86400)
     with pytest.raises(config.ConfigError, match=r"overlay\.xml:\d+: .*expired"):
         config.load_material(checked, time.time() + 4000 * 86400)
+
+
+def test_document_read_apart(overlay: Path) -> None:
+    """A child process reads the same of a document, good or bad, as this one does."""
+    document = (overlay / "overlay.xml").read_bytes()
+    for content in (document, document[:-20], document.replace(b"<initial-ttl>", b"<initial-ttl>x")):
+        assert material.read_document_apart(content, time.time(), None) == material.read_document(
+            content, time.time(), None
+        )
+    assert material.read_document_apart(document, time.time(), "sha256:0").reason == "fingerprint"
+
+
+def test_work_apart() -> None:
+    """What happens in the child stays there; what fails there fails here; without a child it is done here."""
+    done: list[int] = []
+    assert apart(lambda: (done.append(1), os.getpid()))[1] != os.getpid() and done == []
+    with pytest.raises(ZeroDivisionError):
+        apart(lambda: 1 / 0)
+    assert apart(lambda: (done.append(1), lambda: None))[0] is None and done == [1], "what cannot be handed over"
+
+
+def test_document_in_force_is_not_read_again(overlay: Path) -> None:
+    """At a reload the document in force is taken as it is; a changed, expired or differently trusted one is read."""
+    document = (overlay / "overlay.xml").read_bytes()
+    in_force = material.read_document(document, time.time(), None).configuration
+    assert in_force is not None
+    read = material.read_unless_in_force(in_force)
+    assert read(document, time.time(), None).configuration is in_force
+    assert read(document, time.time(), trust_fingerprint(in_force)).configuration is in_force
+    assert read(document, time.time(), "sha256:0").reason == "fingerprint"
+    assert read(document, in_force.expiration, None).reason == "expired"
+    assert read(document.replace(b"<initial-ttl>", b"<initial-ttl>x"), time.time(), None).reason == "form"
 
 
 def test_phone_certificate(overlay: Path) -> None:

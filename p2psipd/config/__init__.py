@@ -14,6 +14,8 @@ from p2psipd.config.faults import ConfigError as ConfigError
 from p2psipd.config.faults import Fault as Fault
 from p2psipd.config.material import Material as Material
 from p2psipd.config.material import load_material as load_material
+from p2psipd.config.material import read_document_apart as read_document_apart
+from p2psipd.config.material import read_unless_in_force as read_unless_in_force
 from p2psipd.config.model import Address as Address
 from p2psipd.config.model import DnsSection as DnsSection
 from p2psipd.config.model import NodeConfig as NodeConfig

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
+from p2psipd.config.apart import apart
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import NodeConfig, SipSection
 
@@ -28,15 +30,17 @@ class Material(NamedTuple):
     peering: Peering | None = None
 
 
-def load_material(config: NodeConfig, wall: float | None = None) -> Material:
+def load_material(
+    config: NodeConfig, wall: float | None = None, read: ReadDocument | None = None
+) -> Material:
     """Read and check the overlay's document, this node's certificate and key, and the phones' certificate.
 
-    ``wall`` is the time at which they must be valid, by default now.  Raises :class:`ConfigError` with every
-    fault.
+    ``wall`` is the time at which they must be valid, by default now; ``read`` reads the document.  Raises
+    :class:`ConfigError` with every fault.
     """
     wall = time.time() if wall is None else wall
     faults: list[Fault] = []
-    configuration = _read_document(config, wall, faults)
+    configuration = _read_document(config, wall, read or read_document, faults)
     credential = _read_credential(config, faults)
     trust = configuration.trust() if configuration is not None else None
     if configuration is not None and trust is not None and credential is not None:
@@ -93,21 +97,64 @@ def _read_users(config: NodeConfig, faults: list[Fault]) -> Users:
     return users
 
 
-def _read_document(config: NodeConfig, wall: float, faults: list[Fault]) -> OverlayConfiguration | None:
+class DocumentRead(NamedTuple):
+    """What came of a document: the configuration, or (line, text) of each fault and in one word what they are."""
+
+    configuration: OverlayConfiguration | None
+    faults: tuple[tuple[int, str], ...] = ()
+    reason: str = ""
+
+
+ReadDocument = Callable[[bytes, float, str | None], DocumentRead]
+"""Reads a document at a time (unix seconds), trusted by its fingerprint if one is given."""
+
+
+def read_document(document: bytes, wall: float, fingerprint: str | None) -> DocumentRead:
+    """Read it here."""
     from p2psipd.proto.reload.overlay_config import ConfigurationError, parse_configuration
 
+    try:
+        return DocumentRead(parse_configuration(document, wall=wall, trusted_fingerprint=fingerprint))
+    except ConfigurationError as error:
+        return DocumentRead(None, error.faults, error.reason)
+
+
+def read_document_apart(document: bytes, wall: float, fingerprint: str | None) -> DocumentRead:
+    """Read it in a child process: lxml, which nothing else needs, costs 5 MB."""
+    # What is imported before the child begins it shares, and need not import again.
+    import p2psipd.proto.reload.overlay_config  # noqa: F401
+
+    return apart(lambda: read_document(document, wall, fingerprint))
+
+
+def read_unless_in_force(in_force: OverlayConfiguration) -> ReadDocument:
+    """The document that is in force already is not read again, while it has not run out."""
+    from p2psipd.proto.reload.overlay_config import trust_fingerprint
+
+    def read(document: bytes, wall: float, fingerprint: str | None) -> DocumentRead:
+        same = document == in_force.document and in_force.expiration > wall
+        if same and fingerprint in (None, trust_fingerprint(in_force)):
+            return DocumentRead(in_force)
+        return read_document(document, wall, fingerprint)
+
+    return read
+
+
+def _read_document(
+    config: NodeConfig, wall: float, read: ReadDocument, faults: list[Fault]
+) -> OverlayConfiguration | None:
     file = config.overlay.document
     try:
         content = Path(file).read_bytes()
-        return parse_configuration(content, wall=wall, trusted_fingerprint=config.overlay.fingerprint)
     except OSError as error:
         faults.append(config.fault("overlay.document", f"{file} cannot be read: {error.strerror}"))
-    except ConfigurationError as error:
-        if error.reason == "fingerprint":
-            faults += [config.fault("overlay.fingerprint", text) for _, text in error.faults]
-        else:
-            faults += [Fault(file, line, "", text) for line, text in error.faults]
-    return None
+        return None
+    configuration, found, reason = read(content, wall, config.overlay.fingerprint)
+    if reason == "fingerprint":
+        faults += [config.fault("overlay.fingerprint", text) for _, text in found]
+    else:
+        faults += [Fault(file, line, "", text) for line, text in found]
+    return configuration
 
 
 def _read_credential(config: NodeConfig, faults: list[Fault]) -> Credential | None:

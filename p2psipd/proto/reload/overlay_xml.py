@@ -200,7 +200,7 @@ def tag_prefix(element: bytes) -> bytes:
 
 @cache
 def _grammar() -> Any:
-    from lxml import etree  # late: lxml costs 5 MB and 20 ms, and the simulator reads no documents
+    from lxml import etree  # late: lxml costs 5 MB and 20 ms; nodes read in a child of theirs, the simulator nothing
 
     schema = files("p2psipd.proto.reload").joinpath("overlay_config.rng").read_bytes()
     return etree.RelaxNG(etree.fromstring(schema))
