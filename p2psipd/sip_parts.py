@@ -180,6 +180,7 @@ class SipParts:
                 limits.requests_per_user,
             ),
             scanners=tuple(name.lower() for name in limits.scanners),
+            keep_alive_seconds=float(section.keep_alive_seconds),
         )
 
     def _peering(self, policy: Peering) -> PeeringService:

@@ -213,6 +213,7 @@ class SipSection:
     default_expires_seconds: Count = 3600
     max_contacts: Count = 10
     flow_timer_seconds: Annotated[int, Bounds(0, 3600)] = 120
+    keep_alive_seconds: Annotated[int, Bounds(0, 3600)] = 25
     service_route: Annotated[tuple[str, ...], Length(0, 10)] = ()
     digest_algorithms: Annotated[tuple[DigestToken, ...], Length(1)] = ("MD5", "SHA-256", "SHA-512-256")
     users_file: FileName | None = None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from ipaddress import ip_address
 from urllib.parse import quote
 
 from p2psipd.proto.sip.errors import SipError
@@ -26,6 +25,7 @@ from p2psipd.proto.sip.locating import (
     Query,
     Target,
     aor_of,
+    behind_nat,
     decode_gr,
     encode_gr,
     instance_key,
@@ -271,28 +271,3 @@ def _contact_target(binding: Binding, flow: Flow | None) -> Target:
         if isinstance(uri, SipUri) and uri.host == flow.remote[0] and uri.transport in (None, "udp"):
             onward = flow.towards((uri.host, uri.port or 5060))
     return Target(binding.contact, onward, None, address, binding.path, binding.q, binding.instance_id, binding)
-
-
-def behind_nat(binding: Binding, source: str) -> bool:
-    """Whether the phone at `source` can only be reached where it came from, and not by its Contact.
-
-    A private address says so, unless it is a neighbour's of `source`, in the same 24 (IPv6: 64) bits: then somebody has
-    registered another host of its network, which we reach as well as itself.
-    """
-    if binding.reg_id:
-        return True
-    uri = parse_uri(binding.contact)
-    if not isinstance(uri, SipUri) or uri.host == source:
-        return False
-    if uri.host.endswith(".invalid") or uri.ob:
-        return True
-    try:
-        return ip_address(uri.host).is_private and _network(uri.host) != _network(source)
-    except ValueError:
-        return False
-
-
-def _network(host: str) -> int:
-    """The first 24 bits of an IPv4 address, the first 64 of an IPv6 one. Raises ValueError."""
-    address = ip_address(host)
-    return int(address) >> (8 if address.version == 4 else 64)

@@ -14,13 +14,14 @@ from binascii import Error as Base64Error
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from enum import Enum
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import Final, NamedTuple, Protocol
 from urllib.parse import quote
 
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.message import Request, Response
 from p2psipd.proto.sip.parameters import Remembered
-from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri
+from p2psipd.proto.sip.uri import OpaqueUri, SipUri, TelUri, parse_uri
 
 NODE_ID_OCTETS: Final = 16
 KEY_OCTETS: Final = 16
@@ -122,6 +123,31 @@ _flow_texts = Remembered(_parse_flow_text, 2048)
 def _hostport(address: tuple[str, int]) -> str:
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def behind_nat(binding: Binding, source: str) -> bool:
+    """Whether the phone at `source` can only be reached where it came from, and not by its Contact.
+
+    A private address says so, unless it is a neighbour's of `source`, in the same 24 (IPv6: 64) bits: then somebody has
+    registered another host of its network, which we reach as well as itself.
+    """
+    if binding.reg_id:
+        return True
+    uri = parse_uri(binding.contact)
+    if not isinstance(uri, SipUri) or uri.host == source:
+        return False
+    if uri.host.endswith(".invalid") or uri.ob:
+        return True
+    try:
+        return ip_address(uri.host).is_private and _network(uri.host) != _network(source)
+    except ValueError:
+        return False
+
+
+def _network(host: str) -> int:
+    """The first 24 bits of an IPv4 address, the first 64 of an IPv6 one. Raises ValueError."""
+    address = ip_address(host)
+    return int(address) >> (8 if address.version == 4 else 64)
 
 
 # ---- GRUU: a destination list in a URI (RFC 7904 section 6) ------------------------------------------------

@@ -388,6 +388,10 @@ class BindingTable:
             living.sort(key=lambda own: -own.binding.q)
         return living
 
+    def users(self) -> list[str]:
+        """The AORs that have bindings here."""
+        return list(self._by_aor)
+
     def flow_lost(self, flow: Flow) -> None:
         """The connection is gone: its bindings stay, but can't be reached over it (430 from now on)."""
         for aor, key in self._by_flow.pop(flow, ()):

@@ -62,6 +62,7 @@ from p2psipd.services.sip.abuse import Door
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import TARGET_REFRESH, Forwarder
+from p2psipd.services.sip.keep_alives import KeepAlives
 from p2psipd.services.sip.new_calls import NewCalls
 from p2psipd.services.sip.redirecting import redirection
 from p2psipd.services.sip.registering import Registering
@@ -156,6 +157,7 @@ class SipService(Service):
         )
         self._forwarder = self._new_forwarder(home)
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
+        self._keep_alives = KeepAlives(table, settings.keep_alive_seconds, self.counters)
         self._waiting = 0
         self._sweeper: Any = None
 
@@ -271,11 +273,13 @@ class SipService(Service):
         return attached
 
     def _sweep(self) -> None:
-        """Every two seconds: timer C of calls, bindings that have run out, and a look at the clock."""
+        """Every two seconds: timer C of calls, bindings that have run out, keep-alives, and a look at the clock."""
         self._sweeper = self._reactor.callLater(_SWEEP_SECONDS, self._sweep)
         self._forwarder.sweep()
         self._calls.sweep()
-        self._table.expire(self._clocks.wall())
+        wall = self._clocks.wall()
+        self._table.expire(wall)
+        self._keep_alives.sweep(self._clocks.now(), wall)
 
     def _clock_jumped(self, seconds: float) -> None:
         """Bindings and calls keep the seconds that they have left."""

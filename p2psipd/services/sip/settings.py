@@ -31,7 +31,8 @@ class SipSettings(NamedTuple):
     `recurse`: redirects of phones to users of the served domains are followed here. For
     users of `redirect_domains` (of `domains`) this node is a redirector and no proxy; `redirect_authenticates`: callers
     from phones prove who they are before they learn anything. `abuse` limits what sources and
-    users may do, `scanners` are User-Agents that get no answer.
+    users may do, `scanners` are User-Agents that get no answer. Phones behind a NAT get a keep-alive every
+    `keep_alive_seconds` (0: none).
     """
 
     domains: tuple[str, ...]
@@ -58,3 +59,4 @@ class SipSettings(NamedTuple):
     algorithms: tuple[Algorithm, ...] = ALGORITHMS
     abuse: LimitSettings = LimitSettings()
     scanners: tuple[str, ...] = SCANNERS
+    keep_alive_seconds: float = 25.0
