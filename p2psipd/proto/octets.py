@@ -213,22 +213,34 @@ def u64(value: int) -> bytes:
 
 def opaque8(body: bytes) -> bytes:
     """``body`` behind a one-octet length."""
-    return _unsigned(len(body), 1) + body
+    size = len(body)
+    if size > 0xFF:
+        raise OctetsError(f"{size} octets do not fit behind a length of 1")
+    return size.to_bytes(1, "big") + body
 
 
 def opaque16(body: bytes) -> bytes:
     """``body`` behind a two-octet length."""
-    return _unsigned(len(body), 2) + body
+    size = len(body)
+    if size > 0xFFFF:
+        raise OctetsError(f"{size} octets do not fit behind a length of 2")
+    return size.to_bytes(2, "big") + body
 
 
 def opaque24(body: bytes) -> bytes:
     """``body`` behind a three-octet length."""
-    return _unsigned(len(body), 3) + body
+    size = len(body)
+    if size > 0xFFFFFF:
+        raise OctetsError(f"{size} octets do not fit behind a length of 3")
+    return size.to_bytes(3, "big") + body
 
 
 def opaque32(body: bytes) -> bytes:
     """``body`` behind a four-octet length."""
-    return _unsigned(len(body), 4) + body
+    size = len(body)
+    if size > 0xFFFFFFFF:
+        raise OctetsError(f"{size} octets do not fit behind a length of 4")
+    return size.to_bytes(4, "big") + body
 
 
 def _unsigned(value: int, size: int) -> bytes:

@@ -82,12 +82,16 @@ class Signature(NamedTuple):
         """The structure as it follows a stored value or ends a message."""
         hash_algorithm, signature_algorithm, identity, value = self
         try:
-            if identity.type == IDENTITY_NONE:
+            identity_type, identity_hash, digest = identity
+            size = len(digest)
+            if identity_type == CERT_HASH and size == 32:  # nearly always
+                head = _CERT_HASH_SHA256.pack(
+                    hash_algorithm, signature_algorithm, CERT_HASH, 34, identity_hash, 32, digest, len(value)
+                )
+                return head + value
+            if identity_type == IDENTITY_NONE:
                 head = _SIGNATURE_NONE.pack(hash_algorithm, signature_algorithm, IDENTITY_NONE, 0)
             else:
-                digest = identity.certificate_hash
-                size = len(digest)
-                identity_type, identity_hash, _ = identity
                 head = _SIGNATURE.pack(
                     hash_algorithm, signature_algorithm, identity_type, 2 + size, identity_hash, size
                 )

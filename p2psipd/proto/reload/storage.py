@@ -256,13 +256,15 @@ class Storage:
 
     def _known(self, kinds: list[int]) -> list[Kind]:
         """The definitions of kinds named once each, else UnknownKind (section 7.4.1.2) or InvalidMessage."""
-        unknown = [kind for kind in kinds if kind not in self._kinds]
-        if unknown:
+        try:
+            known = [self._kinds[kind] for kind in kinds]
+        except KeyError:
+            unknown = [kind for kind in kinds if kind not in self._kinds]
             text = " ".join(f"{kind:#x}" for kind in unknown[:16])
-            raise UnknownKind(f"unknown kinds {text}", unknown_kinds_info(unknown))
-        if len(set(kinds)) != len(kinds):
+            raise UnknownKind(f"unknown kinds {text}", unknown_kinds_info(unknown)) from None
+        if len(kinds) > 1 and len(set(kinds)) != len(kinds):
             raise InvalidMessage("a kind is named twice")
-        return [self._kinds[kind] for kind in kinds]
+        return known
 
     def _examine(self, resource: ResourceId, kind: Kind, stored: StoredData, signers: SignerFinder) -> _Incoming:
         """Form, signer, permission and size of one value."""

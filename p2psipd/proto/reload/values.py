@@ -412,7 +412,7 @@ def verify_fetched(
             try:
                 if kind is None:
                     raise InvalidMessage(f"kind {response.kind:#x} is not known")
-                found = _verify_one(resource, kind, stored, signers, configuration, verifier, signatures)
+                found = _verify_one(resource, kind, key, stored, signers, configuration, verifier, signatures)
                 if guard is not None and not guard.admit(resource, kind.id, key, stored.storage_time):
                     raise Forbidden(f"{kind.name}: older than a value seen before")
             except ReloadError as error:
@@ -427,6 +427,7 @@ def verify_fetched(
 def _verify_one(
     resource: ResourceId,
     kind: Kind,
+    key: bytes,
     stored: StoredData,
     signers: SignerFinder,
     rules: StorageRules,
@@ -437,7 +438,7 @@ def _verify_one(
     certificate, node_id = signers.find(stored.signature.identity)
     check_access(kind, resource, certificate, stored.value, rules, node_id=node_id)
     check_signature(resource, kind, stored, certificate, verifier, known)
-    storage_time, lifetime, value, _ = stored
+    storage_time, lifetime, _, _ = stored
     return VerifiedValue(
-        kind.id, entry_key(value), data.exists, data.value, storage_time, lifetime, certificate, stored
+        kind.id, key, data.exists, data.value, storage_time, lifetime, certificate, stored
     )
