@@ -253,7 +253,7 @@ class _DialFactory(ClientFactory[Protocol]):
         return LinkProtocol(self._links, self._endpoint[0], self._dial)
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
-        self._links.next_address(self._dial, f"{_text(self._endpoint)}: {_reason_text(reason)}")
+        self._links.next_address(self._dial, f"{endpoint_text(self._endpoint)}: {_reason_text(reason)}")
 
 
 class Links:
@@ -458,7 +458,7 @@ class Links:
         elif not was_up:
             self.count("handshake_failed")
         if dial is not None:
-            self.next_address(dial, f"{_text(protocol.address)}: {reason}")
+            self.next_address(dial, f"{endpoint_text(protocol.address)}: {reason}")
         else:
             self._note_refused(protocol.address, reason)
 
@@ -502,7 +502,7 @@ class Links:
         self.next_address(dial, None)
 
     def _unresolved(self, failure: Failure, dial: _Dial, endpoint: Endpoint) -> None:
-        self.next_address(dial, f"{_text(endpoint)}: {failure.getErrorMessage()}")
+        self.next_address(dial, f"{endpoint_text(endpoint)}: {failure.getErrorMessage()}")
 
     def _note_refused(self, address: Endpoint, reason: str) -> None:
         """A log line, unless there were many in this second."""
@@ -513,7 +513,7 @@ class Links:
             self._lines_second, self._lines = second, 0
         self._lines += 1
         if self._lines <= _LINES_PER_SECOND:
-            self._log.info("connection from {address} ended: {reason}", address=_text(address), reason=reason)
+            self._log.info("connection from {address} ended: {reason}", address=endpoint_text(address), reason=reason)
 
 
 def _less(counts: dict[str, int], key: str) -> None:
@@ -525,7 +525,8 @@ def _less(counts: dict[str, int], key: str) -> None:
         counts.pop(key, None)
 
 
-def _text(endpoint: Endpoint) -> str:
+def endpoint_text(endpoint: Endpoint) -> str:
+    """Host and port as people and configuration files write them, an IPv6 address in brackets."""
     host, port = endpoint
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

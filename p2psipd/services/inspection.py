@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from p2psipd.net.links import endpoint_text
 from p2psipd.proto.reload.errors import InvalidMessage, NotFound, ReloadError
 from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
 from p2psipd.proto.reload.kinds import (
@@ -98,7 +99,7 @@ class Inspection:
             "node_id": overlay.node_id.hex(),
             "user": certificate.user,
             "overlay": overlay.configuration.overlay_name,
-            "address": "" if address is None else f"{address[0]}:{address[1]}",
+            "address": "" if address is None else endpoint_text(address),
             "joined": overlay.is_joined,
             "up_seconds": round(self._now() - overlay.started_at, 1),
             "roles": self._roles,
@@ -151,7 +152,7 @@ class Inspection:
             rows.append(
                 {
                     "node": node.hex(),
-                    "address": f"{info.address[0]}:{info.address[1]}",
+                    "address": endpoint_text(info.address),
                     "direction": "out" if info.outgoing else "in",
                     "tls": info.tls,
                     "bucket": distance(node, overlay.node_id).bit_length() - 1,
