@@ -32,7 +32,7 @@ def good(result: Result, calls: int) -> bool:
 
 @pytest.mark.foreign("sipp")
 def test_registrations_calls_and_redirects(tmp_path: Path) -> None:
-    """Our server registers, connects calls and redirects them without one failure, and takes the ACK of a 302 for it."""
+    """Our server registers, connects calls and redirects them without a failure, and takes the ACK of a 302 for it."""
     with ours(tmp_path, node=CALLER) as server:
         load = Load(tmp_path, server.address, server.pid)
         load.register_callee()
