@@ -314,7 +314,7 @@ class Via:
                 text = f"{text[: bare.end()]}={port}{text[bare.end() :]}" if bare else text
             text = f"{text};received={host}"
             pairs = [(name, str(port) if name.lower() == "rport" else value) for name, value in params]
-            params = Parameters.trusted((*pairs, ("received", host)), text)
+            params = Parameters.trusted((*pairs, ("received", host)), text[text.index(";") :])
         made.protocol, made.transport, made.host, made.port = (
             self.protocol,
             self.transport,

@@ -31,6 +31,7 @@ from typing import Final, NamedTuple
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import encode_gr
 from p2psipd.proto.sip.message import Request
+from p2psipd.proto.sip.parameters import LONGEST_REMEMBERED
 from p2psipd.proto.sip.shared_secret import ROUTE_TOKENS, SharedSecret
 from p2psipd.proto.sip.uri import SipUri
 
@@ -132,7 +133,7 @@ class RecordRouter:
         known = self._known.get((token, call_id))
         if known is None:
             known = self._open(token, call_id)
-            if known is not None:
+            if known is not None and len(call_id) < LONGEST_REMEMBERED:
                 # Each request of a dialog has the same tokens. Forged ones are not kept.
                 if len(self._known) >= _KEPT:
                     self._known.clear()

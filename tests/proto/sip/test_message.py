@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2psipd.proto.sip.errors import MalformedMessage, SipError, UnsupportedVersion
-from p2psipd.proto.sip.headers import CSeq
+from p2psipd.proto.sip.headers import CSeq, Via
 from p2psipd.proto.sip.message import Request, Response, make_response, parse_message
 from p2psipd.proto.sip.uri import SipUri
 
@@ -101,6 +101,8 @@ def test_received_is_written() -> None:
     message.set_via_received("192.0.2.9", 1024)
     assert [via.received for via in message.vias] == ["192.0.2.9", None, None]
     assert message.top_via.received == "192.0.2.9"
+    assert message.top_via.params == (again := Via.parse(str(message.top_via)).params)
+    assert str(message.top_via.params) == str(again) and str(again).startswith(";")
 
 
 def test_copy_is_independent() -> None:

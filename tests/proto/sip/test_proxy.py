@@ -363,6 +363,15 @@ def test_tokens_name_flows_and_nobody_forges_them() -> None:
     assert router.read("p2p", CALL) is None and router.read("", CALL) is None
 
 
+def test_what_is_remembered_of_tokens_is_small() -> None:
+    """A token is read whatever its Call-ID; with one of many octets it is not remembered."""
+    router = RecordRouter(OwnSecret(b"s" * 32), 7, "overlay.example", NODE)
+    tcp = Flow("TCP", ("198.51.100.7", 40000), ("192.0.2.1", 5060), 99)
+    for call_id, kept in ((CALL, 1), ("x" * 60_000, 1)):
+        token = router.read(router.token(tcp, "", call_id), call_id)
+        assert token is not None and len(router._known) == kept
+
+
 def test_tokens_of_the_dead_say_who_is_meant() -> None:
     """A restarted node, or another registrar, reads whose flow it was, and no flow of its own."""
     secrets = OwnSecret(b"s" * 32)
