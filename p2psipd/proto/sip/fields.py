@@ -62,10 +62,12 @@ class Message:
 
     def _append(self, headers: Iterable[tuple[str, str]]) -> None:
         for name, value in headers:
-            lower = CANONICAL.get(name) or canonical(name)
+            lower, beginning = _named[name]
+            if "\n" in value or "\r" in value:
+                check_text(value)
             if lower != "content-length":
                 self._names.append(lower)
-                self._lines.append(_line(name, value))
+                self._lines.append(beginning + value.encode("utf-8", "replace"))
 
     # -- reading -------------------------------------------------------------------------------------------
 
@@ -466,7 +468,12 @@ class Message:
 def _line(name: str, value: str) -> bytes:
     if "\n" in value or "\r" in value:
         check_text(value)
-    return f"{_written[name]}: {value}".encode("utf-8", "replace")
+    return _named[name][1] + value.encode("utf-8", "replace")
 
 
-_written = Remembered(written, 256)
+def _name(name: str) -> tuple[str, bytes]:
+    """The canonical name, and how its lines begin."""
+    return canonical(name), f"{written(name)}: ".encode("utf-8", "replace")
+
+
+_named = Remembered(_name, 256)

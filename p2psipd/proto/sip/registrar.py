@@ -501,7 +501,7 @@ class Registrar:
         known = own if call is _Call.REFRESH else {}
         until = {put.key: _stored_until(put, known.get(put.key), wall) for put in made.puts}
         writes = [
-            put._replace(expires_at=until[put.key])
+            put.until(until[put.key])
             for put in made.puts
             if put.key not in own or own[put.key].stored_until != until[put.key]
         ]
@@ -592,7 +592,7 @@ def _as_promised(stored: Binding, wall: float) -> Binding:
     if stored.native:
         return stored
     promised = (stored.expires_at - stored.stored_at) // (1 + _STORED_LONGER)
-    return stored._replace(expires_at=min(stored.expires_at, wall + promised))
+    return stored.until(min(stored.expires_at, wall + promised))
 
 
 def _unchanged(put: Binding, known: Binding) -> bool:
@@ -603,4 +603,4 @@ def _for_as_long_as_stored(binding: Binding, own: OwnBinding | None) -> Binding:
     """`binding` until its record runs out, which is later than the phone was told."""
     if own is None or own.stored_until <= binding.expires_at:
         return binding
-    return binding._replace(expires_at=own.stored_until)
+    return binding.until(own.stored_until)

@@ -367,9 +367,10 @@ class TransactionLayer:
 
     def _is_too_much(self, flow: Flow, request: Request) -> bool:
         """Whether there are too many transactions for one more, or this one is of the part that is shed."""
-        if self.open_count < self._limits.open and not (self.shedding and self._is_shed(flow, request)):
+        open_count = self.open_count
+        if open_count < self._limits.open and not (self.shedding and self._is_shed(flow, request)):
             return False
-        return self.open_count >= self._most or not self._spares(flow, request)
+        return open_count >= self._most or not self._spares(flow, request)
 
     def _is_shed(self, flow: Flow, request: Request) -> bool:
         if request.method not in _SHED or request.to_tag is not None:
@@ -679,10 +680,11 @@ def _flow_back(flow: Flow, via: Via) -> Flow:
 
     A maddr of the request is not followed: it would let anybody aim our answers at a third party.
     """
-    if flow.reliable or via.rport:
+    if flow.reliable or (via.asks_port and via.rport):
         return flow
-    remote = (flow.remote[0], via.sent_by[1])
-    return flow if remote == flow.remote else flow.towards(remote)
+    host, port = flow.remote
+    back = via.port if via.port is not None else via.default_port
+    return flow if back == port else flow.towards((host, back))
 
 
 def _until_t2(timers: Timers) -> float:
