@@ -130,17 +130,18 @@ class Inspection:
         if not overlay.is_joined and self._now() - overlay.started_at > _JOIN_SECONDS:
             why = overlay.last_failure or "no answer"
             found.append(f"not joined: no bootstrap peer admits this node; the last reason: {why}")
-        elif overlay.is_joined and not len(overlay.links) and not self._alone():
-            found.append("no links: this node is cut off from the overlay")
+        elif overlay.is_joined and not len(overlay.links) and not self._founded_alone():
+            why = f"; the last reason: {overlay.last_failure}" if overlay.last_failure else ""
+            found.append(f"no links: this node is cut off from the overlay{why}")
         if overlay.store_file is not None and overlay.store_file.failing:
             found.append(f"records can't be written to {overlay.store_file.path}: make room on the disk")
         if self._sip is not None:
             found += self._sip.problems()
         return found
 
-    def _alone(self) -> bool:
-        """Whether no other member is known."""
-        return _members(self._core.topology.status()) <= 1
+    def _founded_alone(self) -> bool:
+        """Whether no other member is known and none need be: this node founds the overlay."""
+        return self._core.parameters.first and _members(self._core.topology.status()) <= 1
 
     def peers(self) -> list[dict[str, Any]]:
         """The open links: to whom, how quick, how much went over them."""

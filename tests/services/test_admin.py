@@ -253,6 +253,15 @@ class InspectionTests(SynchronousTestCase):
         self.clock.advance(60)
         self.assertIn("not joined", self.look.problems()[0])
 
+    def test_cut_off(self) -> None:
+        """A node without links says so with the last reason, unless it is the one that founds the overlay."""
+        self.start()
+        self.overlay.link_failed(0, "refused")
+        self.assertEqual(self.look.problems(), [])
+        self.node.core.parameters = self.node.core.parameters._replace(first=False)
+        (line,) = self.look.problems()
+        self.assertEqual(line, "no links: this node is cut off from the overlay; the last reason: refused")
+
     def test_records_and_get(self) -> None:
         """A stored record is listed, and fetched with its signer and who answered."""
         self.start()
