@@ -161,12 +161,14 @@ class Messaging(LinkLayer):
             self.misbehaved(previous, "signature" if isinstance(error, Forbidden) else "malformed", str(error))
             return
         if is_request(contents.code):
-            key = (NodeId(signer.node_id), header.transaction_id)
-            seen, answer = self._answers.find(key, self.now)
-            if seen:
-                if answer is not None:
-                    self._route_own(self._readdressed(answer, header, previous), previous)
-                return
+            # To read twice does no harm, so the answer to a read need not be kept for its repeat (section 6.2.1).
+            key = None if contents.code in READING else (NodeId(signer.node_id), header.transaction_id)
+            if key is not None:
+                seen, answer = self._answers.find(key, self.now)
+                if seen:
+                    if answer is not None:
+                        self._route_own(self._readdressed(answer, header, previous), previous)
+                    return
             try:
                 self._check_request(header, contents.code, previous, signer)
                 check_extensions(contents)
@@ -185,7 +187,7 @@ class Messaging(LinkLayer):
                 lambda result, extra: self._reply(header, previous, key, result, extra),
             )
             self._handle(request)
-            if not request.answered:
+            if key is not None and not request.answered:
                 self._answers.put(key, None, self.now)
         else:
             self._answer(header, contents.code, contents.body, signer, certificates)

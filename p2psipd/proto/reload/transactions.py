@@ -70,7 +70,8 @@ class Outstanding:
 
 
 class AnswerCache:
-    """Answers by (requester, transaction id) for the lifetime of a request, so that a repeat gets the same one.
+    """Answers to what is no read by (requester, transaction id), for the lifetime of a request, so that a repeat gets
+    the same one.
 
     A request that is still being answered stands here with None, so that its repeat is not started again.
     Bounded in number and in octets.

@@ -158,6 +158,18 @@ def test_a_replayed_store_is_answered_the_same_and_done_once(lone: Node, hand: H
     assert sum(isinstance(event, peer_io.WriteRecords) for event in lone.events) == writes
 
 
+def test_the_answer_to_a_read_is_not_kept(lone: Node, hand: Hand) -> None:
+    """A repeated Fetch is processed again, to an equal answer (RFC 6940 section 6.2.1), and costs no memory."""
+    hand.ask(own_certificate(hand))
+    message = hand.message(fetch_of(hand))
+    first = hand.ask_octets(message)
+    assert isinstance(first, FetchAns) and len(first.kinds[0].values) == 1
+    kept = len(lone.peer._answers)
+    assert hand.ask_octets(message) == first
+    assert lone.peer.counts["request-0x9"] == 2
+    assert len(lone.peer._answers) == kept
+
+
 def test_a_store_replayed_after_its_lifetime_is_too_old(lone: Node, hand: Hand) -> None:
     """After 15 seconds the answer is forgotten, and the storage time protects the value."""
     message = hand.message(own_certificate(hand))
