@@ -71,7 +71,7 @@ class SipParts:
         branching = configuration.redir_branching_factor
         self._directory = ServiceDirectory(reactor, overlay, self._node_id, branching, SystemRandom())
         self.keys = EpochKeys(overlay, configuration.overlay_name, material.credential, OwnSecret(secret), reactor)
-        self.credentials = OverlayCredentials(overlay, self.keys)
+        self.credentials = OverlayCredentials(overlay, self.keys, read_ahead=self._location.read_ahead)
         self.interconnect = self._interconnect(node)
 
     def side(self) -> SipSide:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from twisted.logger import Logger
 
+from p2psipd.proto.identity.certificate import remember
 from p2psipd.proto.reload.errors import InvalidMessage, NotFound, ReloadError
 from p2psipd.proto.reload.ids import NodeId, ResourceId, resource_id
 from p2psipd.proto.reload.kinds import DIGEST_CREDENTIAL, PROXY_REGISTRATION, SIP_REGISTRATION
@@ -54,6 +55,10 @@ _KEPT_SECONDS: Final = 60.0
 _UNKNOWN_SECONDS: Final = 3.0
 _MOMENT: Final = 0.5
 _CACHED_USERS: Final = 10_000
+#: What was read of a name along with its password serves its registration, which comes next: for so long, of so many.
+_AHEAD_SECONDS: Final = 1.0
+_AHEAD_NAMES: Final = 1000
+_BINDINGS: Final = (SIP_REGISTRATION, PROXY_REGISTRATION)
 
 #: The tokens of RFC 7616 for our algorithms.
 _TOKENS: Final[Mapping[DigestAlgorithm, str]] = {
@@ -87,10 +92,18 @@ class OverlayAccess(Protocol):
 class OverlayLocation:
     """A ``LocationStore`` over the overlay."""
 
-    def __init__(self, overlay: OverlayAccess, node_id: bytes, wall: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        overlay: OverlayAccess,
+        node_id: bytes,
+        wall: Callable[[], float] = time.time,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._overlay = overlay
         self._node_id = node_id
         self._wall = wall
+        self._now = now
+        self._ahead: dict[str, tuple[float, Sequence[VerifiedValue]]] = {}
         self._log = Logger(namespace="p2psipd.location")
 
     async def bindings(self, aor: str, fresh: bool = False) -> Sequence[Binding]:
@@ -112,6 +125,7 @@ class OverlayLocation:
         somewhere: in one Store.
         """
         name, wall = resource_name(aor), self._wall()
+        self._ahead.pop(name, None)
         values = []
         for binding, stays in [*((put, True) for put in puts), *((gone, False) for gone in removes)]:
             lifetime = max(1, math.ceil(binding.expires_at - wall))
@@ -122,17 +136,29 @@ class OverlayLocation:
         except ReloadError as error:
             raise LocationUnavailable(f"the bindings of {aor} could not be stored: {error}") from error
 
+    def read_ahead(self, name: str, values: Sequence[VerifiedValue]) -> None:
+        """These are stored under `name` right now, by the word of the responsible peer; whoever asks for its bindings
+        next, and soon, need not ask the overlay again.
+        """
+        remember(self._ahead, name, (self._now(), values), _AHEAD_NAMES)
+
+    async def _values(self, name: str, fresh: bool) -> Sequence[VerifiedValue]:
+        read_at, values = self._ahead.pop(name, (float("-inf"), ()))
+        if self._now() - read_at < _AHEAD_SECONDS:
+            return values
+        return (await self._overlay.fetch(name, _BINDINGS, fresh=fresh)).values
+
     async def _gather(
         self, name: str, fresh: bool, found: dict[tuple[bytes, bytes], Binding], further: list[str]
     ) -> None:
         """Add the bindings stored under a name to ``found``, the names it stands for to ``further``."""
         try:
-            outcome = await self._overlay.fetch(name, (SIP_REGISTRATION, PROXY_REGISTRATION), fresh=fresh)
+            values = await self._values(name, fresh)
         except NotFound:
             return
         except ReloadError as error:
             raise LocationUnavailable(f"where {name} is could not be asked: {error}") from error
-        for stored in outcome.values:
+        for stored in values:
             if not stored.exists:
                 if stored.kind == PROXY_REGISTRATION:
                     gone = Binding(f"sip:{name}", stored.key, "", b"", stored_at=stored.storage_time / 1000)
@@ -249,12 +275,23 @@ class KeySource(Protocol):
 
 
 class OverlayCredentials:
-    """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL values, opened with the ``keys`` of their epochs."""
+    """A ``CredentialSource`` over the overlay's DIGEST-CREDENTIAL values, opened with the ``keys`` of their epochs.
 
-    def __init__(self, overlay: OverlayAccess, keys: KeySource, now: Callable[[], float] = time.monotonic) -> None:
+    Who is asked for the first time is most often a phone about to register: `read_ahead` is told what else is stored
+    under its name, which was fetched along.
+    """
+
+    def __init__(
+        self,
+        overlay: OverlayAccess,
+        keys: KeySource,
+        now: Callable[[], float] = time.monotonic,
+        read_ahead: Callable[[str, Sequence[VerifiedValue]], None] = lambda name, values: None,
+    ) -> None:
         self._overlay = overlay
         self._keys = keys
         self._now = now
+        self._read_ahead = read_ahead
         self._users: dict[str, _Cached] = {}
 
     async def ha1(self, user: str, realm: str, fresh: bool = False) -> Mapping[str, bytes] | None:
@@ -271,7 +308,7 @@ class OverlayCredentials:
         age = now - known.asked_at
         if age >= (_MOMENT if fresh else _UNKNOWN_SECONDS if known.passwords is None else _KNOWN_SECONDS):
             try:
-                known = _Cached(await self._ask(name, fresh), now)
+                known = _Cached(await self._ask(name, fresh, known is _NEVER_ASKED), now)
             except LocationUnavailable:
                 if fresh or known.passwords is None or age >= _KEPT_SECONDS:
                     raise
@@ -286,11 +323,14 @@ class OverlayCredentials:
         """Ask for everything anew."""
         self._users.clear()
 
-    async def _ask(self, name: str, fresh: bool) -> tuple[Mapping[str, bytes], Mapping[str, bytes]] | None:
+    async def _ask(self, name: str, fresh: bool, ahead: bool) -> tuple[Mapping[str, bytes], Mapping[str, bytes]] | None:
         try:
-            outcome = await self._overlay.fetch(name, (DIGEST_CREDENTIAL,), fresh=fresh)
-            for stored in outcome.values:
-                if stored.exists:
+            kinds = (DIGEST_CREDENTIAL, *(_BINDINGS if ahead else ()))
+            values = (await self._overlay.fetch(name, kinds, fresh=fresh or ahead)).values
+            if ahead:
+                self._read_ahead(name, [stored for stored in values if stored.kind in _BINDINGS])
+            for stored in values:
+                if stored.exists and stored.kind == DIGEST_CREDENTIAL:
                     sealed = DigestCredential.decode(stored.value)
                     opened = open_credential(
                         sealed, await self._keys.key(sealed.epoch), resource_id(name), DIGEST_CREDENTIAL

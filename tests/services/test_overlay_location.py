@@ -247,6 +247,38 @@ class CredentialTests(SynchronousTestCase):
         self.assertEqual(len(self.successResultOf(self.ha1("bob"))), 3)
         self.assertEqual(self.successResultOf(self.ha1("bob@overlay.example")), {})
 
+    def test_read_ahead(self) -> None:
+        """The bindings of a user who is asked for the first time are fetched along with the password, and serve the
+        registration that comes at once: not a later one, nor a second, nor one after something was stored.
+        """
+        location = OverlayLocation(self.overlay, OWNER.node_id, lambda: WALL, lambda: self.now)
+        self.credentials = OverlayCredentials(self.overlay, self.keys, lambda: self.now, location.read_ahead)
+        self.provision()
+        bound = binding()
+        self.successResultOf(Deferred.fromCoroutine(location.write(bound.aor, [bound], ())))
+
+        def fetches(fresh: bool = True) -> int:
+            before = self.overlay.fetches
+            found = self.successResultOf(Deferred.fromCoroutine(location.bindings(bound.aor, fresh)))
+            self.assertEqual([each.contact for each in found], [bound.contact])
+            return self.overlay.fetches - before
+
+        self.successResultOf(self.ha1())
+        self.assertEqual((fetches(), fetches()), (0, 1))
+        self.credentials.forget()
+        self.successResultOf(self.ha1())
+        self.assertTrue(self.overlay.fresh)
+        self.now += 1.0
+        self.assertEqual(fetches(), 1)
+        self.credentials.forget()
+        self.successResultOf(self.ha1())
+        self.successResultOf(Deferred.fromCoroutine(location.write(bound.aor, [bound], ())))
+        self.assertEqual(fetches(), 1)
+        self.now += 20.0
+        self.successResultOf(self.ha1())
+        self.assertFalse(self.overlay.fresh)
+        self.assertEqual(fetches(), 1)
+
     def test_unknown_user(self) -> None:
         """An unknown user is None."""
         self.assertIsNone(self.successResultOf(self.ha1("carol")))
