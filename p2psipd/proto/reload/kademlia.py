@@ -233,7 +233,7 @@ class Kademlia(MemberList):
             self._dial(peer.node, peer.addresses)
         self._dial_bootstrap()
         if self._remembered:
-            host.call_at(host.now + self._p.join_for, self._resume_alone)
+            host.call_at(host.now + self._p.join_for, self._resume)
         host.call_at(host.now + self._p.maintain_for, self._maintain)
         for action, period in (
             (self._compare_members, self._p.compare_members_for),
@@ -251,10 +251,19 @@ class Kademlia(MemberList):
         self._first = True
         self._remembered = ()
 
-    def _resume_alone(self) -> None:
-        # Only a node that was a member before may go on without meeting anybody (RFC 6940 section 6.4.2.1).
-        if self._state is State.JOINING and not any(True for _ in self._host.linked()):
+    def _resume(self, turn: int = 0) -> None:
+        """Go on without being admitted where nobody is a member any more, after the end of all of them at once.
+
+        Only a node that was a member before may (RFC 6940 section 6.4.2.1). Those who meet each other at this take
+        turns by their Node-IDs, so that the first one admits the others.
+        """
+        if self._state is not State.JOINING:
+            return
+        before = sum(number_of(node) < self._own for node in self._host.linked())
+        if before <= turn and not self._admitted_at and not len(self._live):
             self._become_ready()
+        else:
+            self._host.call_at(self._host.now + self._p.join_for, lambda: self._resume(turn + 1))
 
     def _attach_through(self, node: NodeId) -> None:
         host = self._host

@@ -337,6 +337,34 @@ def test_remembered_peers_need_no_bootstrap(sixteen: World) -> None:
     assert members(back) == 17
 
 
+def test_all_come_back_at_once() -> None:
+    """RFC 6940 6.4.2.1: when all have died and start together, there is no member to admit anybody: they take turns."""
+    before = World(7).overlay(5)
+    remembered = [Remembered(node.peer.node_id, (node.address,)) for node in before]
+    world = World(7)
+    for number in range(5):
+        others = tuple(each for each in remembered if each is not remembered[number])
+        world.add(first=number == 0, remembered=others)
+    assert [node.peer.node_id for node in world.nodes] == [each.node for each in remembered]
+    world.run(20)
+    assert all(node.peer.topology.ready and members(node) == 5 for node in world.nodes)
+
+
+def test_a_newcomer_among_those_who_come_back_waits_for_them() -> None:
+    """Who was never a member does not found a second overlay, though its Node-ID is the first in the order."""
+    before = World(7).overlay(4)
+    new = min(before, key=lambda node: node.peer.node_id)
+    world = World(7)
+    for node in before:
+        others = [each for each in before if each is not node]
+        remembered = tuple(Remembered(each.peer.node_id, (each.address,)) for each in others)
+        world.add(remembered=() if node is new else remembered)
+    world.run(15)
+    assert not world.nodes[before.index(new)].peer.topology.ready
+    world.run(25)
+    assert all(node.peer.topology.ready and members(node) == 4 for node in world.nodes)
+
+
 def test_only_the_first_may_found() -> None:
     """A node without `first` that reaches nobody stays outside (RFC 6940 section 6.4.2.1)."""
     world = World()
