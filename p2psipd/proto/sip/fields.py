@@ -33,7 +33,7 @@ __all__ = ["Message"]
 T = TypeVar("T")
 
 _SINGLE = ("from", "to", "call-id", "cseq", "max-forwards", "content-type", "expires")
-_REQUIRED = frozenset(UNDERSTOOD[name][0] for name in REQUIRED)
+_REQUIRED = frozenset(REQUIRED)
 
 
 class Message:
@@ -419,15 +419,16 @@ class Message:
         """
         names, lines, values = self._names, self._lines, self.__dict__
         understood = UNDERSTOOD if self.is_request else UNDERSTOOD_OF_RESPONSE
-        if len(set(names)) == len(names):
+        present = set(names)
+        if not present >= _REQUIRED:
+            raise MalformedMessage(f"missing {written(next(name for name in REQUIRED if name not in present))}")
+        if len(present) == len(names):
             for name, line in zip(names, lines, strict=True):
                 known = understood.get(name)
                 if known is not None:
                     values[known[0]] = known[1][line]
         else:
             self._read_repeated(understood)
-        if not values.keys() >= _REQUIRED:
-            raise MalformedMessage(f"missing {written(next(name for name in REQUIRED if name not in names))}")
         self.top_via = self.vias[0]
         _ = (self.from_.uri, self.to.uri)
 

@@ -354,8 +354,10 @@ def make_response(
     response.status = status
     response.reason = REASONS.get(status, "") if reason is None else check_text(reason)
     if to_tag is not None and status > 100 and "to" in names and not _has_tag(request):
-        at = names.index("to")
-        lines[at] = b"%s;tag=%s" % (lines[at].rstrip(), check_text(to_tag).encode("utf-8", "replace"))
+        tag = check_text(to_tag).encode("utf-8", "replace")
+        for at, name in enumerate(names):
+            if name == "to":
+                lines[at] = b"%s;tag=%s" % (lines[at].rstrip(), tag)
     elif "to" in request.__dict__:
         response.to = request.to
     response._append(headers)
