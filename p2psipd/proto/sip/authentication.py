@@ -147,7 +147,7 @@ class DigestGate:
             return Verdict.WRONG
         if nonce.state is NonceState.STALE:
             return Verdict.STALE
-        if not self._counts.accept(credentials.nonce, credentials.nc, nonce.issued_at, nonce.own):
+        if not self._counts.accept(credentials.nonce, credentials.nc, nonce.issued_at, nonce.own, nonce.opened_at):
             return Verdict.STALE
         return Verdict.GOOD
 

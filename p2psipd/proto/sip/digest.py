@@ -354,19 +354,20 @@ class NonceState(Enum):
 
 
 class OpenedNonce(NamedTuple):
-    """What a nonce says: its state, when it was made (wall seconds), whether for the address that presents it, and
-    whether by this issuer.
+    """What a nonce says: its state, when it was made (wall seconds), whether for the address that presents it,
+    whether by this issuer, and when it was looked at.
     """
 
     state: NonceState
     issued_at: float = 0.0
     for_source: bool = False
     own: bool = False
+    opened_at: float = 0.0
 
 
 _NONCE_OCTETS = 36
 _TO_URL = bytes.maketrans(b"+/", b"-_")
-_FROM_URL = bytes.maketrans(b"-_", b"+/")
+_FROM_URL = bytes.maketrans(b"-_+/", b"+/  ")
 _FORGED = OpenedNonce(NonceState.FORGED)
 
 
@@ -428,7 +429,7 @@ class NonceIssuer:
         for_source = head[12:16] == self._source(source)
         valid = for_source and -60 <= wall - issued_at <= self._lifetime
         own = head[8:12] == self._issuer
-        return OpenedNonce(NonceState.VALID if valid else NonceState.STALE, issued_at, for_source, own)
+        return OpenedNonce(NonceState.VALID if valid else NonceState.STALE, issued_at, for_source, own, wall)
 
 
 def _mac(key: bytes, head: bytes) -> bytes:
@@ -439,7 +440,8 @@ class NonceCounts:
     """Which counts of which nonces have been used (RFC 7616 section 3.4, nc): each is accepted once.
 
     Counts may arrive out of order within a window of 64.  At most `limit` nonces are remembered; of those
-    forgotten nothing is accepted any more.
+    forgotten, and of all issued before one of them, nothing is accepted any more.  That bar counts for nothing while
+    it lies in the future: the clock has been set back, and no new nonce would be above it.
 
     A nonce of another registrar, or one issued before `since` (wall seconds: the start of the process), may have been
     used where nobody here has seen it.  The first count of such a nonce that comes is accepted, and none below it: a
@@ -462,21 +464,24 @@ class NonceCounts:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def accept(self, nonce: str, count: int, issued_at: float, own: bool = True) -> bool:
-        """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new; `own`: it
-        was made here.
+    def accept(
+        self, nonce: str, count: int, issued_at: float, own: bool = True, wall: float = float("inf")
+    ) -> bool:
+        """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new, at `wall`;
+        `own`: it was made here.
 
         False means: challenge again with stale=true.  Call it only after the response has been verified.
         """
         known = self._seen.get(nonce)
         if known is None:
             all_seen = own and issued_at > self._since
-            if issued_at <= self._forgotten_until or not (all_seen or count):
+            if issued_at <= self._forgotten_until <= wall or not (all_seen or count):
                 return False
             self._seen[nonce] = (issued_at, count, 1 if all_seen else self._ALL)
             if len(self._seen) > self._limit:
                 _, (forgotten, _, _) = self._seen.popitem(last=False)
-                self._forgotten_until = max(self._forgotten_until, forgotten)
+                if forgotten <= wall:
+                    self._forgotten_until = max(self._forgotten_until, forgotten)
             return True
         _, highest, window = known
         if count > highest:

@@ -194,7 +194,7 @@ def test_nonce_life() -> None:
     nonce = here.issue(1000.0, source)
     assert state(here, nonce, 1000.0) is NonceState.VALID and state(here, nonce, 1300.0) is NonceState.VALID
     assert state(here, nonce, 1300.1) is NonceState.STALE and state(here, nonce, 900.0) is NonceState.STALE
-    assert there.open(nonce, 1000.0) == (NonceState.VALID, 1000.0, True, False)
+    assert there.open(nonce, 1000.0) == (NonceState.VALID, 1000.0, True, False, 1000.0)
     assert state(there, nonce, 1300.1) is NonceState.STALE
     assert state(NonceIssuer(OwnSecret(b"other")), nonce, 1000.0) is NonceState.FORGED
     assert state(NonceIssuer(KEY, 300, b"here"), nonce, 1000.0) is NonceState.VALID, "survives a restart"
@@ -205,8 +205,8 @@ def test_nonce_of_another_address() -> None:
     """A nonce serves the address that it was given to; presented from another one it is stale and says so."""
     issuer = NonceIssuer(KEY)
     nonce = issuer.issue(1000.0, random.Random(1), "192.0.2.7")
-    assert issuer.open(nonce, 1000.0, "192.0.2.7") == (NonceState.VALID, 1000.0, True, True)
-    assert issuer.open(nonce, 1000.0, "192.0.2.8") == (NonceState.STALE, 1000.0, False, True)
+    assert issuer.open(nonce, 1000.0, "192.0.2.7") == (NonceState.VALID, 1000.0, True, True, 1000.0)
+    assert issuer.open(nonce, 1000.0, "192.0.2.8") == (NonceState.STALE, 1000.0, False, True, 1000.0)
 
 
 def test_a_new_epoch() -> None:
@@ -247,6 +247,30 @@ def test_each_count_once(counts: list[int]) -> None:
             assert accepted
         seen |= {count} if accepted else set()
         highest = max(highest, count)
+
+
+def test_one_text_a_nonce() -> None:
+    """A nonce is genuine in the letters in which it was given, and in no others that decode alike."""
+    issuer, source = NonceIssuer(KEY), random.Random(1)
+    texts = [issuer.issue(1000.0 + each, source) for each in range(40)]
+    others = [text.replace("-", "+").replace("_", "/") for text in texts]
+    for text, other in zip(texts, others, strict=True):
+        assert state(issuer, other, 1000.0) is (NonceState.VALID if text == other else NonceState.FORGED)
+    assert texts != others
+
+
+def test_a_clock_that_is_set_back_refuses_nobody() -> None:
+    """What was forgotten of nonces from later than now bars no nonce of now; it does again when the time has come."""
+    table = NonceCounts(limit=10)
+    for each in range(10):
+        assert table.accept(f"before {each}", 1, 5000.0 + each, wall=5000.0 + each)
+    for each in range(30):
+        assert table.accept(f"after {each}", 1, 1000.0 + each, wall=1000.0 + each)
+    assert not table.accept("after 0", 1, 1000.0, wall=1100.0), "forgotten"
+    table = NonceCounts(limit=1)
+    assert table.accept("a", 1, 5000.0, wall=5000.0) and table.accept("b", 1, 5001.0, wall=5001.0)
+    assert table.accept("c", 1, 1000.0, wall=1000.0), "5000 bars it no more"
+    assert not table.accept("a", 1, 5000.0, wall=5001.0), "but what is from then"
 
 
 def test_counts_are_bounded() -> None:
