@@ -108,7 +108,7 @@ class SipParts:
 
     def _steps(self, emergency: LocateStep, echo: EchoService | None, beyond: LocateStep) -> list[LocateStep]:
         """Where a called URI is looked for, in this order."""
-        own = OwnBindings(self._table, self._node_id, self._domains)
+        own = OwnBindings(self._table, self._node_id, self._domains, self._location)
         return [
             emergency,
             *(() if echo is None else (echo.locate,)),

@@ -66,13 +66,17 @@ class OwnBindings:
 
     It ends the search for requests that came from another node: those are resolved here and never looked up
     again (404 unknown, 430 when the flow to the phone is gone), and for GRUUs that name this node or another
-    one.
+    one. Of the phones of its last life a node knows what `location` holds in its name: over UDP they are still where
+    they were.
     """
 
-    def __init__(self, table: BindingTable, node_id: bytes, domains: Sequence[str]) -> None:
+    def __init__(
+        self, table: BindingTable, node_id: bytes, domains: Sequence[str], location: LocationStore | None = None
+    ) -> None:
         self._table = table
         self._node_id = node_id
         self._domains = frozenset(domains)
+        self._location = location
 
     async def __call__(self, query: Query) -> Sequence[Target] | None:
         """The step."""
@@ -86,15 +90,11 @@ class OwnBindings:
             return (Target(str(uri), node_id=gruu.node_id),)
         if query.origin is not Origin.NODE and (gruu is None or gruu.resource):
             return None
-        return self._own(uri, gruu, query.wall)
-
-    def _own(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target] | None:
-        owned = self._table.of(aor_of(uri.bare()), wall)
-        if gruu is not None and gruu.resource:
-            owned = [own for own in owned if _is_instance(own.binding, gruu)]
-        elif gruu is not None and gruu.opaque:
-            owned = [own for own in owned if own.binding.key == gruu.opaque]
+        owned = [own for own in self._table.of(aor_of(uri.bare()), query.wall) if _is_meant(own.binding, gruu)]
         if not owned:
+            targets = await self._of_last_life(uri, gruu, query.wall)
+            if targets:
+                return targets
             if gruu is None and is_dialled(uri):
                 # Another node sends it on to us, who may be the edge for numbers.
                 return None
@@ -103,6 +103,28 @@ class OwnBindings:
         if not targets:
             raise NotLocated(430)
         return targets
+
+    async def _of_last_life(self, uri: SipUri, gruu: Destinations | None, wall: float) -> Sequence[Target]:
+        """The phones that registered here over UDP before this node was started again, and have not since."""
+        stored: Sequence[Binding] = ()
+        if self._location is not None:
+            with suppress(LocationUnavailable):
+                stored = await self._location.bindings(aor_of(uri.bare()))
+        return [
+            _contact_target(binding, None)
+            for binding in stored
+            if binding.node_id == self._node_id
+            and binding.expires_at > wall
+            and binding.received.startswith("UDP ")
+            and _is_meant(binding, gruu)
+        ]
+
+
+def _is_meant(binding: Binding, gruu: Destinations | None) -> bool:
+    """Whether a request for this GRUU, or for the user, is for this binding."""
+    if gruu is not None and gruu.resource:
+        return _is_instance(binding, gruu)
+    return gruu is None or not gruu.opaque or binding.key == gruu.opaque
 
 
 def _gruu_of(uri: SipUri) -> Destinations | None:

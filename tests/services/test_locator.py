@@ -154,6 +154,27 @@ def test_requests_of_nodes_are_resolved_here_only() -> None:
     assert status(place, gruu, Origin.NODE) == 430
 
 
+def test_phones_of_a_nodes_last_life() -> None:
+    """Who registered over UDP before the node was started again is still where it was; a connection is gone (404)."""
+    place = Place()
+    step = OwnBindings(place.table, HERE, (DOMAIN,), place.store)
+    own = binding(received="UDP 192.0.2.1:5060 192.0.2.7:40000")
+    gruu = f"{AOR};gr={encode_gr(HERE, own.key)}"
+    for kept, found in (
+        (own, [own.contact]),
+        (own._replace(node_id=THERE), []),
+        (own._replace(received="TCP 192.0.2.1:5060 192.0.2.7:40000"), []),
+        (own._replace(expires_at=EPOCH - 1), []),
+    ):
+        place.keep(kept)
+        query = Query(parse_uri(gruu), Origin.NODE, EPOCH)
+        if found:
+            assert [target.uri for target in result(step(query))] == found
+        else:
+            with pytest.raises(NotLocated):
+                result(step(query))
+
+
 def test_gruu_leads_to_its_node_and_instance() -> None:
     """RFC 7904 section 6: a phone's request for a GRUU goes to that node, or to that instance here, without look-up."""
     place = Place()
