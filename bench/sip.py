@@ -57,7 +57,7 @@ class Effort:
         Where something is asked of the rate, the third run of a server that keeps up is at just that rate.
         """
         rate, best, cpu, missed = start, 0.0, float("inf"), 0
-        for _ in range(4 if self.quick else 12):
+        for _ in range(5 if self.quick else 12):
             result = run(rate, max(1, round(rate * self.seconds)))
             if result.clean:
                 best, cpu, missed = max(best, rate), min(cpu, result.cpu_us), 0

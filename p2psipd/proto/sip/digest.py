@@ -1,19 +1,19 @@
 """Digest authentication for both sides (RFC 7616, RFC 8760, RFC 3261 section 22).
 
-The server keeps no nonces: a nonce carries its time and who made it under an HMAC (`NonceIssuer`).  What it
+The server keeps no nonces: a nonce carries its time and who made it under a keyed hash (`NonceIssuer`).  What it
 does keep, in bounded memory, is which nonce counts it has seen (`NonceCounts`).
 """
 
 from __future__ import annotations
 
-import hmac
 import re
 from binascii import Error as Base64Error
 from binascii import a2b_base64, b2a_base64
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum, StrEnum
-from hashlib import md5, sha256
+from hashlib import blake2b, md5, sha256
+from hmac import compare_digest
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -288,7 +288,7 @@ def verify(credentials: Credentials, method: str, secret: str, body: bytes = b""
         credentials.session,
         body,
     )
-    return hmac.compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
+    return compare_digest(expected.encode(), credentials.response.encode("utf-8", "replace"))
 
 
 def answer(
@@ -373,7 +373,7 @@ _FORGED = OpenedNonce(NonceState.FORGED)
 
 class NonceIssuer:
     """Makes and recognises nonces without remembering them: time, issuer, the address that asked and a count of 32 bits
-    under an HMAC. The count begins anywhere.
+    under a keyed hash. The count begins anywhere.
 
     Registrars that share `secrets` take each other's nonces, and their own after a restart. A nonce that is presented
     from another address than it was given to is stale, so that nobody can guess passwords, or repeat what he has
@@ -421,7 +421,7 @@ class NonceIssuer:
             return _FORGED
         head, mac = raw[:20], raw[20:]
         for key in self._secrets.keys(NONCES):
-            if hmac.compare_digest(mac, _mac(key, head)):
+            if compare_digest(mac, _mac(key, head)):
                 break
         else:
             return _FORGED
@@ -433,7 +433,7 @@ class NonceIssuer:
 
 
 def _mac(key: bytes, head: bytes) -> bytes:
-    return hmac.digest(key, head, "sha256")[:16]
+    return blake2b(head, key=key, digest_size=16).digest()
 
 
 class NonceCounts:
