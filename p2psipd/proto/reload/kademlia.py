@@ -232,7 +232,7 @@ class Kademlia(MemberList):
         for peer in sorted(self._remembered, key=lambda p: number_of(p.node) ^ number)[: self._p.siblings]:
             self._dial(peer.node, peer.addresses)
         self._dial_bootstrap()
-        if self._remembered:
+        if self._remembered and not self._client:
             host.call_at(host.now + self._p.join_for, self._resume)
         host.call_at(host.now + self._p.maintain_for, self._maintain)
         for action, period in (

@@ -315,6 +315,19 @@ def test_clients_store_and_fetch_without_joining(sixteen: World, role: Role) -> 
     assert all(members(n) == 16 for n in sixteen.nodes[:16])
 
 
+def test_a_client_never_resumes_as_a_member(sixteen: World) -> None:
+    """A client that finds nobody of those whom it remembers waits; it is no member who could go on alone."""
+    remembered = (Remembered(sixteen.nodes[4].peer.node_id, (("127.9.9.9", 6084),)),)
+    sixteen.cut = lambda a, b: True
+    client = sixteen.add(role=Role.USER, remembered=remembered)
+    sixteen.run(30)
+    assert not client.peer.topology.ready
+    sixteen.cut = lambda a, b: False
+    sixteen.run(20)
+    store_own_certificate(client)
+    assert not client.storage.resource_count
+
+
 def test_an_overlay_may_keep_clients_out() -> None:
     """With clients-permitted false (RFC 6940 section 11.1) a client's link is closed, a peer's is not."""
     world = World()
