@@ -178,6 +178,7 @@ class SipParts:
                 limits.shut_seconds,
                 limits.messages_per_source,
                 limits.requests_per_user,
+                max(3600.0, section.max_expires_seconds),
             ),
             scanners=tuple(name.lower() for name in limits.scanners),
             keep_alive_seconds=float(section.keep_alive_seconds),

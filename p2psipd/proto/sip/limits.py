@@ -19,7 +19,8 @@ SCANNERS: Final = ("friendly-scanner", "sipvicious", "sipcli", "sip-scan", "sund
 """What scanners of the Internet call themselves in User-Agent, in lower case."""
 
 _TABLE: Final = 20_000
-_PROVED_SECONDS: Final = 3600.0
+_PROVED: Final = 5
+"""So many times as many sources that have proved themselves are known: as many as there may be registrations."""
 _LONGEST_SHUT_SECONDS: Final = 3600.0
 _FORGET_SHUT_SECONDS: Final = 7200.0
 
@@ -27,7 +28,8 @@ _FORGET_SHUT_SECONDS: Final = 7200.0
 class LimitSettings(NamedTuple):
     """`points` of blame shut a source out for `shut_seconds`, and `points_forgiven` leak away a second.
 
-    `messages_per_source` and `requests_per_user` are rates a second, with as many at once; 0 is no limit.
+    `messages_per_source` and `requests_per_user` are rates a second, with as many at once; 0 is no limit. A source is
+    known for `proved_seconds` after somebody there has proved to be a user: no shorter than registrations live.
     """
 
     points: int = 2000
@@ -35,6 +37,7 @@ class LimitSettings(NamedTuple):
     shut_seconds: float = 30.0
     messages_per_source: int = 20_000
     requests_per_user: int = 1000
+    proved_seconds: float = 3600.0
 
 
 class Blame(NamedTuple):
@@ -132,14 +135,15 @@ class Sources:
 
     def proved(self, host: str, now: float) -> None:
         """Somebody at `host` has proved to be a user: the challenge that led to it is forgiven."""
-        _remember(self._proved, host, now, self._table)
+        _remember(self._proved, host, now, _PROVED * self._table)
         blamed = self._blamed.get(host)
         if blamed is not None:
             self._blamed[host] = (max(0.0, blamed[0] - CHALLENGED.points), blamed[1])
 
     def knows(self, host: str, now: float) -> bool:
-        """Whether somebody at `host` has proved to be a user within the last hour."""
-        return now - self._proved.get(host, -_PROVED_SECONDS) < _PROVED_SECONDS
+        """Whether somebody at `host` has lately proved to be a user."""
+        proved_at = self._proved.get(host)
+        return proved_at is not None and now - proved_at < self._settings.proved_seconds
 
     def shut(self, now: float) -> dict[str, float]:
         """The hosts that are shut out, and for how many seconds more."""

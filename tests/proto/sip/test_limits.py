@@ -54,6 +54,14 @@ def test_forged_offences_do_not_hurt_a_user() -> None:
     assert flood(sources, WRONG_PASSWORD, 6, 1.0, OTHER)
 
 
+def test_phones_are_known_as_long_as_they_may_be_registered() -> None:
+    """A source is known for as long as the settings say after its proof, and one that never gave any is not."""
+    sources = Sources(LimitSettings(proved_seconds=86_400.0))
+    sources.proved("192.0.2.7", 0.0)
+    assert sources.knows("192.0.2.7", 80_000.0) and not sources.knows("192.0.2.7", 86_400.0)
+    assert not sources.knows("192.0.2.8", 0.0)
+
+
 def test_rates() -> None:
     """A key gets its rate each second, as many at once, and others are not touched by it."""
     rates = Rates(10)
@@ -79,4 +87,5 @@ def test_tables_are_bounded() -> None:
         sources.blame(host, WRONG_PASSWORD, 0.0)
         sources.blame(f"x{host}", CHALLENGED, 0.0)
     assert len(sources.shut(0.0)) == 100
-    assert all(len(getattr(sources, name)) <= 100 for name in ("_blamed", "_proved", "_shut", "_rates"))
+    assert all(len(getattr(sources, name)) <= 100 for name in ("_blamed", "_shut", "_rates"))
+    assert len(sources._proved) == 500
