@@ -388,7 +388,7 @@ class NonceIssuer:
         self._lifetime = lifetime
         self._issuer = sha256(issuer).digest()[:4]
         self._issued: int | None = None
-        self._sources: dict[str, bytes] = {}
+        self._sources: dict[tuple[bytes, str], bytes] = {}
 
     def issue(self, wall: float, random: _Random, source: str = "") -> str:
         """A new nonce for who asks from the address `source`."""
@@ -396,16 +396,20 @@ class NonceIssuer:
         if self._issued is None:
             self._issued = random.getrandbits(32)
         self._issued = (self._issued + 1) & 0xFFFFFFFF
-        head = stamp + self._issuer + self._source(source) + self._issued.to_bytes(4, "big")
-        signed = head + _mac(self._secrets.keys(NONCES)[0], head)
+        key = self._secrets.keys(NONCES)[0]
+        head = stamp + self._issuer + self._source(key, source) + self._issued.to_bytes(4, "big")
+        signed = head + _mac(key, head)
         return b2a_base64(signed, newline=False).translate(_TO_URL).decode("ascii")
 
-    def _source(self, source: str) -> bytes:
-        known = self._sources.get(source)
+    def _source(self, key: bytes, source: str) -> bytes:
+        """What stands for an address: keyed, or who has many could look for one of his that is like another's."""
+        known = self._sources.get((key, source))
         if known is None:
             if len(self._sources) >= _SOURCES:
                 self._sources.clear()
-            known = self._sources[source] = sha256(source.encode("utf-8", "surrogateescape")).digest()[:4]
+            name = source.encode("utf-8", "surrogateescape")
+            known = blake2b(name, key=key, digest_size=4, person=b"p2psipd source").digest()
+            self._sources[key, source] = known
         return known
 
     def open(self, nonce: str, wall: float, source: str = "") -> OpenedNonce:
@@ -426,7 +430,7 @@ class NonceIssuer:
         else:
             return _FORGED
         issued_at = int.from_bytes(head[:8], "big") / 1000
-        for_source = head[12:16] == self._source(source)
+        for_source = head[12:16] == self._source(key, source)
         valid = for_source and -60 <= wall - issued_at <= self._lifetime
         own = head[8:12] == self._issuer
         return OpenedNonce(NonceState.VALID if valid else NonceState.STALE, issued_at, for_source, own, wall)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from base64 import urlsafe_b64decode
 
 import pytest
 from hypothesis import given
@@ -207,6 +208,17 @@ def test_nonce_of_another_address() -> None:
     nonce = issuer.issue(1000.0, random.Random(1), "192.0.2.7")
     assert issuer.open(nonce, 1000.0, "192.0.2.7") == (NonceState.VALID, 1000.0, True, True, 1000.0)
     assert issuer.open(nonce, 1000.0, "192.0.2.8") == (NonceState.STALE, 1000.0, False, True, 1000.0)
+
+
+def test_nobody_can_look_for_an_address_like_another() -> None:
+    """What stands for an address in a nonce depends on the key; the one that signed it is the one that counts."""
+    keys = (b"one", b"two")
+    makers = [NonceIssuer(OwnSecret(key)) for key in keys]
+    nonces = [each.issue(1000.0, random.Random(1), "192.0.2.7") for each in makers]
+    marks = {urlsafe_b64decode(nonce)[12:16] for nonce in nonces}
+    assert len(marks) == 2
+    for maker, nonce in zip(makers, nonces, strict=True):
+        assert [maker.open(nonce, 1000.0, host).for_source for host in ("192.0.2.7", "192.0.2.8")] == [True, False]
 
 
 def test_a_new_epoch() -> None:
