@@ -321,9 +321,14 @@ def test_connections_to_our_certificates_are_capped() -> None:
 
     opened = [connect() for _ in range(MOST_OF_ADDRESS)]
     assert all(opened) and connect() is None
-    assert factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 4000)) is not None
-    opened[0].connectionLost(Failure(ConnectionDone()))
-    assert connect() is not None
+    opened.pop().connectionLost(Failure(ConnectionDone()))
+    opened.append(connect())
+    assert opened[-1] is not None
+    other = factory.buildProtocol(IPv4Address("TCP", "192.0.2.8", 4000))
+    assert other is not None
+    for one in opened:
+        one.connectionLost(Failure(ConnectionDone()))
+    factory.doStop()
 
 
 def test_chains_are_bounded() -> None:
