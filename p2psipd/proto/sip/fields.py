@@ -434,18 +434,22 @@ class Message:
 
     def _read_repeated(self, understood: Mapping[str, tuple[str, Lines[Any]]]) -> None:
         """The same where a name stands in more than one line."""
-        names, values = self._names, self.__dict__
+        names, found = self._names, dict[str, Any]()
         for name in _SINGLE:
             if names.count(name) > 1:
                 raise MalformedMessage(f"more than one {written(name)}")
-        for name, (attribute, read) in understood.items():
-            if names.count(name) == 1:
-                values[attribute] = read[self._need(name)]
-            elif name == "contact" and name in names:
-                for address in self.contacts:
-                    _ = (address.uri, address.q)
-            elif name in names:
-                values[attribute] = self._members(name, read)
+        for name, line in zip(names, self._lines, strict=True):
+            known = understood.get(name)
+            if known is not None:
+                attribute, read = known
+                before = found.get(attribute)
+                found[attribute] = read[line] if before is None else before + read[line]
+                if before is not None and len(found[attribute]) > MAX_MEMBERS:
+                    raise MessageTooLarge(f"too many values of {name}")
+        if "contacts" in found and names.count("contact") > 1:
+            # Among others no "*" may stand.
+            found["contacts"] = self._members("contact", ADDRESSES)
+        self.__dict__.update(found)
 
     def _encoded(self, start: str) -> bytes:
         """The octets; Content-Length is added if it is not there (RFC 3261 section 18.3)."""
