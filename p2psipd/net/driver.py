@@ -143,9 +143,7 @@ class Driver:
             self._fault(item, now)
             return
         if self.trace and (outputs or kind is not _Call):
-            self._log.debug(
-                "{name}: {item} -> {outputs}", name=self.name, item=_Brief(item), outputs=_Brief(outputs)
-            )
+            self._log.debug("{name}: {item} -> {outputs}", name=self.name, item=_Brief(item), outputs=_Brief(outputs))
         counts, handlers = self.outputs, self._handlers
         for output in outputs:
             kind = output.__class__

@@ -468,9 +468,7 @@ class NonceCounts:
     def __len__(self) -> int:
         return len(self._seen)
 
-    def accept(
-        self, nonce: str, count: int, issued_at: float, own: bool = True, wall: float = float("inf")
-    ) -> bool:
+    def accept(self, nonce: str, count: int, issued_at: float, own: bool = True, wall: float = float("inf")) -> bool:
         """Whether `count` (1 up; 0: a client without qop, which gets one use) of this genuine nonce is new, at `wall`;
         `own`: it was made here.
 

@@ -352,9 +352,7 @@ class TransactionLayer:
         elif self._refuse is None or method == "CANCEL" or not self._refused(flow, request, self._refuse):
             self._start_server(flow, request, index, now)
 
-    def _refused(
-        self, flow: Flow, request: Request, refuse: Callable[[Flow, Request], Refusal | None]
-    ) -> bool:
+    def _refused(self, flow: Flow, request: Request, refuse: Callable[[Flow, Request], Refusal | None]) -> bool:
         refusal = refuse(flow, request)
         if refusal is None:
             return False
