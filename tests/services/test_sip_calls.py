@@ -545,6 +545,8 @@ def test_calls_for_help_need_no_overlay_to_know_the_caller() -> None:
     world.pass_time(1.0)
     assert not bob.take_request("INVITE").has("proxy-authorization")
     assert node.service.counters["emergency_unproved"] == 1
+    (made,) = node.service._calls._calls.values()
+    assert (made.identity, made.user) == ("unproved", "") and not node.service._calls._of_user
     world.credentials.broken = False
     alice.password = "guessed"
     asked = alice.ask(alice.request("MESSAGE", bob.aor))

@@ -19,8 +19,8 @@ class Call:
     vouches. `came_on` is the flow of the INVITE, `went_on` the flow of the branch that rang or answered last, else of
     the first one that refused; their `peer` says who is there (None: a phone; NodeIdentity; DomainIdentity). `target`
     is the URI of that branch, and `binding` the Binding that led there, None where the callee is no user of ours.
-    `identity` is what was proved about the caller: "digest", "node", "edge", or what an Edge said. Times are unix
-    seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
+    `identity` is what was proved about the caller: "digest", "node", "edge", what an Edge said, or "unproved". Times
+    are unix seconds, 0 for what has not happened. `ended_by` is "caller" or "callee", "" where nobody hung up.
     """
 
     __slots__ = (

@@ -81,7 +81,8 @@ class CallBook:
         """A new INVITE whose sender is proved (`user`, "user@domain", for phones). Raises Refused: 403 or 503.
 
         None for one of a call that is open: it has come round again (a spiral), or the other branch of a fork. A call
-        to the emergency services is counted, and not `limited`. `proved` is what an Edge found out about the caller.
+        to the emergency services is counted, and not `limited`. `proved` is what an Edge found out about the caller, or
+        "unproved" for a phone that could not be asked to prove itself.
         """
         key = (request.call_id, request.from_tag or "")
         if key in self._calls:
@@ -104,7 +105,7 @@ class CallBook:
         wall = self._wall()
         call = Call(*key, _caller(request), request.uri_text, flow, user, wall)
         call.cseq = request.cseq.number
-        call.identity = "digest" if peer is None else "node" if isinstance(peer, bytes) else proved or "edge"
+        call.identity = proved or ("digest" if peer is None else "node" if isinstance(peer, bytes) else "edge")
         self._calls[key] = call
         self._watched[call] = _Watch(wall + _LONGEST)
         for observer in self._observers:

@@ -629,16 +629,17 @@ class SipService(Service):
             try:
                 unnamed = await self._gate.prove(flow, request, self._clocks.wall())
                 self._door.proved(flow)
+                # Our Record-Route names the sender; who is anonymous has limits all the same.
+                user = unnamed or _sender(request)
             except LocationUnavailable:
                 if not emergency:
                     raise
-                unnamed = ""
+                # In the call's record nobody has proved to call, and it counts against nobody's limit.
+                user, proved = "", "unproved"
                 self.counters["emergency_unproved"] += 1
                 disown(request)
                 request.remove("proxy-authorization")
             context.user = _sender(request)
-            # Our Record-Route names context.user; who is anonymous has limits all the same.
-            user = unnamed or context.user
             if not emergency and not self._door.may_send(user):
                 raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
         if request.method == "INVITE" and begins:
