@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -100,6 +101,9 @@ class Launcher(MultiService):
         """Make the node and start it; what keeps it from starting ends the process with a line that says so."""
         log = Logger(namespace="p2psipd.node")
         try:
+            if os.stat(self._checked.identity.key).st_mode & stat.S_IROTH:
+                told = "everybody on this machine may read this private key: chmod 600"
+                log.warn("{fault}", fault=self._checked.fault("identity.key", told))
             node: Any = self._make()
             node.setServiceParent(self)
             MultiService.startService(self)

@@ -123,8 +123,11 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 @pytest.mark.system
 def test_life(daemon: Daemon) -> None:
-    """A node starts, answers on its control socket, reloads what can be reloaded, and drains on SIGTERM."""
+    """A node starts, answers on its control socket, reloads what can be reloaded, and drains on SIGTERM; it
+    warns of a key that others may read."""
+    (daemon.directory / "node.key").chmod(0o644)
     daemon.start()
+    assert any("identity.key: everybody on this machine may read" in message for message in daemon.messages())
     status = daemon.control.get("/status")
     assert (status["overlay"], status["roles"], status["problems"]) == ("overlay.example", ["peer", "sip"], [])
     assert "p2psip_ready 1.0" in daemon.control.get("/metrics")
