@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from typing import Protocol as TypingProtocol
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IHandshakeListener
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol
 from twisted.internet.protocol import connectionDone as _done
 from twisted.logger import Logger
@@ -27,6 +27,8 @@ from p2psipd.proto.sip.stream import PING, PONG, KeepAlive, StreamParser
 
 Message = Request | Response
 
+#: Seconds for the answers to who has said all that it had to say.
+_LINGER = 2.0
 #: Octets that wait for more: a few messages, so that nobody waits long for the first.
 _GATHERED_AT_MOST = 4096
 
@@ -370,12 +372,44 @@ class SipConnection(Protocol):
         return self.inbound and self.flow is not None and self.flow.peer is None
 
 
+@implementer(IHalfCloseableProtocol)
 class SipStream(SipConnection):
     """One TCP or TLS connection, its messages cut by Content-Length (RFC 3261 section 18.3)."""
 
     def __init__(self, owner: Table, number: int, transport_name: str, host: str, inbound: bool) -> None:
         super().__init__(owner, number, transport_name, host, inbound)
         self._parser = StreamParser()
+        self._ending: Any = None
+        self._unanswered = 0
+
+    def send(self, data: bytes) -> None:
+        """Send one message; the last answer that an ended connection waited for closes it."""
+        super().send(data)
+        if self._unanswered and data.startswith(b"SIP/2.0 ") and data[8:9] != b"1":
+            self._unanswered -= 1
+            if self._ending is not None and not self._unanswered:
+                self._ending.reset(0)
+
+    def readConnectionLost(self) -> None:
+        """The other side sends no more, but may still read: the answers that it waits for have a moment to go out."""
+        if self.alive and self.closing_since is None:
+            self._ending = self._owner.clock.callLater(_LINGER if self._unanswered else 0, self._end)
+
+    def _end(self) -> None:
+        self._ending = None
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """We never end but all at once."""
+
+    def connectionLost(self, reason: Failure = _done) -> None:
+        """Gone, whoever ended it."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        super().connectionLost(reason)
 
     def _heard(self, data: bytes, now: float) -> bool:
         """Messages go to the owner, a ping is answered, garbage closes the connection."""
@@ -386,6 +420,8 @@ class SipStream(SipConnection):
                     self._owner.counters["pings"] += 1
                     self._write(PONG)
                 elif isinstance(item, Request | Response):
+                    if isinstance(item, Request) and item.method != "ACK":
+                        self._unanswered += 1
                     self._take(item, now)
                     if not self.alive or self.closing_since is not None:
                         return False

@@ -87,10 +87,28 @@ class SipTransportsTests(TransportsCase):
             self.assertIs(transports.connection(flow.connection), flow)
             flow.write(b"hello")
             await until(lambda: remote.data == b"hello")
-            remote.transport.loseConnection()
+            remote.transport.abortConnection()
             await until(lambda: self.heard.lost)
             self.assertFalse(flow.alive)
             self.assertIsNone(transports.connection(flow.connection))
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_who_sends_no_more_gets_its_answers(self) -> Deferred[None]:
+        """A client that ends its half of a TCP connection after its requests hears what they came to, then the end."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            remote = await self.dial(transports.listen_tcp((HOST, 0)))
+            remote.transport.write(OPTIONS + OPTIONS.replace(b"OPTIONS", b"MESSAGE"))
+            remote.transport.loseWriteConnection()
+            await until(lambda: len(self.heard.messages) == 2)
+            await deferLater(reactor, 0.05)
+            self.assertFalse(self.heard.lost)
+            for flow, message in self.heard.messages:
+                flow.write(make_response(message, 200).encode())
+            await until(lambda: self.heard.lost)
+            self.assertEqual(remote.data.count(b"SIP/2.0 200"), 2)
 
         return Deferred.fromCoroutine(scenario())
 
