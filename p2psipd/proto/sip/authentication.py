@@ -11,6 +11,7 @@ from hmac import compare_digest
 from typing import Any, Final, Protocol
 
 from p2psipd.proto.sip.digest import (
+    NO_NONCE,
     Algorithm,
     Credentials,
     NonceCounts,
@@ -307,11 +308,20 @@ class Gatekeeper:
         headers = self._digest.challenge(request, realm, wall, proxy=False, source=flow.remote[0])
         return Refused(401, headers=headers, why="challenged")
 
-    def challenge_caller(self, flow: Any, request: Request, wall: float) -> Refused:
-        """The 407 to another request that presents nothing. Raises Refused for one that proof would not help."""
+    def challenge_caller(self, flow: Any, request: Request, wall: float, *, stale: bool = False) -> Refused:
+        """The 407 to another request that presents nothing, or what was given to another address (`stale`). Raises
+        Refused for one that proof would not help.
+        """
         realm = self._identity(request.from_.uri).host
-        headers = self._digest.challenge(request, realm, wall, proxy=True, source=flow.remote[0])
+        headers = self._digest.challenge(request, realm, wall, proxy=True, stale=stale, source=flow.remote[0])
         return Refused(407, headers=headers, why="challenged")
+
+    def presented(self, flow: Any, request: Request, wall: float) -> OpenedNonce:
+        """What the nonce is worth that a caller presents; a forged one where there is none."""
+        uri = request.from_.uri
+        realm = self._domain if not isinstance(uri, SipUri) or uri.host in self.home.hosts else uri.host
+        credentials = self._digest.presented(request, realm, proxy=True)
+        return NO_NONCE if credentials is None else self._digest.nonce(credentials, wall, flow.remote[0])
 
     def _registrant(self, flow: Any, request: Request) -> SipUri:
         if flow.peer is not None:

@@ -25,6 +25,7 @@ from p2psipd.proto.sip.parameters import TOKEN, check_text
 from p2psipd.proto.sip.shared_secret import NONCES, SharedSecret
 
 __all__ = [
+    "NO_NONCE",
     "Algorithm",
     "Challenge",
     "Credentials",
@@ -368,7 +369,8 @@ class OpenedNonce(NamedTuple):
 _NONCE_OCTETS = 36
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 _FROM_URL = bytes.maketrans(b"-_+/", b"+/  ")
-_FORGED = OpenedNonce(NonceState.FORGED)
+NO_NONCE = OpenedNonce(NonceState.FORGED)
+"""What is said of anything that is no nonce of ours."""
 
 
 class NonceIssuer:
@@ -415,20 +417,20 @@ class NonceIssuer:
     def open(self, nonce: str, wall: float, source: str = "") -> OpenedNonce:
         """What this nonce is now, presented from `source`. One from more than a minute in the future is stale."""
         if len(nonce) != 48 or not nonce.isascii():
-            return _FORGED
+            return NO_NONCE
         try:
             raw = a2b_base64(nonce.encode("ascii").translate(_FROM_URL))
         except (Base64Error, ValueError):
-            return _FORGED
+            return NO_NONCE
         # One text a nonce: the decoder skips characters outside its alphabet.
         if len(raw) != _NONCE_OCTETS:
-            return _FORGED
+            return NO_NONCE
         head, mac = raw[:20], raw[20:]
         for key in self._secrets.keys(NONCES):
             if compare_digest(mac, _mac(key, head)):
                 break
         else:
-            return _FORGED
+            return NO_NONCE
         issued_at = int.from_bytes(head[:8], "big") / 1000
         for_source = head[12:16] == self._source(key, source)
         valid = for_source and -60 <= wall - issued_at <= self._lifetime

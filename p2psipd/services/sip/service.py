@@ -21,6 +21,7 @@ from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner, disown
 from p2psipd.proto.sip.calls import CallObserver
+from p2psipd.proto.sip.digest import NO_NONCE, NonceState
 from p2psipd.proto.sip.edge import Admitted, Edge
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
@@ -496,22 +497,30 @@ class SipService(Service):
 
     def _unproved(self, flow: Flow, request: Request) -> Refused | None:
         """The answer to a phone's request that presents nothing: no transaction is made for it (RFC 3261 section
-        8.2.7), so that nobody makes us repeat the answer to an INVITE whose sender is forged.
+        8.2.7), so that nobody makes us repeat the answer to an INVITE whose sender is forged. One that presents over
+        UDP what nobody has given to its address is no better.
         """
         method = request.method
         registers = method == "REGISTER"
         if registers and isinstance(peer_of(flow), DomainIdentity):
             return None
-        if request.has("authorization" if registers else "proxy-authorization"):
+        presents = request.has("authorization" if registers else "proxy-authorization")
+        if presents and (method != "INVITE" or flow.reliable):
             return None
         if not registers and (request.to_tag is not None or method == "OPTIONS" or peer_of(flow) is not None):
             return None
         if not registers and self._settings.redirect_domains and not self._settings.redirect_authenticates:
             return None
+        wall = self._clocks.wall()
+        nonce = self._gate.presented(flow, request, wall) if presents else NO_NONCE
+        if nonce.for_source:
+            return None
         try:
             validate(request, self._gate.home.addresses, ends_here=registers)
-            challenge = self._gate.challenge_registrant if registers else self._gate.challenge_caller
-            refused = challenge(flow, request, self._clocks.wall())
+            if registers:
+                refused = self._gate.challenge_registrant(flow, request, wall)
+            else:
+                refused = self._gate.challenge_caller(flow, request, wall, stale=nonce.state is NonceState.STALE)
         except Refused as error:
             refused = error
         except SipError:
