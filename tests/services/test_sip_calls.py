@@ -662,9 +662,12 @@ def test_challenge_of_an_invite_is_sent_once() -> None:
     again = alice.answer_challenge(request, first)
     made_up = again.copy()
     made_up.set("Proxy-Authorization", (again.get("proxy-authorization") or "").replace('nonce="', 'nonce="A'))
-    alice.send(made_up)
-    alice.take_response(407)
-    world.pass_time(40.0, step=0.3)
-    assert alice.quiet() and node.service.statistics()["transactions_lingering"] == 0
+    tagged = alice.request("INVITE", bob.aor)
+    tagged.set("To", f"<{bob.aor}>;tag=made-up")
+    for each in (made_up, tagged):
+        alice.send(each)
+        alice.take_response(407)
+        world.pass_time(40.0, step=0.3)
+        assert alice.quiet() and node.service.statistics()["transactions_lingering"] == 0
     alice.send(again)
     bob.take_request("INVITE")

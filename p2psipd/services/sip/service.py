@@ -507,7 +507,8 @@ class SipService(Service):
         presents = request.has("authorization" if registers else "proxy-authorization")
         if presents and (method != "INVITE" or flow.reliable):
             return None
-        if not registers and (request.to_tag is not None or method == "OPTIONS" or peer_of(flow) is not None):
+        in_dialog = request.to_tag is not None and request.has("route")
+        if not registers and (in_dialog or method == "OPTIONS" or peer_of(flow) is not None):
             return None
         if not registers and self._settings.redirect_domains and not self._settings.redirect_authenticates:
             return None
