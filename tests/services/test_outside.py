@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from twisted.internet.task import Clock
 
 from p2psipd.config.peering import Peering
 from p2psipd.proto.dns import NO_RECORD, A, Answer, Naptr, Status
+from p2psipd.proto.identity.passport import parse_identity_header, read_full_token
 from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.locating import NotLocated, Origin, Query, Target
 from p2psipd.proto.sip.message import Request
@@ -52,7 +54,7 @@ class Outside:
             frozenset({"a.test", "a2.test"}),
             self.ask,
             self.connections,
-            None,
+            Random(1),
             now=Clock().seconds,
             wall=lambda: WALL,
             find_home=self.find,
@@ -111,8 +113,10 @@ def test_peering_008_help_before_policy(tmp_path: Path, uri: str) -> None:
     "sender", ["<sip:12ab@a.test;user=phone>", "<sip:+13125550000@a.test;user=phone>", "<sip:alice@x.test>"]
 )
 def test_peering_008_help_whatever_the_phone_writes(tmp_path: Path, sender: str) -> None:
-    """A From that no other call may bear, and a clock that is wrong, stop no emergency call; ours is the Date then."""
-    outside = Outside(tmp_path, PSAP)
+    """A From that no other call may bear, and a clock that is wrong, stop no emergency call; ours is the Date then, and
+    we do not answer for who it is.
+    """
+    outside = Outside(tmp_path, PSAP + '[[peer]]\ndomain = "help.test"\nshaken = true\n')
     outside.policy.file.identity.__dict__["numbers"] = "owned"
     found = outside.located("tel:911")
     assert found is not None and found[0].route_maker is not None
@@ -127,6 +131,8 @@ def test_peering_008_help_whatever_the_phone_writes(tmp_path: Path, sender: str)
     attempt = run(found[0].route_maker(Request("INVITE", "tel:911", lines, b""), found[0]).next(None))
     assert attempt is not None
     assert attempt.request.has("identity") is ("a.test" in sender)
+    for value in attempt.request.get_all("identity"):
+        assert "shaken" not in value or read_full_token(parse_identity_header(value)).claims.attest == "C"
     assert "1970" not in (attempt.request.get("date") or "")
 
 

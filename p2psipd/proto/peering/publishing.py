@@ -1,4 +1,4 @@
-"""The records that a domain publishes to be reached by peers, as lines of a zone file (seed 4.2.1, 4.2.2).
+"""The records that a domain publishes to be reached by peers, as lines of a zone file (draft-mahy 4.2.1, 4.2.2).
 
 Only TLS is offered. RFC 3263 section 4.1 wants NAPTR records for TCP and UDP as well; a domain that offers these
 must listen there, which is the operator's decision and not made here.

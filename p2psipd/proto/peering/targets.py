@@ -1,7 +1,8 @@
-"""What a request's target is, before anybody is asked: ours, another domain's, a number, an emergency (seed 4.1.1).
+"""What a request's target is, before anybody is asked: ours, another domain's, a number, an emergency
+(draft-mahy-speermint-direct-peering 4.1.1).
 
 :func:`analyse` looks at the Request-URI alone. :func:`candidates` then finds the SIP URIs to send to, in order and
-only as far as they are wanted: for a number user ENUM, then carrier ENUM, then the routing table (seed 4.1.2 to
+only as far as they are wanted: for a number user ENUM, then carrier ENUM, then the routing table (draft-mahy 4.1.2 to
 4.1.4); other targets are themselves. What comes out goes to RFC 3263 (p2psipd.proto.sip.next_hops).
 """
 

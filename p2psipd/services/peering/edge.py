@@ -1,4 +1,4 @@
-"""The edge of our domains: what comes in from other domains, and how dialogs cross the border (seed 4.2).
+"""The edge of our domains: what comes in from other domains, and how dialogs cross the border (draft-mahy 4.2).
 
 :class:`PeeringEdge` is an :class:`~p2psipd.proto.sip.edge.Edge` of the SIP service.
 """

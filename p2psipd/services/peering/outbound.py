@@ -1,9 +1,9 @@
 """Requests that leave the overlay for another domain or a telephone number: the initiating side of direct peering.
 
 :meth:`Outbound.__call__` is a step of the locator: it says that a target is another domain's, and gives the way
-there as a Route of many tries. :class:`Ways` finds them lazily: candidates (seed 4.1.1 to 4.1.4), and for each the
-servers of its domain (RFC 3263, TLS alone). :class:`PeeringRoute` sends: a connection by mutual TLS, the From rules,
-Date, and Identity last (seed 4.1.5 to 4.1.7).
+there as a Route of many tries. :class:`Ways` finds them lazily: candidates (draft-mahy 4.1.1 to 4.1.4), and for each
+the servers of its domain (RFC 3263, TLS alone). :class:`PeeringRoute` sends: a connection by mutual TLS, the From rules,
+Date, and Identity last (draft-mahy 4.1.5 to 4.1.7).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Outbound:
         return Target(str(analysis.uri), instance=INSTANCE, route_maker=make)
 
     async def emergency(self, query: Query) -> Sequence[Target] | None:
-        """The step before all others: calls to the emergency services, whoever makes them (seed 4.1.1)."""
+        """The step before all others: calls to the emergency services, whoever makes them (draft-mahy 4.1.1)."""
         if query.origin is Origin.PEER or not self.is_emergency(query.uri):
             return None
         uri = self.peering().emergency
@@ -193,7 +193,7 @@ class Outbound:
         return TargetRules(self.domains, self.peering().plan)
 
     def check_target(self, analysis: Analysis) -> None:
-        """Refuse a domain that the policy excludes, before anybody is asked (seed 4.1.5). Raises NoRoute."""
+        """Refuse a domain that the policy excludes, before anybody is asked (draft-mahy 4.1.5). Raises NoRoute."""
         if analysis.domain and not self.peering().targets.permits(analysis.domain):
             raise NoRoute(403, "Target Not Allowed", f"{analysis.domain}: the policy excludes it")
 
@@ -309,12 +309,12 @@ class Outbound:
         """Whether a connection was lost because the peer did not take our certificate."""
         return bool(self._connections.refused_by_peer(flow))
 
-    async def attests(self, request: Request, *, refuses: bool = True) -> str:
+    async def attests(self, request: Request) -> str:
         """The attestation of a request of our own users (RFC 8588): registrars let only those through who have proved
         to be the user in From, or the owner of its number. "A" for a user and a number with an owner; "B" for another
         number, whoever may log in by its name, where the overlay cannot be asked, and for who is anonymous.
 
-        Raises Refused (403) for such a number where the policy lets only owned ones go out, if it `refuses`.
+        Raises Refused (403) for such a number where the policy lets only owned ones go out.
         """
         sender = request.from_.uri
         owned = True
@@ -325,12 +325,12 @@ class Outbound:
                 owned = await self._owner(sender) is not None
             except LocationUnavailable:
                 owned = False
-        if refuses and not owned and request.to_tag is None and self.peering().file.identity.numbers == "owned":
+        if not owned and request.to_tag is None and self.peering().file.identity.numbers == "owned":
             raise Refused(403, "Not Your Number", why="from number")
         return attestation(True, owned)
 
     def certificate(self, own_domain: str, hop: Hop) -> OwnCertificate:
-        """The certificate that we show to a hop in the name of `own_domain` (seed 4.1.6). Raises Refused."""
+        """The certificate that we show to a hop in the name of `own_domain` (draft-mahy 4.1.6). Raises Refused."""
         peering = self.peering()
         found = peering.own.for_tls(own_domain, peering.policy.settings(hop.domain).certificate)
         if found is None:
@@ -467,9 +467,9 @@ class PeeringRoute:
         settings = outbound.peering().policy.settings(way.hop.domain)
         if not settings.shaken and (self._relays or outbound.peering().file.identity.numbers == "any"):
             return Signing.towards(settings)
-        attest = attestation(False, False)
-        if not self._relays:
-            attest = await outbound.attests(request, refuses=not self._urgent)
+        # A call for help goes out also where nobody could be asked for the caller's password.
+        known = not self._relays and not self._urgent
+        attest = await outbound.attests(request) if known else attestation(False, False)
         if settings.shaken:
             # One for each call: only our log can tell which are the same caller's (RFC 8588 section 10).
             self._origid = self._origid or _uuid(outbound.random)
@@ -480,7 +480,7 @@ class PeeringRoute:
 
 
 def _speaker(request: Request, own_domains: Sequence[str]) -> str:
-    """Who of us speaks inside a dialog: in the backwards direction From is the peer's, then To says it (seed 4.1.7)."""
+    """Who of us speaks in a dialog: in the backwards direction From is the peer's, then To says it (draft-mahy 4.1.7)."""
     to = request.to.uri
     names = [from_domain(request), normal_domain(to.host) if isinstance(to, SipUri) else "", *own_domains]
     return next(name for name in names if name in own_domains)
