@@ -2,8 +2,8 @@
 
 :meth:`Outbound.__call__` is a step of the locator: it says that a target is another domain's, and gives the way
 there as a Route of many tries. :class:`Ways` finds them lazily: candidates (draft-mahy 4.1.1 to 4.1.4), and for each
-the servers of its domain (RFC 3263, TLS alone). :class:`PeeringRoute` sends: a connection by mutual TLS, the From rules,
-Date, and Identity last (draft-mahy 4.1.5 to 4.1.7).
+the servers of its domain (RFC 3263, TLS alone). :class:`PeeringRoute` sends: a connection by mutual TLS, the From
+rules, Date, and Identity last (draft-mahy 4.1.5 to 4.1.7).
 """
 
 from __future__ import annotations
@@ -480,7 +480,7 @@ class PeeringRoute:
 
 
 def _speaker(request: Request, own_domains: Sequence[str]) -> str:
-    """Who of us speaks in a dialog: in the backwards direction From is the peer's, then To says it (draft-mahy 4.1.7)."""
+    """Who of us speaks in a dialog: in the other direction From is the peer's, then To says it (draft-mahy 4.1.7)."""
     to = request.to.uri
     names = [from_domain(request), normal_domain(to.host) if isinstance(to, SipUri) else "", *own_domains]
     return next(name for name in names if name in own_domains)
