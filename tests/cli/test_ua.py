@@ -154,6 +154,8 @@ def test_a_phone_that_is_interrupted() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background may have SIGINT ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as answering:
         assert answering.stderr is not None
         assert "answers at" in answering.stderr.readline()
