@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import time
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
     from p2psipd.services.call_records import CallRecords
     from p2psipd.services.sip import SipService
     from p2psipd.sip_wiring import SipFiles, SipSide
-
-#: Objects made and not yet freed before the garbage collector looks at the young ones.
-_COLLECT_AFTER = 10_000
 
 
 class _SipView:
@@ -125,11 +121,6 @@ class NodeService(MultiService):
     def startService(self) -> None:
         """Start everything, and heed SIGHUP."""
         MultiService.startService(self)
-        # What lives now lives until the end: the collector need not look at it again, and it is called less
-        # often, because a node makes many objects and few circles.  Both shorten the longest answers.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_COLLECT_AFTER, 20, 20)
         hangup = getattr(signal, "SIGHUP", None)
         if hangup is not None:
             from_signal = cast(IReactorFromThreads, self._reactor).callFromThread
