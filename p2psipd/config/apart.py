@@ -32,11 +32,13 @@ def apart(work: Callable[[], T]) -> T:
 
 
 def _work_and_end(work: Callable[[], object], writing: int) -> None:
-    """The child: no handler and no buffer of its parent is to see its end."""
+    """The child: no handler and no buffer of its parent is to see its end, whatever that is."""
     status = 1
-    # A fault that is none of the work's results is met again, and told, where the parent does the work.
-    with suppress(Exception), os.fdopen(writing, "wb") as stream:
-        pickle.dump(work(), stream)
-        stream.flush()
-        status = 0
-    os._exit(status)
+    try:
+        # A fault that is none of the work's results is met again, and told, where the parent does the work.
+        with suppress(Exception), os.fdopen(writing, "wb") as stream:
+            pickle.dump(work(), stream)
+            stream.flush()
+            status = 0
+    finally:
+        os._exit(status)

@@ -15,13 +15,10 @@ from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.load import Load
 
 _LOOK_SECONDS: Final = 0.5
-
-
 _IGNORED_FROM: Final = 0.5
 """From this part on everything new from strangers is refused, and no answer is wasted on it any more."""
-
-
 _MOST_PUT_OFF: Final = 0.875
+"""Of the REGISTERs without credentials, so many at most are left to their retransmission."""
 
 
 class NewCalls:
