@@ -12,9 +12,11 @@ from random import Random
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2psipd.proto.identity.certificate import (
     Authority,
+    NodeCertificate,
     Role,
     Trust,
     TrustPolicy,
@@ -23,11 +25,14 @@ from p2psipd.proto.identity.certificate import (
     role_name,
 )
 from p2psipd.proto.identity.signing import (
+    HASH_SHA256,
+    SIGNATURE_ECDSA,
     Credential,
     NullCredential,
     NullTrust,
     NullVerifier,
     RealVerifier,
+    SignatureValue,
     Signer,
     Verifier,
     null_certificate,
@@ -48,6 +53,7 @@ PORT: Final = 6084
 SIGNATURES: Final = ("null", "real")
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 _BOOTSTRAPS: Final = 3
+_DETERMINISTIC: Final = ec.ECDSA(SHA256(), deterministic_signing=True)
 
 
 class SimPeer:
@@ -101,7 +107,19 @@ class _Identities:
             return NullCredential(null_certificate(node_id, user, OVERLAY_NAME))
         key = self._key()
         der = self._authority.issue(key.public_key(), node_id, user, wall)
-        return Credential(parse_certificate(der), key)
+        return ReplayedCredential(parse_certificate(der), key)
+
+
+class ReplayedCredential(Credential):
+    """Signs the same data with the same octets each time (RFC 6979), where a node draws nonces."""
+
+    def __init__(self, certificate: NodeCertificate, private_key: ec.EllipticCurvePrivateKey) -> None:
+        super().__init__(certificate, private_key)
+        self._key = private_key
+
+    def sign(self, data: bytes) -> SignatureValue:
+        """The signature over ``data``."""
+        return SignatureValue(HASH_SHA256, SIGNATURE_ECDSA, self._key.sign(data, _DETERMINISTIC))
 
 
 class SimOverlay:

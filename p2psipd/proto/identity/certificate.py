@@ -28,9 +28,11 @@ from cryptography.hazmat.primitives.asymmetric.ec import (
 )
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import ExtensionOID, NameOID
 from cryptography.x509.verification import ClientVerifier, PolicyBuilder, Store, VerificationError
+
+from p2psipd.proto.identity.p256 import VerifyingKey
 
 PublicKey = EllipticCurvePublicKey | RSAPublicKey
 
@@ -113,19 +115,20 @@ class NodeCertificate:
 
     ``der`` and ``hash`` (SHA-256 of it) identify it, ``node_ids`` are its Node-IDs in order, ``node_id`` the
     first (nearly always the only one), ``user`` its user name, ``overlay`` the lower-case name of its overlay,
-    ``role`` what the user name stands for, ``not_before`` and ``not_after`` unix seconds.  Equality and hash go
-    by the DER.
+    ``role`` what the user name stands for, ``key_info`` the SubjectPublicKeyInfo of its key (DER; empty in the
+    simulator), ``not_before`` and ``not_after`` unix seconds.  Equality and hash go by the DER.
     """
 
     __slots__ = (
+        "_verifying_key",
         "der",
         "hash",
+        "key_info",
         "node_id",
         "node_ids",
         "not_after",
         "not_before",
         "overlay",
-        "public_key",
         "role",
         "user",
     )
@@ -136,7 +139,7 @@ class NodeCertificate:
         node_ids: tuple[bytes, ...],
         user: str,
         overlay: str,
-        public_key: PublicKey | None,
+        key_info: bytes,
         not_before: float,
         not_after: float,
     ) -> None:
@@ -146,10 +149,26 @@ class NodeCertificate:
         self.node_id = node_ids[0]
         self.user = user
         self.overlay = overlay
-        self.public_key = public_key
+        self.key_info = key_info
         self.not_before = not_before
         self.not_after = not_after
         self.role = role_of(user, overlay)
+        self._verifying_key: VerifyingKey | RSAPublicKey | None = None
+
+    @property
+    def public_key(self) -> PublicKey:
+        """The key, read anew (10 us): one that is kept takes 2 KB."""
+        return accepted_key(load_der_public_key(self.key_info))
+
+    @property
+    def verifying_key(self) -> VerifyingKey | RSAPublicKey:
+        """What verifies signatures made with the certificate's key."""
+        key = self._verifying_key
+        if key is None:
+            public_key = self.public_key
+            key = public_key if isinstance(public_key, RSAPublicKey) else VerifyingKey(public_key)
+            self._verifying_key = key
+        return key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NodeCertificate) and self.der == other.der
@@ -232,7 +251,8 @@ def _parse(der: bytes) -> NodeCertificate:
         raise
     except PARSE_FAULTS as fault:
         raise CertificateError("form", f"not a readable certificate: {fault}") from None
-    parsed = NodeCertificate(der, node_ids, user, overlay, public_key, not_before, not_after)
+    key_info = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    parsed = NodeCertificate(der, node_ids, user, overlay, key_info, not_before, not_after)
     if parsed.role is not Role.USER and user.lower() != role_name(parsed.role, node_ids[0], overlay):
         raise CertificateError("role", f"user name {user} does not begin with the certificate's own Node-ID")
     if parsed.role is not Role.USER and len(node_ids) != 1:
@@ -408,8 +428,7 @@ class Trust:
             loaded.verify_directly_issued_by(loaded)
         except (InvalidSignature, *PARSE_FAULTS):
             raise CertificateError("chain", "the certificate's signature over itself is wrong") from None
-        if certificate.public_key is None or self._self_signed_digest is None:
-            raise CertificateError("key", "no public key")
+        assert self._self_signed_digest is not None
         expected = self_signed_node_ids(
             certificate.public_key, len(certificate.node_ids), self._self_signed_digest, self.node_id_length
         )

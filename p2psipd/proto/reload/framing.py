@@ -11,7 +11,6 @@ N-31.  (Some decoders take bit 0 for N-1; nothing on a reliable link depends on 
 
 from __future__ import annotations
 
-from collections import deque
 from math import ceil
 from struct import Struct
 from typing import Final, NamedTuple
@@ -187,7 +186,7 @@ class FramedLink:
         self._decoder = FrameDecoder(max_message)
         self._history = AckHistory()
         self._sent = 0
-        self._unacked: deque[tuple[int, float]] = deque()
+        self._unacked: list[tuple[int, float]] = []  # an empty deque would take 600 octets of each link
         self.srtt: float | None = None
         self.rttvar: float | None = None
         self.rto = INITIAL_RTO
@@ -231,14 +230,14 @@ class FramedLink:
     def _acknowledged(self, sequence: int, now: float) -> None:
         """Measure with the acknowledged message; TCP keeps the order, so those before it arrived as well."""
         if self._unacked and self._unacked[0][0] == sequence:  # nearly always: they are acknowledged one by one
-            self._measure(now - self._unacked.popleft()[1])
+            self._measure(now - self._unacked.pop(0)[1])
             return
         behind = (self._sent - sequence) % _SEQUENCES
         if not 0 < behind <= min(self._sent, _SEQUENCES // 2):
             raise InvalidMessage(f"acknowledgement of {sequence}, which was never sent")
         unacked = self._unacked
         while unacked and (self._sent - unacked[0][0]) % _SEQUENCES >= behind:
-            sent_sequence, sent_at = unacked.popleft()
+            sent_sequence, sent_at = unacked.pop(0)
             if sent_sequence == sequence:
                 self._measure(now - sent_at)
 

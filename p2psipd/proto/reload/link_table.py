@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -52,7 +51,7 @@ class Link:
         self.confirmed = not dialled
         self.suspect = False
         self.framed = FramedLink(max_message)
-        self.kept: deque[tuple[float, bytes]] = deque()
+        self.kept: list[tuple[float, bytes]] = []
         self.kept_octets = 0
 
     def frame(self, message: bytes, now: float) -> bytes:
@@ -72,7 +71,7 @@ class Link:
             or len(self.kept) > _KEPT_MESSAGES
             or self.kept_octets > _KEPT_OCTETS
         ):
-            self.kept_octets -= len(self.kept.popleft()[1])
+            self.kept_octets -= len(self.kept.pop(0)[1])
 
     def all_acknowledged(self) -> None:
         """Nothing is on its way any more, so nothing need be kept."""

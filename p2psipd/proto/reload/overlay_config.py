@@ -23,8 +23,8 @@ from __future__ import annotations
 from base64 import b64encode
 from datetime import UTC, datetime
 from hashlib import sha256
+from html import escape
 from typing import Final
-from xml.sax.saxutils import escape, quoteattr
 
 from p2psipd.proto.identity.certificate import CertificateError, Trust
 from p2psipd.proto.identity.signing import HASH_SHA256, Signer, verify
@@ -344,7 +344,7 @@ def render_configuration(configuration: OverlayConfiguration) -> bytes:
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         f'<overlay xmlns="{BASE}" xmlns:redir="{REDIR_NAMESPACE}" xmlns:p2psipd="{EXTENSION_NAMESPACE}">',
-        f"<configuration instance-name={quoteattr(configuration.overlay_name)}"
+        f"<configuration instance-name=\"{escape(configuration.overlay_name)}\""
         f' sequence="{configuration.sequence}" expiration="{expires}">',
         *[_element(name, value) for name, value in _parameters(configuration)],
         "<required-kinds>",
@@ -380,7 +380,7 @@ def _parameters(configuration: OverlayConfiguration) -> list[tuple[str, str]]:
             if digest is not None
         ],
         *[
-            (f'bootstrap-node address={quoteattr(host)} port="{port}"', "")
+            (f'bootstrap-node address="{escape(host)}" port="{port}"', "")
             for host, port in configuration.bootstrap_nodes
         ],
         ("turn-density", str(configuration.turn_density)),
@@ -401,7 +401,7 @@ def _parameters(configuration: OverlayConfiguration) -> list[tuple[str, str]]:
 def _element(start: str, text: str) -> str:
     """An element from its start tag's inside and its text."""
     name = start.partition(" ")[0]
-    return f"<{start}>{escape(text)}</{name}>" if text else f"<{start}/>"
+    return f"<{start}>{escape(text, quote=False)}</{name}>" if text else f"<{start}/>"
 
 
 def _kind_element(kind: Kind, configuration: OverlayConfiguration) -> str:

@@ -13,9 +13,10 @@ from base64 import b64decode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.resources import files
-from typing import Any, Final, NamedTuple, TypeVar
-from xml.parsers import expat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from pyexpat import XMLParserType
 
 BASE: Final = "urn:ietf:params:xml:ns:p2p:config-base"
 MAXIMUM_DOCUMENT_SIZE: Final = 256 * 1024
@@ -78,7 +79,9 @@ def locate(document: bytes) -> tuple[ConfigurationRange, ...]:
     except UnicodeDecodeError as error:
         line = document.count(b"\n", 0, error.start) + 1
         raise ConfigurationError((line, "not UTF-8, which RFC 6940 section 11.1 demands")) from None
-    locator = _Locator(document)
+    from xml.parsers import expat  # late, as lxml below
+
+    locator = _Locator(document, expat.ParserCreate(namespace_separator=" "))
     try:
         locator.parser.Parse(document, True)
     except expat.ExpatError as error:
@@ -102,15 +105,15 @@ _NOTED: Final = frozenset(
 class _Locator:
     """Follows expat through a document and notes the ranges of the elements in ``_NOTED``."""
 
-    def __init__(self, document: bytes) -> None:
+    def __init__(self, document: bytes, parser: XMLParserType) -> None:
         self._document = document
+        self.parser = parser
         self._path: list[str] = []
         self._open: list[tuple[int, str, list[str]]] = []
         self._kinds: list[Range] = []
         self._kind_signatures: list[Range] = []
         self._blocks: list[KindBlockRange] = []
         self._found: list[tuple[Range, str, tuple[KindBlockRange, ...], list[Range]]] = []
-        self.parser = expat.ParserCreate(namespace_separator=" ")
         self.parser.buffer_text = True
         self.parser.XmlDeclHandler = self._declaration
         self.parser.StartDoctypeDeclHandler = self._doctype
@@ -200,7 +203,10 @@ def tag_prefix(element: bytes) -> bytes:
 
 @cache
 def _grammar() -> Any:
-    from lxml import etree  # late: lxml costs 5 MB and 20 ms; nodes read in a child of theirs, the simulator nothing
+    # Late: lxml costs 5 MB and 20 ms, all three 6; nodes read in a child of theirs, the simulator nothing.
+    from importlib.resources import files
+
+    from lxml import etree
 
     schema = files("p2psipd.proto.reload").joinpath("overlay_config.rng").read_bytes()
     return etree.RelaxNG(etree.fromstring(schema))

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,9 +36,36 @@ def test_ecdsa_round_trip(data: bytes) -> None:
     assert not verify(signer.certificate, *made[:2], data + b"x", made.value)
 
 
-def test_signing_is_deterministic() -> None:
-    """The same data gives the same octets, so that simulations with real signatures replay (RFC 6979)."""
-    assert credential().sign(b"data") == credential().sign(b"data")
+def test_others_agree() -> None:
+    """OpenSSL verifies what is signed here, and what it signs is verified here."""
+    signer = credential()
+    KEY.public_key().verify(signer.sign(b"data").value, b"data", ECDSA(SHA256()))
+    assert verify(signer.certificate, 4, 3, b"data", KEY.sign(b"data", ECDSA(SHA256())))
+
+
+def test_compressed_point() -> None:
+    """A certificate may hold its point compressed (RFC 5480 section 2.2)."""
+    der = KEY.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
+    head = bytes.fromhex("3039301306072a8648ce3d020106082a8648ce3d030107032200")
+    compressed = null_certificate(NODE, "alice@" + OVERLAY, OVERLAY)
+    compressed.key_info = head + der
+    assert verify(compressed, 4, 3, b"data", KEY.sign(b"data", ECDSA(SHA256())))
+
+
+@pytest.mark.parametrize("fault", ["zero", "order", "trailing", "long form", "huge"])
+def test_odd_signatures(fault: str) -> None:
+    """Numbers out of range and octets that are not the one encoding of a signature are refused."""
+    good = KEY.sign(b"data", ECDSA(SHA256()))
+    r, s = decode_dss_signature(good)
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    odd = {
+        "zero": encode_dss_signature(0, s),
+        "order": encode_dss_signature(r + order, s),
+        "trailing": good + b"\0",
+        "long form": b"\x30\x81" + good[1:],
+        "huge": b"\x30" * 65536,
+    }[fault]
+    assert not verify(credential().certificate, 4, 3, b"data", odd)
 
 
 def test_rsa_round_trip() -> None:

@@ -172,7 +172,7 @@ def test_sip_registration_needs_a_served_domain() -> None:
 
 def test_certificate_with_several_node_ids_must_say_which() -> None:
     """With several Node-IDs only the one that the SignerIdentity indicates counts (RFC 6940 section 7.3.2)."""
-    several = NodeCertificate(b"der", (NODE, OTHER), ALICE, OVERLAY, None, 0.0, 4e9)
+    several = NodeCertificate(b"der", (NODE, OTHER), ALICE, OVERLAY, b"", 0.0, 4e9)
     kind = STANDARD_KINDS[SIP_REGISTRATION]
     check_access(kind, AT_ALICE, several, entry(OTHER), RULES, node_id=OTHER)
     for key, node_id in ((OTHER, None), (OTHER, NODE), (bytes(16), bytes(16))):

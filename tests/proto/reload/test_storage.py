@@ -711,8 +711,9 @@ def test_replica_needs_a_sane_generation(holder: Holder, generation: int) -> Non
 
 def test_generation_never_falls_and_changes_are_noticed(holder: Holder) -> None:
     """A replica with a lower or equal generation that changes something raises ours by one; else it stays."""
-    holder.replicate((DICTIONARY, signed(DICTIONARY, b"v", b"a")), generation=5)
-    holder.replicate((DICTIONARY, signed(DICTIONARY, b"v", b"a")), generation=3)
+    value = signed(DICTIONARY, b"v", b"a")
+    holder.replicate((DICTIONARY, value), generation=5)
+    holder.replicate((DICTIONARY, value), generation=3)
     assert fetch(holder, DICTIONARY)[0] == 5
     holder.replicate((DICTIONARY, signed(DICTIONARY, b"v", b"b")), generation=5)
     assert fetch(holder, DICTIONARY)[0] == 6
