@@ -194,8 +194,6 @@ class ServerTls:
         return connection
 
 
-_LONGEST_RECORD = 2**14
-
 #: Octets that wait for more: a few messages, so that nobody waits long for the first.
 _GATHERED_AT_MOST = 4096
 
@@ -263,18 +261,26 @@ class RecordBoundary:
         self._head = b""  # a head of which not all octets are there
         self._rest = 0  # how many octets of the record under way are still to come
 
-    def is_one_record(self, data: bytes) -> bool:
-        """Whether the next octets of the stream, ``data``, are one whole record."""
+    def whole_records(self, data: bytes) -> int:
+        """How many records the next octets of the stream, ``data``, are; 0 unless they begin and end with one."""
         size = len(data)
-        if not self._rest and not self._head and size >= 5 and 5 + (data[3] << 8 | data[4]) == size:
-            return True
-        data = self._head + data
-        end, size = self._rest, len(data)
+        begun = self._rest or self._head
+        if begun:
+            data = self._head + data
+            size = len(data)
+        elif size >= 5 and 5 + (data[3] << 8 | data[4]) == size:  # nearly always
+            return 1
+        end = self._rest
+        count = 0
         while end + 5 <= size:
             end += 5 + (data[end + 3] << 8 | data[end + 4])
+            count += 1
+        if end == size:
+            self._rest, self._head = 0, b""
+            return 0 if begun else count
         self._rest = max(0, end - size)
         self._head = data[end:]
-        return False
+        return 0
 
 
 class TlsProtocol(TLSMemoryBIOProtocol):
@@ -302,29 +308,35 @@ class TlsProtocol(TLSMemoryBIOProtocol):
             return
         transport.gather()
         try:
-            if self._boundary.is_one_record(data) and self._handshakeDone and not self._appSendBuffer:
-                self._receive_record(data)
+            records = self._boundary.whole_records(data)
+            if records and self._handshakeDone and not self._appSendBuffer:
+                self._receive_records(data, records)
             else:
                 TLSMemoryBIOProtocol.dataReceived(self, data)
         finally:
             transport.release()
 
-    def _receive_record(self, data: bytes) -> None:
-        """Nearly all that ever comes: one record of application data.  Twisted would ask OpenSSL for more after it, and
-        for something to send, and have two exceptions for an answer.
+    def _receive_records(self, data: bytes, count: int) -> None:
+        """Nearly all that ever comes: whole records of application data.  Twisted would ask OpenSSL for more after
+        them, and for something to send, and have two exceptions for an answer.
         """
         if self._lostTLSConnection:
             return
         self._tlsConnection.bio_write(data)
-        try:
-            octets = self._tlsConnection.recv(_LONGEST_RECORD)
-        except (SSL.WantReadError, SSL.ZeroReturnError):
-            cast(Any, self)._flushReceiveBIO()
-        except SSL.Error:
-            cast(Any, self)._tlsShutdownFinished(Failure())
-        else:
-            if not self._aborted:
-                self.wrappedProtocol.dataReceived(octets)
+        for _ in range(count):
+            if self._lostTLSConnection:
+                return
+            try:
+                octets = self._tlsConnection.recv(len(data))
+            except (SSL.WantReadError, SSL.ZeroReturnError):
+                cast(Any, self)._flushReceiveBIO()
+                return
+            except SSL.Error:
+                cast(Any, self)._tlsShutdownFinished(Failure())
+                return
+            if self._aborted:
+                return
+            self.wrappedProtocol.dataReceived(octets)
 
 
 #: OpenSSL's X509_V_ERR_INVALID_PURPOSE.  Public authorities issue certificates for servers alone; that its holder is

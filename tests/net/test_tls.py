@@ -276,13 +276,14 @@ def test_a_damaged_record_ends_the_connection_with_its_reason() -> None:
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.lists(st.integers(1, 30), max_size=20))
 def test_record_boundary(bodies: list[bytes], cuts: list[int]) -> None:
-    """Octets are one record if and only if they begin where one begins and end where that one ends."""
+    """Octets are whole records if and only if they begin where one begins and end where one ends."""
     records = [b"\x17\x03\x03" + len(body).to_bytes(2, "big") + body for body in bodies]
-    starts = [sum(map(len, records[:number])) for number in range(len(records))]
+    starts = [sum(map(len, records[:number])) for number in range(len(records) + 1)]
     stream, boundary, position = b"".join(records), RecordBoundary(), 0
     for cut in [*cuts, len(stream)]:
         data = stream[position : position + cut]
         if data:
-            whole = position in starts and data == records[starts.index(position)]
-            assert boundary.is_one_record(data) is whole
+            end = position + len(data)
+            whole = starts.index(end) - starts.index(position) if position in starts and end in starts else 0
+            assert boundary.whole_records(data) == whole
         position += cut

@@ -214,11 +214,13 @@ class Kademlia(MemberList):
         Who held it among other members (in the other half of a healed partition, or while many were silent) may be
         far by now, and is rid of it only when a holder takes it.
         """
-        if self._host.node_id in self.replica_set(resource):
-            return True
         number = number_of(resource)
-        near = self._live.nearest(number, 2 * self._p.copies)
-        return len(near) < 2 * self._p.copies or number_of(sender) ^ number <= near[-1] ^ number
+        copies = self._p.copies
+        near = self._live.nearest(number, 2 * copies)
+        if len(near) < 2 * copies:
+            return True
+        must_hold = self.ready and self._own ^ number < near[copies - 1] ^ number
+        return must_hold or number_of(sender) ^ number <= near[-1] ^ number
 
     # -- joining -------------------------------------------------------------------------------------------
 
