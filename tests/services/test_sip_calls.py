@@ -564,10 +564,10 @@ def test_calls_for_help_are_known_by_their_to() -> None:
     outside = MemoryFlow("TLS", ("10.0.0.3", 5061), ("10.0.0.1", 5061), 2, lambda flow, data: None)
     inside.peer = NodeIdentity(b"\2" * 16, "", True)
     outside.peer = DomainIdentity(("b.test",), "peering")  # type: ignore[assignment]
-    assert node.service._calls_for_help(inside, request)
-    assert not node.service._calls_for_help(outside, request)
+    assert node.service._admission.calls_for_help(inside, request)
+    assert not node.service._admission.calls_for_help(outside, request)
     request.set_uri("urn:service:sos")
-    assert not node.service._calls_for_help(outside, request)
+    assert not node.service._admission.calls_for_help(outside, request)
 
 
 def test_another_domain_is_told_who_does_not_exist() -> None:

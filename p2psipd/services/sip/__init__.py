@@ -1,7 +1,8 @@
 """SIP for phones and between nodes: listeners, transactions, registrar, proxy.
 
 `settings` is what the operator says, `service` the life of it all and the ordered steps that a request meets,
-`registering` the bindings of phones, `routing` the next hop, `forwarding` the forks, `clock` the time of day.
+`admission` who may send one, `registering` the bindings of phones, `routing` the next hop, `forwarding` the forks,
+`clock` the time of day.
 
 How it is wired (nothing here imports another service; `domains` is the tuple of served domains)::
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from p2psipd.proto.sip.flow import Flow
 from p2psipd.proto.sip.transaction import TransactionLayer
+from p2psipd.services.sip.admission import Admission
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.load import Load
 
@@ -22,8 +23,8 @@ _MOST_PUT_OFF: Final = 0.875
 
 
 class NewCalls:
-    """Tells the transaction `layer` what part of new calls it is to refuse, and `ignore` when calls of strangers are
-    not even to be read. `queued` as for Load.
+    """Tells the transaction `layer` what part of new calls it is to refuse, and the `transports` when calls of
+    strangers are not even to be read.
     """
 
     log = Logger()
@@ -33,16 +34,17 @@ class NewCalls:
         reactor: Any,
         layer: TransactionLayer,
         calls: CallBook,
-        queued: Callable[[], float],
-        ignore: Callable[[bool], None],
+        transports: Any,
+        admission: Admission,
         counters: Counter[str],
     ) -> None:
         self._reactor = reactor
         self._layer = layer
         self._calls = calls
-        self._ignore = ignore
+        self._transports = transports
+        self._admission = admission
         self._counters = counters
-        self._load = Load(reactor, lambda: layer.open_count, layer.most_open, self.refuse, queued)
+        self._load = Load(reactor, lambda: layer.open_count, layer.most_open, self.refuse, transports.queued)
         self._ended: Deferred[None] | None = None
         self._part = 0.0
         self._put_off = 0.0
@@ -69,9 +71,18 @@ class NewCalls:
             self.log.info("the overload is over")
         self._part = part
         self._layer.shedding = 1.0 if self.draining else part
-        self._ignore(part > _IGNORED_FROM)
+        self._transports.ignores = self._is_ignored if part > _IGNORED_FROM else None
 
-    def is_put_off(self, known: bool) -> bool:
+    def _is_ignored(self, flow: Flow, data: bytes) -> bool:
+        """Whether a datagram is a call of a stranger; or one of the REGISTERs without credentials, of which part is
+        left to its retransmission: who has been challenged comes before who has not, else nobody gets to the end when
+        all phones come back at once.
+        """
+        if data.startswith(b"REGISTER "):
+            return b"uthorization" not in data and self._is_put_off(self._admission.knows(flow))
+        return self._admission.is_call_of_stranger(flow, data)
+
+    def _is_put_off(self, known: bool) -> bool:
         """Whether one more REGISTER is left to its retransmission, which costs least: the same parts as of new calls,
         except that some always pass.
         """

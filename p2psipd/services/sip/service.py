@@ -21,8 +21,7 @@ from p2psipd.net.sip_transports import Message, SipTransports
 from p2psipd.proto.dns import Ask
 from p2psipd.proto.sip.authentication import DigestGate, Gatekeeper, Owner, disown
 from p2psipd.proto.sip.calls import CallObserver
-from p2psipd.proto.sip.digest import NO_NONCE, NonceState
-from p2psipd.proto.sip.edge import Admitted, Edge
+from p2psipd.proto.sip.edge import Edge
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.fork import ForwardingContext
@@ -58,8 +57,9 @@ from p2psipd.proto.sip.transaction import (
     TransactionTimedOut,
     TransportFailed,
 )
-from p2psipd.proto.sip.uri import SipUri, Uri, parse_uri
+from p2psipd.proto.sip.uri import SipUri, Uri
 from p2psipd.services.sip.abuse import Door
+from p2psipd.services.sip.admission import COUNTED, NOBODY_ASKED, Admission
 from p2psipd.services.sip.call_book import CallBook
 from p2psipd.services.sip.clock import Clocks
 from p2psipd.services.sip.forwarding import TARGET_REFRESH, Forwarder
@@ -71,14 +71,10 @@ from p2psipd.services.sip.relocating import Relocating, origin_of
 from p2psipd.services.sip.routing import FlowGone, Routing, nothing_known, peer_of
 from p2psipd.services.sip.settings import ALLOW, RETRY_AFTER, SipSettings
 
-_COUNTED: Final = frozenset({"REGISTER", "INVITE", "ACK", "BYE", "CANCEL", "OPTIONS", "MESSAGE"})
 _NOT_NOTED: Final = frozenset({"ACK", "REGISTER"})
 """Requests that are in the ladder of their call already, or belong to none."""
 _NO_DOMAINS: Final[frozenset[str]] = frozenset()
-_ADMITTED: Final = Admitted()
-_AOR_CHARACTERS: Final = "@-_.!~*'()&=+$,;?/"
 _SWEEP_SECONDS: Final = 2.0
-_REQUEST_LINE: Final = 500
 _MAX_ROUTING: Final = 5000
 """Requests whose routing waits for something (credentials, the overlay); more are answered 503."""
 
@@ -122,25 +118,38 @@ class SipService(Service):
         self._settings = settings
         self._recursed = frozenset(settings.domains) if settings.recurse else _NO_DOMAINS
         self._locate = locate
-        self._is_emergency = is_emergency
         self._connector = connector
         self._table = table
         self._reactor = reactor
         self._clocks = Clocks(reactor, wall, self._clock_jumped)
         self._ladder = Ladder()
         self._door = Door(settings.abuse, settings.scanners, self._clocks.now, self.counters)
-        self._layer = TransactionLayer(
-            random, refuse=self._unproved, spares=self._calls_for_help, knows=self._door.knows
-        )
-        self._driver = self._new_driver()
-        self._transports = self._new_transports(transports or SipTransports)
+        self._edges = {edge.name: edge for edge in edges}
         secrets = secrets or OwnSecret(settings.secret or random.getrandbits(256).to_bytes(32, "big"))
         home = Home(frozenset(), frozenset(settings.domains), settings.overlay, settings.node_id)
         digest = DigestGate(secrets, random, settings.node_id, wall() - 1.0, settings.algorithms)
         self._gate = Gatekeeper(home, settings.domains[0], digest, credentials, self._clocks, owner=owner)
+        registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
+        self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
+        self._admission = admission = Admission(
+            settings,
+            self._gate,
+            self._edges,
+            self._door,
+            self._calls,
+            self._clocks,
+            self._ladder,
+            self.counters,
+            is_emergency,
+        )
+        self._layer = TransactionLayer(
+            random, refuse=admission.unproved, spares=admission.calls_for_help, knows=admission.knows
+        )
+        self._driver = self._new_driver()
+        self._transports = self._new_transports(transports or SipTransports)
+        self._new_calls = NewCalls(reactor, self._layer, self._calls, self._transports, admission, self.counters)
         registrar = Registrar(location, table, settings.node_id, settings.bounds)
         self._registering = Registering(self._gate, registrar, table, self._clocks)
-        self._edges = {edge.name: edge for edge in edges}
         self._routing = Routing(
             settings.overlay,
             RecordRouter(secrets, random.getrandbits(32), settings.overlay, settings.node_id),
@@ -150,11 +159,6 @@ class SipService(Service):
             random,
             self._clocks.now,
             self._edges,
-        )
-        registered = lambda aor: bool(table.of(aor, wall()))  # noqa: E731
-        self._calls = CallBook(settings.call_limits, observers, self._clocks.wall, RETRY_AFTER, registered)
-        self._new_calls = NewCalls(
-            reactor, self._layer, self._calls, self._transports.queued, self._ignore_strangers, self.counters
         )
         self._forwarder = self._new_forwarder(home)
         self._relocating = Relocating(locate, self._gate, self._routing, self._forwarder, self._clocks, self.counters)
@@ -395,7 +399,7 @@ class SipService(Service):
     def _request(self, event: RequestReceived) -> None:
         request, flow, transaction = event.request, event.flow, event.transaction
         method = request.method
-        self.counters[method if method in _COUNTED else "other_method"] += 1
+        self.counters[method if method in COUNTED else "other_method"] += 1
         if method == "INVITE" and request.to_tag is None:
             self._ladder.begin(request.call_id)
         if method not in _NOT_NOTED:
@@ -409,7 +413,7 @@ class SipService(Service):
                 self._forwarder.acknowledge(flow, request)
         elif method == "CANCEL":
             self._forwarder.cancel(event)
-        elif self._waiting >= _MAX_ROUTING and not self._calls_for_help(flow, request):
+        elif self._waiting >= _MAX_ROUTING and not self._admission.calls_for_help(flow, request):
             self.counters["overload"] += 1
             headers = [("Retry-After", RETRY_AFTER)]
             self._forwarder.reply(transaction, make_response(request, 503, headers=headers))
@@ -447,93 +451,14 @@ class SipService(Service):
         self.counters["fault"] += 1
         self.log.failure("a request could not be served", failure=failure)
 
-    async def _judge(self, flow: Flow, request: Request) -> Admitted:
-        """What another node, or another domain, may say in whose name; phones pass here. Raises Refused."""
-        peer = peer_of(flow)
-        if isinstance(peer, DomainIdentity):
-            return await self._edges[peer.edge].admit(flow, request, self._clocks.wall())
-        if peer is not None:
-            self._gate.check_assertion(flow, request)
-        return _ADMITTED
-
-    def _calls_for_help(self, flow: Flow, request: Request) -> bool:
-        """Whether this is a new request to the emergency services: no limit stops it, nor the end of this node.
-
-        Another node may have put the address of whoever takes such calls in place of what was called: To still says it.
-        """
-        peer = peer_of(flow)
-        if isinstance(peer, DomainIdentity) or request.to_tag is not None:
-            return False
-        called = (request.uri, request.to.uri) if peer is not None else (request.uri,)
-        return any(self._is_emergency(self._gate.place(uri)) for uri in called)
-
-    def _ignore_strangers(self, ignored: bool) -> None:
-        self._transports.ignores = self._is_ignored if ignored else None
-
-    def _is_ignored(self, flow: Flow, data: bytes) -> bool:
-        """Whether a datagram is a call, but none for help, from where nobody has lately proved to be a user; or one of
-        the REGISTERs without credentials, of which part is left to its retransmission: who has been challenged comes
-        before who has not, else nobody gets to the end when all phones come back at once.
-        """
-        known = self._door.knows(flow)
-        if data.startswith(b"REGISTER "):
-            return b"uthorization" not in data and self._new_calls.is_put_off(known)
-        if known or not data.startswith((b"INVITE ", b"MESSAGE ")):
-            return False
-        try:
-            uri = parse_uri(data[:_REQUEST_LINE].split(b" ", 2)[1].decode())
-        except (SipError, UnicodeDecodeError):
-            return True
-        return not self._is_emergency(self._gate.place(uri))
-
     async def _acknowledge_from_outside(self, flow: Flow, request: Request) -> None:
         """An ACK of another domain passes if its peer may send it; a refusal has no answer."""
         try:
-            await self._judge(flow, request)
+            await self._admission.judge(flow, request)
         except SipError:
             self.counters["ack_dropped"] += 1
             return
         self._forwarder.acknowledge(flow, request)
-
-    def _unproved(self, flow: Flow, request: Request) -> Refused | None:
-        """The answer to a phone's request that presents nothing: no transaction is made for it (RFC 3261 section
-        8.2.7), so that nobody makes us repeat the answer to an INVITE whose sender is forged. One that presents over
-        UDP what nobody has given to its address is no better.
-        """
-        method = request.method
-        registers = method == "REGISTER"
-        if registers and isinstance(peer_of(flow), DomainIdentity):
-            return None
-        presents = request.has("authorization" if registers else "proxy-authorization")
-        if presents and (method != "INVITE" or flow.reliable):
-            return None
-        in_dialog = request.to_tag is not None and request.has("route")
-        if not registers and (in_dialog or method == "OPTIONS" or peer_of(flow) is not None):
-            return None
-        if not registers and self._settings.redirect_domains and not self._settings.redirect_authenticates:
-            return None
-        wall = self._clocks.wall()
-        nonce = self._gate.presented(flow, request, wall) if presents else NO_NONCE
-        if nonce.for_source:
-            return None
-        try:
-            validate(request, self._gate.home.addresses, ends_here=registers)
-            if registers:
-                refused = self._gate.challenge_registrant(flow, request, wall)
-            else:
-                refused = self._gate.challenge_caller(flow, request, wall, stale=nonce.state is NonceState.STALE)
-        except Refused as error:
-            refused = error
-        except SipError:
-            return None
-        self.counters[method if method in _COUNTED else "other_method"] += 1
-        if method == "INVITE":
-            self._ladder.begin(request.call_id)
-            self._ladder.received(request, self._clocks.wall, flow)
-        self.counters[refused.why or "refused"] += 1
-        self.counters[f"answered_{refused.status}"] += 1
-        self._door.refused(flow, refused.why)
-        return refused
 
     async def _register(self, event: RequestReceived) -> None:
         """A REGISTER is answered here, and never forked (RFC 3261 section 10.3)."""
@@ -588,7 +513,7 @@ class SipService(Service):
         peer = peer_of(flow)
         outside = isinstance(peer, DomainIdentity)
         # Whether the Route of what comes from outside is all ours is part of the judgement.
-        proved, context.reasons = await self._judge(flow, request) if outside else _ADMITTED
+        proved, context.reasons = await self._admission.judge(flow, request) if outside else NOBODY_ASKED
         new = request.to_tag is None
         if new and request.has("route"):
             # It covers the Routes, of which some go now.
@@ -602,9 +527,9 @@ class SipService(Service):
             return
         redirected = not request.has("route") and self._redirected(uri, flow)
         if peer is not None and not outside:
-            await self._judge(flow, request)
+            await self._admission.judge(flow, request)
         if not redirected or self._settings.redirect_authenticates:
-            await self._admit(context, proved, begins=not redirected)
+            await self._admission.admit(context, proved, begins=not redirected)
         if request.has("route"):
             forwarder.forward(context, [self._routing.along_route(request)])
             return
@@ -620,40 +545,10 @@ class SipService(Service):
                 forwarder.answer(context, redirect)
                 return
             # Whoever may ask a redirector: what goes on from here, to a number, a service, another domain, is known.
-            await self._admit(context, proved, known=self._settings.redirect_authenticates)
+            await self._admission.admit(context, proved, known=self._settings.redirect_authenticates)
         if new and not context.tag:
             context.tag = loop_tag(request)
         forwarder.forward(context, targets)
-
-    async def _admit(
-        self, context: ForwardingContext, proved: str, *, known: bool = False, begins: bool = True
-    ) -> None:
-        """A phone must prove who sends a request, unless that is `known`, and keep to its limits; a call `begins`.
-
-        Who calls for help is asked who it is, like anybody, so that help can call back. But neither a limit
-        stops the call, nor that nobody can be asked for the password.
-        """
-        request, flow = context.request, context.flow
-        emergency, user = self._calls_for_help(flow, request), context.user
-        if peer_of(flow) is None and not known:
-            try:
-                unnamed = await self._gate.prove(flow, request, self._clocks.wall())
-                self._door.proved(flow)
-                # Our Record-Route names the sender; who is anonymous has limits all the same.
-                user = unnamed or _sender(request)
-            except LocationUnavailable:
-                if not emergency:
-                    raise
-                # In the call's record nobody has proved to call, and it counts against nobody's limit.
-                user, proved = "", "unproved"
-                self.counters["emergency_unproved"] += 1
-                disown(request)
-                request.remove("proxy-authorization")
-            context.user = _sender(request)
-            if not emergency and not self._door.may_send(user):
-                raise Refused(503, headers=[("Retry-After", RETRY_AFTER)], why="too_many_requests")
-        if request.method == "INVITE" and begins:
-            context.call = self._calls.begin(request, flow, user, limited=not emergency, proved=proved)
 
     def _redirected(self, uri: Uri, flow: Flow) -> bool:
         """Whether this node tells the caller where the user is, and does not go there itself: not for other nodes,
@@ -676,7 +571,7 @@ class SipService(Service):
             return False
         outside = isinstance(peer_of(flow), DomainIdentity)
         if not outside:
-            await self._judge(flow, request)
+            await self._admission.judge(flow, request)
         if peer_of(flow) is None:
             disown(request)
             if request.method in TARGET_REFRESH:
@@ -697,12 +592,6 @@ class SipService(Service):
                 raise
         self._forwarder.forward(context, targets)
         return True
-
-
-def _sender(request: Request) -> str:
-    """Who has proved to send a request, by one name however From is written."""
-    uri = request.from_.uri
-    return uri.aor if isinstance(uri, SipUri) else request.from_.uri_text
 
 
 def _capabilities(request: Request) -> Response:
