@@ -416,8 +416,7 @@ class _FetchJob:
         late = _RESPONSIBLE_LATE
         nodes = self._next_readers()
         if not nodes:
-            if self._asked or self._asked_responsible:
-                nodes = self._last_resort()
+            nodes = self._last_resort() if self._asked or self._asked_responsible else self._in_doubt()
             self._ask_responsible()
         for node in nodes:
             self._ask(node)
@@ -441,6 +440,14 @@ class _FetchJob:
         # Where the responsible peer has died in the meantime, its word is that of the next in line.
         responsible = self._item.fresh and node == self._peer.topology.nearest(self._item.resource)
         self._send(NodeDestination(node), responsible=responsible, node=node)
+
+    def _in_doubt(self) -> list[NodeId]:
+        """Holders whose links have left something unacknowledged: asked at once where there are no others."""
+        if self._item.fresh:
+            return []
+        links = self._peer.links
+        nodes = self._peer.topology.replica_nodes(self._item.resource)
+        return [n for n in nodes if (link := links.to(n)) is not None and link.suspect]
 
     def _last_resort(self) -> list[NodeId]:
         """Holders whose links are in doubt. Who wants it fresh gets it, where the responsible peer is silent for a

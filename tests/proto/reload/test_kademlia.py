@@ -271,6 +271,22 @@ def test_who_was_held_up_itself_blames_no_link(sixteen: World) -> None:
     assert node.peer.counts.get("link-suspect", 0) == before
 
 
+def test_holders_in_doubt_are_asked_at_once_where_there_are_no_others(sixteen: World) -> None:
+    """Who has just seen every neighbour leave something unacknowledged asks all holders, and not only the way to them:
+    where most have fallen silent together the one that is left is among those in doubt."""
+    asker, owner = sixteen.nodes[0], sixteen.nodes[9]
+    holders = asker.peer.topology.replica_nodes(resource_id(owner.peer.node_id))
+    left = next(n for n in sixteen.nodes if n.peer.node_id == holders[-1] and n is not asker)
+    for link in asker.peer.links:
+        link.suspect = True
+    for node in sixteen.nodes[1:]:
+        if node is not left:
+            node.frozen = []
+    began = sixteen.now
+    assert fetch_certificate(asker, owner).values
+    assert sixteen.now - began < 0.3
+
+
 def test_a_trace_waits_for_a_link_as_any_request_does(sixteen: World) -> None:
     """While no link towards the resource is in use a trace waits."""
     asker, owner = sixteen.nodes[0], sixteen.nodes[9]
