@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 # The members nearest to a resource, in multiples of the copies, among whom reads look for a quick way round.
 _AROUND = 5
 _LEAST_IN_BUCKET = 4
+_MANY_UNANSWERED = 6
 
 
 class Remembered(NamedTuple):
@@ -108,6 +109,7 @@ class Kademlia(MemberList):
         # A neighbour that joins at the same time says `Pushed` before it counts as a sibling.
         self._has_pushed: set[NodeId] = set()
         self._attach_at = 0.0
+        self._unanswered = 0
         self._set_cache: dict[ResourceId, tuple[int, list[NodeId]]] = {}
         self._repair = RecordRepair(host, self, parameters.repair_for)
 
@@ -272,10 +274,16 @@ class Kademlia(MemberList):
         if self._client or self._state is not State.JOINING or self._admitting or host.now < self._attach_at:
             return
         self._attach_at = host.now + self._p.join_for / 2
+        self._unanswered += 1
+        if self._unanswered == _MANY_UNANSWERED:
+            detail = "no answer to our Attaches; does another node run with this node's certificate?"
+            host.misbehaved(node, "unanswered", detail)
         target = ResourceId(((self._own + 1) & ALL_BITS).to_bytes(16, "big"))
         host.send_to_resource(target, host.attach_request(), self._attached, via=node)
 
     def _attached(self, answer: Answer) -> None:
+        if answer.node is not None:
+            self._unanswered = 0
         if self._state is not State.JOINING or answer.node is None or not isinstance(answer.body, AttachAns):
             return
         self._admitting = answer.node

@@ -168,8 +168,7 @@ class MemberList(ABC):
                 break
             if entry.node == self._host.node_id:
                 if entry.incarnation > self._entry.incarnation:
-                    # From our last life, under a clock that was ahead.
-                    self._refute(entry.incarnation)
+                    self._hear_of_ourselves(entry)
                 continue
             known = self._members.get(entry.node)
             if known is not None and known.entry.incarnation >= entry.incarnation:
@@ -188,6 +187,14 @@ class MemberList(ABC):
             self._on_suspicion(node, incarnation, sender)
         if self._unverified:
             self._verify_some()
+
+    def _hear_of_ourselves(self, entry: MemberEntry) -> None:
+        """Something newer than what we say: from our last life, under a clock that was ahead, or from a node that has
+        our key as well.  Neither of two such nodes gets all the answers to its requests."""
+        if entry.addresses != self._addresses and self._entry_is_genuine(entry, self._host.credential.certificate.der):
+            where = ", ".join(f"{host} port {port}" for host, port in entry.addresses)
+            self._host.misbehaved(None, "identity", f"a node at {where} has the same certificate and key as this one")
+        self._refute(entry.incarnation)
 
     def _verify_some(self) -> None:
         batch, self._unverified = self._unverified[:_VERIFY_SLICE], self._unverified[_VERIFY_SLICE:]

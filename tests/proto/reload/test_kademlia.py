@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import attrs
 import pytest
@@ -364,6 +365,35 @@ def test_remembered_peers_need_no_bootstrap(sixteen: World) -> None:
     sixteen.run(20)
     assert back.peer.topology.ready
     assert members(back) == 17
+
+
+def twin_of(world: World, node: Node, **extra: Any) -> Node:
+    """A node elsewhere with the certificate and key of `node`, as where a whole machine was copied."""
+    own_random, world.random = world.random, random.Random()
+    world.random.getrandbits = lambda bits: int.from_bytes(node.peer.node_id, "big")  # type: ignore[method-assign]
+    twin = world.add(**extra)
+    world.random = own_random
+    assert twin.peer.node_id == node.peer.node_id
+    return twin
+
+
+def test_a_second_node_with_our_certificate_is_told_of(sixteen: World) -> None:
+    """Where a node's whole state was copied both go on as members; within some minutes one hears of the other."""
+    node = sixteen.nodes[4]
+    twin = twin_of(sixteen, node, remembered=[Remembered(n.peer.node_id, (n.address,)) for n in sixteen.nodes[5:12]])
+    sixteen.run(300)
+    told = [e for n in (node, twin) for e in n.events if isinstance(e, peer_io.Misbehaved) and e.reason == "identity"]
+    assert told and any(one.address[0] in told[0].detail for one in (node, twin))
+    assert not any(isinstance(e, peer_io.Misbehaved) for n in sixteen.nodes[5:16] for e in n.events)
+
+
+def test_who_gets_no_answer_is_told_of_a_possible_twin(sixteen: World) -> None:
+    """A copy without the state of its original does not get in: the answers go to the original."""
+    twin = twin_of(sixteen, sixteen.nodes[4])
+    sixteen.run(60)
+    assert not twin.peer.topology.ready and sixteen.nodes[4].peer.topology.ready
+    (told,) = [e for e in twin.events if isinstance(e, peer_io.Misbehaved)]
+    assert told.reason == "unanswered" and "this node's certificate" in told.detail
 
 
 def test_all_come_back_at_once() -> None:
