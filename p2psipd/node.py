@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IReactorCore, IReactorFromThreads, IReactorTime
 from twisted.logger import Logger
 
-from p2psipd import config
+from p2psipd import __version__, config
 from p2psipd.logs import Log
 from p2psipd.net.tls import CertificateFileError
 from p2psipd.proto.reload.overlay_config import newer
@@ -95,7 +95,7 @@ class NodeService(MultiService):
             node.service,
             node.core,
             checked.node.roles,
-            _version(),
+            __version__,
             _SipView(sip.service, sip.records) if sip is not None else None,
             now=cast(IReactorTime, reactor).seconds,
         )
@@ -298,7 +298,7 @@ class NodeService(MultiService):
         outgoing = sum(1 for info in links if info.outgoing)
         members = node.core.topology.status().get("members", 0)
         return Snapshot(
-            build={"version": _version(), "python": python_version(), "twisted": twisted_version},
+            build={"version": __version__, "python": python_version(), "twisted": twisted_version},
             overlay=overlay.configuration.overlay_name,
             roles=self._config.node.roles,
             started_at=self._began,
@@ -361,12 +361,3 @@ def _handle(number: int, action: Callable[[], object]) -> None:
         signal.signal(number, lambda *_: action())
     except ValueError:
         return
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("p2psipd")
-    except PackageNotFoundError:
-        return "0 (a checkout)"

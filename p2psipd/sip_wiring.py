@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from p2psipd import config
-from p2psipd.net.domain_tls import DomainTls
 from p2psipd.net.tls import KeyLog, ServerTls
 from p2psipd.proto.reload.ids import NodeId
 from p2psipd.services.overlay import OverlayObserver
@@ -47,6 +46,7 @@ class SipFiles:
     """
 
     def __init__(self, section: config.SipSection, keylog: KeyLog | None, users: Users) -> None:
+        from p2psipd.net.domain_tls import DomainTls
         from p2psipd.proto.sip.user_file import FileUsers
 
         self.users = FileUsers(users)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from p2psipd import __version__
 from p2psipd.cli.console import Negative
 
 
@@ -89,7 +90,7 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="p2psipd", prog_name="p2psip")
+@click.version_option(__version__, prog_name="p2psip")
 @click.option(
     "-n",
     "--node",

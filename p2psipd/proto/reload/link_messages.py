@@ -181,17 +181,17 @@ class _AttachBody(Body):
         )
 
 
-@attrs.frozen
 class AttachReq(_AttachBody):
     """Asks for an overlay link; the role, ``passive``, is not judged here (section 6.5.1.1)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.ATTACH_REQ
 
 
-@attrs.frozen
 class AttachAns(_AttachBody):
     """Agrees to an overlay link; the role is ``active`` (section 6.5.1.2)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.ATTACH_ANS
 
 
@@ -223,17 +223,17 @@ class _AppAttachBody(Body):
         )
 
 
-@attrs.frozen
 class AppAttachReq(_AppAttachBody):
     """Asks for a connection of an application, named by its port number (section 6.5.2.1)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.APP_ATTACH_REQ
 
 
-@attrs.frozen
 class AppAttachAns(_AppAttachBody):
     """Agrees to a connection of an application (section 6.5.2.2)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.APP_ATTACH_ANS
 
 

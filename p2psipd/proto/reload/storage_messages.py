@@ -469,10 +469,10 @@ class _FetchBody(Body):
         return cls(_read_resource(reader), _read_specifiers(reader, kinds))
 
 
-@attrs.define(unsafe_hash=True)
 class FetchReq(_FetchBody):
     """Asks for values at a resource (section 7.4.2.1)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.FETCH_REQ
 
 
@@ -491,10 +491,10 @@ class FetchAns(Body):
         return cls(tuple([FetchKindResponse(*item) for item in _read_kind_values(reader, kinds)]))
 
 
-@attrs.define(unsafe_hash=True)
 class StatReq(_FetchBody):
     """Asks for metadata of values at a resource (section 7.4.3.1)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.STAT_REQ
 
 

@@ -50,10 +50,10 @@ class _PlugInBody(Body):
         return cls(reader.rest())
 
 
-@attrs.frozen
 class JoinReq(_NodeBody):
     """A node takes its place: its Node-ID and plug-in data (section 6.4.2.1)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.JOIN_REQ
 
 
@@ -72,10 +72,10 @@ class JoinAns(Body):
         return cls(reader.opaque16())
 
 
-@attrs.frozen
 class LeaveReq(_NodeBody):
     """A node goes: its Node-ID and plug-in data (section 6.4.2.2)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.LEAVE_REQ
 
 
@@ -86,17 +86,17 @@ class LeaveAns(Body):
     code: ClassVar[int] = MessageCode.LEAVE_ANS
 
 
-@attrs.frozen
 class UpdateReq(_PlugInBody):
     """Routing state; the whole body is plug-in data without a length (section 6.4.2.3)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.UPDATE_REQ
 
 
-@attrs.frozen
 class UpdateAns(_PlugInBody):
     """Success; our plug-in leaves it empty (section 6.4.2.3)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.UPDATE_ANS
 
 
@@ -117,10 +117,10 @@ class RouteQueryReq(Body):
         return cls(reader.boolean(), read_destination(reader), reader.opaque16())
 
 
-@attrs.frozen
 class RouteQueryAns(_PlugInBody):
     """The answer; the whole body is plug-in data without a length (section 6.4.2.4.2)."""
 
+    __slots__ = ()
     code: ClassVar[int] = MessageCode.ROUTE_QUERY_ANS
 
 
