@@ -2,7 +2,7 @@
 
 Each message between nodes is signed and verified, and of what a get or a put costs this is the greatest part.
 AWS-LC takes a fifth less for it than OpenSSL, and reads smaller tables, which counts in a process whose caches are
-cold: a get between two processes takes an eighth less in all.
+cold: a get between two processes takes an eighth less in all.  Its price is 40 ms and 6 MB at the start.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ class VerifyingKey:
         self._verify = EC.new_key_from_der_data(_INFO_HEAD + point).verify
 
     def verify(self, data: bytes, signature: bytes) -> bool:
-        """Whether ``signature`` (DER) is one over ``data``; any octets are judged, nothing is raised."""
+        """Whether ``signature`` (DER) is one over ``data``; any ``bytes`` are judged, nothing is raised."""
         valid: bool = self._verify(sha256(data).digest(), signature)
         return valid

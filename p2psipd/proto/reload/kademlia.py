@@ -276,8 +276,8 @@ class Kademlia(MemberList):
         self._attach_at = host.now + self._p.join_for / 2
         self._unanswered += 1
         if self._unanswered == _MANY_UNANSWERED:
-            detail = "no answer to our Attaches; does another node run with this node's certificate?"
-            host.misbehaved(node, "unanswered", detail)
+            detail = "no answer to our Attaches: no founder, no way to a member, or another node with our certificate"
+            host.misbehaved(None, "unanswered", detail)
         target = ResourceId(((self._own + 1) & ALL_BITS).to_bytes(16, "big"))
         host.send_to_resource(target, host.attach_request(), self._attached, via=node)
 

@@ -38,6 +38,7 @@ _VERIFY_SLICE = 40  # entries: about 8 ms of signature checks
 _DELTA_OCTETS = 48_000  # entries and their certificates in one Update
 _SUMMARY_ROWS = 2_000  # of 25 octets in one Update
 _MAX_UNVERIFIED = 20_000
+_TWIN_TOLD_FOR = 600.0
 _MAX_AHEAD = 86_400_000  # ms: nobody's word makes our incarnation run away
 
 
@@ -73,6 +74,7 @@ class MemberList(ABC):
         self._own = int.from_bytes(host.node_id, "big")
         self._overlay_hash = overlay_hash(host.configuration.overlay_name)
         self._members: dict[NodeId, Member] = {}
+        self._twin_told_at = float("-inf")
         self._live = IdSet()
         self._routable = IdSet()
         self._range_digests = [[0, 0] for _ in range(RANGES)]
@@ -162,13 +164,14 @@ class MemberList(ABC):
     # -- what we are told ----------------------------------------------------------------------------------
 
     def _learn(self, delta: Delta, sender: NodeId, request: IncomingRequest) -> None:
+        own: MemberEntry | None = None
         for entry in delta.entries:
             if len(self._unverified) >= _MAX_UNVERIFIED:
                 self._host.misbehaved(sender, "member-entry", "more entries than can be verified")
                 break
             if entry.node == self._host.node_id:
-                if entry.incarnation > self._entry.incarnation:
-                    self._hear_of_ourselves(entry)
+                if own is None or entry.incarnation > own.incarnation:
+                    own = entry
                 continue
             known = self._members.get(entry.node)
             if known is not None and known.entry.incarnation >= entry.incarnation:
@@ -183,17 +186,27 @@ class MemberList(ABC):
                 certificate = request.signer.der
             if certificate is not None:
                 self._unverified.append((entry, certificate, sender))
+        if own is not None:
+            self._hear_of_ourselves(own, sender)
         for node, incarnation in delta.suspects:
             self._on_suspicion(node, incarnation, sender)
         if self._unverified:
             self._verify_some()
 
-    def _hear_of_ourselves(self, entry: MemberEntry) -> None:
+    def _hear_of_ourselves(self, entry: MemberEntry, sender: NodeId) -> None:
         """Something newer than what we say: from our last life, under a clock that was ahead, or from a node that has
-        our key as well.  Neither of two such nodes gets all the answers to its requests."""
-        if entry.addresses != self._addresses and self._entry_is_genuine(entry, self._host.credential.certificate.der):
-            where = ", ".join(f"{host} port {port}" for host, port in entry.addresses)
-            self._host.misbehaved(None, "identity", f"a node at {where} has the same certificate and key as this one")
+        our key as well.  Neither of two such nodes gets all the answers to its requests.
+        """
+        host = self._host
+        if not self._entry.incarnation < entry.incarnation <= host.wall * 1000 + _MAX_AHEAD:
+            return
+        if entry.addresses != self._addresses and host.now >= self._twin_told_at + _TWIN_TOLD_FOR:
+            if not self._entry_is_genuine(entry, host.credential.certificate.der):
+                host.misbehaved(sender, "member-entry", "an entry of this node's own is not genuine")
+                return
+            self._twin_told_at = host.now
+            where = ", ".join(f"{address} port {port}" for address, port in entry.addresses)
+            host.misbehaved(None, "identity", f"a node at {where} has the same certificate and key as this one")
         self._refute(entry.incarnation)
 
     def _verify_some(self) -> None:

@@ -143,6 +143,10 @@ class Topology(Protocol):
     def ready(self) -> bool:
         """Whether this node is a member that may be responsible for data."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether it means to know every member, and so every holder of a record."""
+
     def responsible(self, target: bytes) -> bool:
         """Whether this node is the one that answers for `target` (a Resource-ID or unknown Node-ID)."""
 

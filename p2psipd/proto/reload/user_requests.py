@@ -66,6 +66,7 @@ _RELAYS_ALONE = 6
 # Seconds in which the responsible peer should have answered, wherever it is, and after which to look for others.
 _RESPONSIBLE_LATE = 1.0
 _LOOK_AGAIN = 0.2
+_DOUBTED_AT_ONCE = 3
 # A trace waits so long for a link that leads towards its resource.
 _ROUTE_FOR = 3.0
 
@@ -442,12 +443,13 @@ class _FetchJob:
         self._send(NodeDestination(node), responsible=responsible, node=node)
 
     def _in_doubt(self) -> list[NodeId]:
-        """Holders whose links have left something unacknowledged: asked at once where there are no others."""
-        if self._item.fresh:
+        """Some holders whose links have left something unacknowledged: asked at once where there are no others.  Not
+        all: it may be our own line that is choked."""
+        peer = self._peer
+        if self._item.fresh or not peer.topology.complete:
             return []
-        links = self._peer.links
-        nodes = self._peer.topology.replica_nodes(self._item.resource)
-        return [n for n in nodes if (link := links.to(n)) is not None and link.suspect]
+        nodes = peer.topology.replica_nodes(self._item.resource)
+        return [n for n in nodes if (link := peer.links.to(n)) is not None and link.suspect][:_DOUBTED_AT_ONCE]
 
     def _last_resort(self) -> list[NodeId]:
         """Holders whose links are in doubt. Who wants it fresh gets it, where the responsible peer is silent for a

@@ -15,8 +15,10 @@ from p2psipd.proto.reload.ids import distance, resource_id
 from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE, TURN_SERVICE
 from p2psipd.proto.reload.member_list import KademliaParameters
+from p2psipd.proto.reload.membership import Delta
 from p2psipd.proto.reload.messages import FetchReq, MessageCode, StoredDataSpecifier
 from p2psipd.proto.reload.topology import Answer
+from p2psipd.proto.reload.topology_messages import UpdateReq
 from p2psipd.proto.reload.wire import ResourceDestination
 from tests.proto.reload.stapled import Node, World
 
@@ -387,13 +389,28 @@ def test_a_second_node_with_our_certificate_is_told_of(sixteen: World) -> None:
     assert not any(isinstance(e, peer_io.Misbehaved) for n in sixteen.nodes[5:16] for e in n.events)
 
 
+def test_a_last_life_far_ahead_is_no_twin(sixteen: World) -> None:
+    """A node that was a member while its clock was two days ahead, and has another address now, hears of itself again
+    and again: it says nothing."""
+    node = sixteen.nodes[4]
+    topology = node.peer.topology
+    ahead = topology._make_entry(topology.own_entry.state, topology.own_entry.incarnation + 2 * 86_400_000)
+    ahead = ahead._replace(addresses=(("127.8.8.8", 6084),))
+    for _ in range(3):
+        node.events.clear()
+        update = UpdateReq(Delta((ahead,) * 400).encode())
+        sixteen.nodes[5].peer.send(node.peer.node_id, update)
+        sixteen.run(5)
+        assert not any(isinstance(e, peer_io.Misbehaved) for e in node.events)
+
+
 def test_who_gets_no_answer_is_told_of_a_possible_twin(sixteen: World) -> None:
     """A copy without the state of its original does not get in: the answers go to the original."""
     twin = twin_of(sixteen, sixteen.nodes[4])
     sixteen.run(60)
     assert not twin.peer.topology.ready and sixteen.nodes[4].peer.topology.ready
     (told,) = [e for e in twin.events if isinstance(e, peer_io.Misbehaved)]
-    assert told.reason == "unanswered" and "this node's certificate" in told.detail
+    assert told.reason == "unanswered" and "another node with our certificate" in told.detail
 
 
 def test_all_come_back_at_once() -> None:
