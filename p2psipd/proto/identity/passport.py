@@ -17,17 +17,12 @@ from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Final, NamedTuple
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import (
-    ECDSA,
-    SECP256R1,
-    EllipticCurvePrivateKey,
-    EllipticCurvePublicKey,
-)
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2psipd.proto.identity.header_parameters import IdentitySyntaxError, read_parameters
+from p2psipd.proto.identity.p256 import VerifyingKey
 
 __all__ = [
     "ALGORITHM",
@@ -67,7 +62,6 @@ _FINGERPRINT: Final = re.compile(rb"^a=fingerprint:[ \t]*+([!-~]++)[ \t]++([0-9A
 _HASH: Final = SHA256()
 # RFC 6979: the same token twice is the same text.
 _SIGN: Final = ECDSA(_HASH, deterministic_signing=True)
-_VERIFY: Final = ECDSA(_HASH)
 
 
 class Identifier(NamedTuple):
@@ -383,26 +377,25 @@ def _media_key_claims(payload: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 # ---- verifying ---------------------------------------------------------------------------------------------
 
 
-def verify_full(key: object, identity: IdentityHeader) -> bool:
-    """Whether the signature is that of ``key`` over header and payload as they were sent."""
+def verify_full(key: VerifyingKey | None, identity: IdentityHeader) -> bool:
+    """Whether the signature is that of ``key`` over header and payload as they were sent; None never is one."""
     return _verify(key, f"{identity.header}.{identity.payload}", identity.signature)
 
 
-def verify_compact(key: object, identity: IdentityHeader, claims: Claims) -> bool:
+def verify_compact(key: VerifyingKey | None, identity: IdentityHeader, claims: Claims) -> bool:
     """Whether the signature is that of ``key`` over the token that ``claims`` make (RFC 8225 section 7)."""
     signed = f"{_written_header(identity.info, identity.ppt)}.{_written_payload(claims)}"
     return _verify(key, signed, identity.signature)
 
 
-def _verify(key: object, signed: str, signature: str) -> bool:
-    if not isinstance(key, EllipticCurvePublicKey) or type(key.curve) is not SECP256R1:
+def _verify(key: VerifyingKey | None, signed: str, signature: str) -> bool:
+    if key is None:
         return False
     try:
         octets = _octets(signature)
-        if len(octets) != 64:
-            return False
-        r, s = int.from_bytes(octets[:32], "big"), int.from_bytes(octets[32:], "big")
-        key.verify(encode_dss_signature(r, s), signed.encode("ascii"), _VERIFY)
-    except (InvalidSignature, IdentitySyntaxError, UnsupportedAlgorithm):
+    except IdentitySyntaxError:
         return False
-    return True
+    if len(octets) != 64:
+        return False
+    r, s = int.from_bytes(octets[:32], "big"), int.from_bytes(octets[32:], "big")
+    return key.verify(signed.encode("ascii"), encode_dss_signature(r, s))

@@ -18,7 +18,7 @@ from hashlib import sha256
 from typing import Final, NamedTuple
 
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -32,6 +32,7 @@ from cryptography.x509.verification import (
 )
 
 from p2psipd.proto.identity.certificate import PARSE_FAULTS, CertificateError, load_root, remember
+from p2psipd.proto.identity.p256 import VerifyingKey
 
 __all__ = [
     "Authority",
@@ -144,7 +145,7 @@ class DomainCertificate:
     ``uri_domains`` are the hosts of its sip URIs without userinfo, ``dns_domains`` its DNS names, both
     normalised; ``common_name`` that of the subject if it is a DNS name and there is no subjectAltName at all;
     ``addresses`` its IP addresses as text.  ``purposes`` are its extended key usages (dotted), None without
-    the extension.
+    the extension.  ``verifying_key`` is for ES256, None for a key that is not on P-256.
     """
 
     __slots__ = (
@@ -160,6 +161,7 @@ class DomainCertificate:
         "public_key",
         "purposes",
         "uri_domains",
+        "verifying_key",
     )
 
     def __init__(self, der: bytes, loaded: x509.Certificate) -> None:
@@ -169,7 +171,10 @@ class DomainCertificate:
         self.issuer = loaded.issuer.rfc4514_string()[:200]
         self.not_before = loaded.not_valid_before_utc.timestamp()
         self.not_after = loaded.not_valid_after_utc.timestamp()
-        self.public_key = _accepted_key(loaded.public_key())
+        key = self.public_key = _accepted_key(loaded.public_key())
+        self.verifying_key: VerifyingKey | None = None
+        if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+            self.verifying_key = VerifyingKey(key)
         self.uri_domains, self.dns_domains, self.addresses, self.common_name = _names(loaded)
         self.purposes = _purposes(loaded)
 

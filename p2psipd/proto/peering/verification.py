@@ -384,7 +384,7 @@ class _Rfc8224:
         _check_host(url, case.info_hosts)
         chain = await _chain(fetch, url)
         checked = self._certificate(case, chain, claims)
-        key = checked.certificate.public_key
+        key = checked.certificate.verifying_key
         valid = passport.verify_compact(key, header, claims) if compact else passport.verify_full(key, header)
         if not valid:
             raise _Refusal(INVALID, "signature", "the signature is not over this token", checked.authority.name, url)
