@@ -320,8 +320,6 @@ class TlsProtocol(TLSMemoryBIOProtocol):
         """Nearly all that ever comes: whole records of application data.  Twisted would ask OpenSSL for more after
         them, and for something to send, and have two exceptions for an answer.
         """
-        if self._lostTLSConnection:
-            return
         self._tlsConnection.bio_write(data)
         for _ in range(count):
             if self._lostTLSConnection:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
-from typing import Final
+from typing import Final, cast
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from p2psipd.proto.identity.certificate import (
     Authority,
-    NodeCertificate,
     Role,
     Trust,
     TrustPolicy,
@@ -113,13 +112,10 @@ class _Identities:
 class ReplayedCredential(Credential):
     """Signs the same data with the same octets each time (RFC 6979), where a node draws nonces."""
 
-    def __init__(self, certificate: NodeCertificate, private_key: ec.EllipticCurvePrivateKey) -> None:
-        super().__init__(certificate, private_key)
-        self._key = private_key
-
     def sign(self, data: bytes) -> SignatureValue:
         """The signature over ``data``."""
-        return SignatureValue(HASH_SHA256, SIGNATURE_ECDSA, self._key.sign(data, _DETERMINISTIC))
+        key = cast(ec.EllipticCurvePrivateKey, self.private_key)
+        return SignatureValue(HASH_SHA256, SIGNATURE_ECDSA, key.sign(data, _DETERMINISTIC))
 
 
 class SimOverlay:

@@ -344,7 +344,7 @@ def render_configuration(configuration: OverlayConfiguration) -> bytes:
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         f'<overlay xmlns="{BASE}" xmlns:redir="{REDIR_NAMESPACE}" xmlns:p2psipd="{EXTENSION_NAMESPACE}">',
-        f"<configuration instance-name=\"{escape(configuration.overlay_name)}\""
+        f'<configuration instance-name="{escape(configuration.overlay_name)}"'
         f' sequence="{configuration.sequence}" expiration="{expires}">',
         *[_element(name, value) for name, value in _parameters(configuration)],
         "<required-kinds>",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -42,8 +43,9 @@ from p2psipd.proto.identity.passport import (
     verify_full,
     write_identity_header,
 )
+from p2psipd.proto.identity.policy import read_certificate
 from p2psipd.proto.identity.tn_auth_list import NumberAuthority, number_authority, parse_tn_auth_list
-from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key, pem
+from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key, pem, rsa_key
 
 INFO = "https://a.test/identity.pem"
 KEY = ec_key(1)
@@ -118,7 +120,9 @@ def test_full_and_compact_forms_verify(claims: Claims) -> None:
     assert verify_compact(VerifyingKey(KEY.public_key()), compact, claims)
     assert not verify_compact(VerifyingKey(KEY.public_key()), compact, claims._replace(iat=claims.iat + 1))
     assert not verify_full(VerifyingKey(ec_key(2).public_key()), full)
-    assert not verify_full(None, full)
+    for odd in (rsa_key(), ec.generate_private_key(ec.SECP384R1())):
+        certificate = read_certificate(TestAuthority().issue(dns("a.test"), odd))
+        assert certificate.verifying_key is None and not verify_full(certificate.verifying_key, full)
     assert not verify_full(VerifyingKey(KEY.public_key()), full._replace(signature=full.signature[:-4]))
 
 

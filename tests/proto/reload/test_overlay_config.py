@@ -499,7 +499,8 @@ def test_signing_changes_nothing_else() -> None:
     """Signing anew replaces the signatures and leaves every other octet as it was."""
     again = sign_configuration(DOCUMENT, SIGNER)
     signature = re.compile(rb"<((?:kind-)?signature)>.*?</\1>", re.DOTALL)
-    assert signature.sub(b"", again) == signature.sub(b"", DOCUMENT) and signature.findall(again)
+    assert signature.sub(b"", again) == signature.sub(b"", DOCUMENT)
+    assert len(signature.findall(again)) == len(signature.findall(DOCUMENT)) > 0
     by_hand = DOCUMENT.replace(b"<no-ice>true", b"<!-- by hand -->\n   <no-ice>true")
     assert b"<!-- by hand -->\n   <no-ice>" in sign_configuration(by_hand, SIGNER)
 
