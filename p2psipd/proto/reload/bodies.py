@@ -94,17 +94,3 @@ class Body:
     @classmethod
     def _read(cls, reader: Reader, kinds: Kinds) -> Self:
         return cls()
-
-
-class EncodedBody:
-    """A body in octets already, to be sent to another node."""
-
-    __slots__ = ("_octets", "code")
-
-    def __init__(self, code: int, octets: bytes) -> None:
-        self.code = code
-        self._octets = octets
-
-    def encode(self) -> bytes:
-        """The body's octets."""
-        return self._octets

@@ -218,11 +218,11 @@ class Kademlia(MemberList):
         """
         number = number_of(resource)
         copies = self._p.copies
-        near = self._live.nearest(number, 2 * copies)
-        if len(near) < 2 * copies:
+        near = self._live.nearest(number, copies)
+        if len(near) < copies or (self.ready and self._own ^ number < near[-1] ^ number):
             return True
-        must_hold = self.ready and self._own ^ number < near[copies - 1] ^ number
-        return must_hold or number_of(sender) ^ number <= near[-1] ^ number
+        near = self._live.nearest(number, 2 * copies)
+        return len(near) < 2 * copies or number_of(sender) ^ number <= near[-1] ^ number
 
     # -- joining -------------------------------------------------------------------------------------------
 

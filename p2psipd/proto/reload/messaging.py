@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
-from p2psipd.proto.reload.bodies import EncodedBody
 from p2psipd.proto.reload.errors import (
     ErrorCode,
     Forbidden,
@@ -29,7 +28,7 @@ from p2psipd.proto.reload.peer_parameters import PeerParameters, Randomness
 from p2psipd.proto.reload.routing import Deliver, Drop, Forward, Router, ViaStore
 from p2psipd.proto.reload.sealing import Sealer
 from p2psipd.proto.reload.topology import Answer, OnAnswer, Topology
-from p2psipd.proto.reload.transactions import MAX_SENDS, AnswerCache, Outstanding
+from p2psipd.proto.reload.transactions import MAX_SENDS, AnswerCache, Key, Outstanding
 from p2psipd.proto.reload.wire import (
     DESTINATION_CRITICAL,
     Destination,
@@ -71,10 +70,10 @@ class Messaging(LinkLayer):
         self._sealer = Sealer(credential, self.overlay_hash)
         self._models: dict[int, DataModel] = {k.id: k.data_model for k in configuration.kinds.values()}
         self._transaction_ids: list[int] = []
-        self._outstanding: dict[int, Outstanding] = {}
+        self._outstanding: dict[Key, Outstanding] = {}
         self._awaiting: deque[tuple[float, Outstanding]] = deque()
         self._awaiting_armed = False
-        self._unsent: set[int] = set()
+        self._unsent: set[Key] = set()
         self._answers = AnswerCache()
         self._reassembler = Reassembler(max_message=configuration.max_message_size)
         self._via_store = ViaStore(random.getrandbits)
@@ -251,11 +250,13 @@ class Messaging(LinkLayer):
         signer: NodeCertificate,
         certificates: Mapping[bytes, bytes],
     ) -> None:
+        node = NodeId(signer.node_id)
         waiting = self._outstanding.get(header.transaction_id)
+        if waiting is None:
+            waiting = self._outstanding.get((header.transaction_id, node))
         if waiting is None:
             self.count("answer-late")
             return
-        node = NodeId(signer.node_id)
         if waiting.node is not None and node != waiting.node:
             self.misbehaved(node, "answerer", f"answered for {waiting.node.hex()}")
             return
@@ -279,7 +280,7 @@ class Messaging(LinkLayer):
                 # Once both have the same document the repeat is accepted (RFC 6940 section 6.3.2.1).
                 self._configuration_differs(node, error.code == ErrorCode.CONFIG_TOO_NEW)
                 return
-        del self._outstanding[header.transaction_id]
+        del self._outstanding[waiting.key]
         hops = self.configuration.initial_ttl - header.ttl + 1
         waiting.on_answer(Answer(body, error, node, certificates, self.now - waiting.started_at, hops))
 
@@ -288,7 +289,7 @@ class Messaging(LinkLayer):
     def request(
         self,
         target: Destination,
-        body: Body | EncodedBody,
+        body: Body,
         on_answer: OnAnswer,
         *,
         through: tuple[Destination, ...] = (),
@@ -312,41 +313,70 @@ class Messaging(LinkLayer):
             and via is None
             and (node == self.node_id or (resource is not None and self.topology.responsible(resource)))
         ):
-            whole = body if isinstance(body, Body) else decode_body(body.code, body.encode(), self._models)
-            self._local(whole, on_answer, certificates, node is not None, sealer or self._sealer)
+            self._local(body, on_answer, certificates, node is not None, sealer or self._sealer)
             return transaction_id
-        header = ForwardingHeader(
+        path = (*through, target)
+        sealed = (sealer or self._sealer).seal_contents(transaction_id, body.code, body.encode(), certificates)
+        message = self._request_header(transaction_id, path, sequence).encode(len(sealed)) + sealed
+        if self._is_sendable(message, on_answer):
+            waiting = Outstanding(
+                transaction_id, body.code + 1, message, path[0], node, resource, via, self._models, on_answer, self.now
+            )
+            self._outstanding[transaction_id] = waiting
+            self._transmit(waiting, on)
+        return transaction_id
+
+    def request_each(
+        self, nodes: Iterable[NodeId], body: Body, on_answer: OnAnswer, certificates: Iterable[bytes] = ()
+    ) -> None:
+        """Send the same signed request to each of `nodes`; `on_answer` is called for each.
+
+        No signature covers the Destination List (RFC 6940 section 6.3.4), so neighbours get one transaction with one
+        signature.  A node that is not linked gets its own: peers on the way may know the way back by the transaction
+        id (section 6.1.2).
+        """
+        transaction_id = self._transaction_id()
+        sealed: bytes | None = None
+        for node in nodes:
+            target = NodeDestination(node)
+            link = self.links.to(node)
+            if link is None:
+                self.request(target, body, on_answer, certificates=certificates)
+                continue
+            if sealed is None:
+                sealed = self._sealer.seal_contents(transaction_id, body.code, body.encode(), certificates)
+            message = self._request_header(transaction_id, (target,)).encode(len(sealed)) + sealed
+            if self._is_sendable(message, on_answer):
+                key = (transaction_id, node)
+                waiting = Outstanding(
+                    key, body.code + 1, message, target, node, None, None, self._models, on_answer, self.now
+                )
+                self._outstanding[key] = waiting
+                self._transmit(waiting, link)
+
+    def _request_header(
+        self, transaction_id: int, path: tuple[Destination, ...], sequence: int | None = None
+    ) -> ForwardingHeader:
+        configuration = self.configuration
+        return ForwardingHeader(
             self.overlay_hash,
-            self.configuration.sequence if sequence is None else sequence,
-            self.configuration.initial_ttl,
+            configuration.sequence if sequence is None else sequence,
+            configuration.initial_ttl,
             0,
             True,
             transaction_id,
             0,
             (),
-            (*through, target),
+            path,
         )
-        message = (sealer or self._sealer).seal(header, body.code, body.encode(), certificates)
-        if len(message) > self.configuration.max_message_size:
-            # The neighbour would close the link, and with it lose what others have on the way.
-            error = MessageTooLarge(f"{len(message)} bytes, at most {self.configuration.max_message_size}")
-            on_answer(Answer(None, error, None, {}, 0.0, 0))
-            return transaction_id
-        waiting = Outstanding(
-            transaction_id,
-            body.code + 1,
-            message,
-            (*through, target)[0],
-            node,
-            resource,
-            via,
-            self._models,
-            on_answer,
-            self.now,
-        )
-        self._outstanding[transaction_id] = waiting
-        self._transmit(waiting, on)
-        return transaction_id
+
+    def _is_sendable(self, message: bytes, on_answer: OnAnswer) -> bool:
+        """Whether the overlay allows its size: for a larger one the neighbour would close the link, and with it lose
+        what others have on the way."""
+        limit = self.configuration.max_message_size
+        if len(message) > limit:
+            on_answer(Answer(None, MessageTooLarge(f"{len(message)} bytes, at most {limit}"), None, {}, 0.0, 0))
+        return len(message) <= limit
 
     def _transaction_id(self) -> int:
         """64 random bits, drawn many at a time: the system's randomness is dear to ask."""
@@ -380,9 +410,9 @@ class Messaging(LinkLayer):
             self._write(link, waiting.message)
         else:
             self.count("unroutable")
-            self._unsent.add(waiting.transaction_id)
+            self._unsent.add(waiting.key)
         awaiting, outstanding = self._awaiting, self._outstanding
-        while awaiting and awaiting[0][1].transaction_id not in outstanding:
+        while awaiting and awaiting[0][1].key not in outstanding:
             awaiting.popleft()
         awaiting.append((self.now + self.configuration.reliability_timer_ms / 1000, waiting))
         if not self._awaiting_armed:
@@ -399,8 +429,8 @@ class Messaging(LinkLayer):
     def _route_gained(self) -> None:
         """A link came up: what found no way at its last transmission goes now, not at its next timer."""
         unsent, self._unsent = self._unsent, set()
-        for transaction_id in unsent:
-            waiting = self._outstanding.get(transaction_id)
+        for key in unsent:
+            waiting = self._outstanding.get(key)
             link = None if waiting is None else self._first_link(waiting)
             if waiting is None or link is None:
                 continue
@@ -427,9 +457,9 @@ class Messaging(LinkLayer):
         timer of its own for each would outlive nearly every request.
         """
         awaiting = self._awaiting
-        while awaiting and (awaiting[0][0] <= self.now or awaiting[0][1].transaction_id not in self._outstanding):
+        while awaiting and (awaiting[0][0] <= self.now or awaiting[0][1].key not in self._outstanding):
             _, waiting = awaiting.popleft()
-            if self._outstanding.get(waiting.transaction_id) is waiting:
+            if self._outstanding.get(waiting.key) is waiting:
                 self._reliability_timer(waiting)
         self._awaiting_armed = bool(awaiting)
         if awaiting:
@@ -440,7 +470,7 @@ class Messaging(LinkLayer):
             self.count("retransmitted")
             self._transmit(waiting)
             return
-        del self._outstanding[waiting.transaction_id]
+        del self._outstanding[waiting.key]
         error = RequestTimeout(f"no answer to {MAX_SENDS} transmissions in {self.now - waiting.started_at:.1f} s")
         waiting.on_answer(Answer(None, error, None, {}, self.now - waiting.started_at, 0))
 

@@ -174,18 +174,15 @@ class Methods:
                 kinds, certificates = replica.kinds, replica.certificates
         generations = {kind.kind: kind.generation for kind in answer.kinds}
         copies = tuple(kind._replace(generation=generations.get(kind.kind, kind.generation)) for kind in kinds)
-        first = StoreReq(body.resource, 1, copies)
-        for node, copy in zip(nodes, first.for_replicas(len(nodes)), strict=True):
-            if node == request.node and not array:
-                continue
 
-            def copied(result: Answer, node: NodeId = node) -> None:
-                if isinstance(result.body, StoreAns):
-                    peer.emit(peer_io.Replicated(body.resource, node))
-                else:
-                    peer.count("replica-refused")
+        def copied(result: Answer) -> None:
+            if isinstance(result.body, StoreAns) and result.node is not None:
+                peer.emit(peer_io.Replicated(body.resource, result.node))
+            else:
+                peer.count("replica-refused")
 
-            peer.request(NodeDestination(node), copy, copied, certificates=certificates)
+        others = nodes if array else [node for node in nodes if node != request.node]
+        peer.request_each(others, StoreReq(body.resource, 1, copies), copied, certificates)
         return tuple(nodes)
 
     def _store_replica(self, request: IncomingRequest, body: StoreReq) -> Body:

@@ -30,8 +30,6 @@ _EXTENSIONS_BUCKET = Struct(">IH")
 _SIGNATURE = Struct(">BB37sH")
 _BY_SHA256 = bytes((CERT_HASH, 0, 34, HASH_SHA256, 32))
 _HASHES_KEPT = 2048
-_BUCKETS_KEPT = 1024
-_BUCKET_OCTETS = 2048
 
 _Parts = tuple[MessageContents, bytes, bytes, int, int, bytes, Mapping[bytes, bytes]]
 """Contents, their octets, SignerIdentity, the two algorithms and the value of the signature, certificates by hash."""
@@ -51,11 +49,18 @@ class Sealer:
 
     def seal(self, header: ForwardingHeader, code: int, body: bytes, certificates: Iterable[bytes] = ()) -> bytes:
         """The whole message.  `certificates` (DER) travel beside our own for what is signed inside the body."""
+        sealed = self.seal_contents(header.transaction_id, code, body, certificates)
+        return header.encode(len(sealed)) + sealed
+
+    def seal_contents(
+        self, transaction_id: int, code: int, body: bytes, certificates: Iterable[bytes] = ()
+    ) -> bytes:
+        """What follows the header: of that, the signature covers the transaction id alone."""
         contents = _CODE_LENGTH.pack(code, len(body)) + body + _NO_EXTENSIONS
-        data = message_signature_input(self._overlay_hash, header.transaction_id, contents, self._identity_octets)
+        data = message_signature_input(self._overlay_hash, transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
         block = self._block(certificates) if certificates else self._own_block
-        tail = b"".join(
+        return b"".join(
             (
                 contents,
                 block,
@@ -65,8 +70,6 @@ class Sealer:
                 value,
             )
         )
-        return header.encode(len(tail)) + tail
-
 
     def _block(self, certificates: Iterable[bytes]) -> bytes:
         own = self.credential.certificate.der
@@ -77,26 +80,25 @@ class Sealer:
 class Opener:
     """Checks the signature and the signer's certificate of a message.
 
-    Nearly all messages have no extensions, and certificates that came before in the same octets: these are known by
-    their octets and not taken apart again.
+    Nearly all messages have no extensions, and certificates that came before: these are read without detours.
     """
 
     def __init__(self, trust: TrustPolicy, verifier: Verifier, overlay_hash: int) -> None:
         self.trust = trust
         self.verifier = verifier
         self._overlay_hash = overlay_hash
-        self._hashes: dict[bytes, bytes] = {}
-        self._buckets: dict[bytes, Mapping[bytes, bytes]] = {}
+        # DER -> its SHA-256, and the DER again: looking up an object that was looked up before is quicker.
+        self._hashes: dict[bytes, tuple[bytes, bytes]] = {}
 
     def by_hash(self, certificates: Iterable[bytes]) -> dict[bytes, bytes]:
         """SHA-256 -> DER.  The hashes of certificates seen before are kept: nearly all come again and again."""
         found: dict[bytes, bytes] = {}
         for der in certificates:
-            digest = self._hashes.get(der)
-            if digest is None:
-                digest = sha256(der).digest()
-                remember(self._hashes, der, digest, _HASHES_KEPT)
-            found[digest] = der
+            known = self._hashes.get(der)
+            if known is None:
+                known = (sha256(der).digest(), der)
+                remember(self._hashes, der, known, _HASHES_KEPT)
+            found[known[0]] = known[1]
         return found
 
     def open(
@@ -108,9 +110,8 @@ class Opener:
         :raises InvalidMessage: it is malformed.
         :raises Forbidden: no certificate of the signer, one that is not trusted, or a wrong signature.
         """
-        known = self._known_form(data, offset)
         contents, octets, identity, hash_algorithm, signature_algorithm, value, certificates = (
-            known or self._any_form(data, offset)
+            self._known_form(data, offset) or self._any_form(data, offset)
         )
         der = certificates.get(identity[5:])
         if der is None:
@@ -122,25 +123,33 @@ class Opener:
         signed = message_signature_input(self._overlay_hash, transaction_id, octets, identity)
         if not self.verifier.verify(signer, hash_algorithm, signature_algorithm, signed, value):
             raise Forbidden("the message's signature is wrong")
-        if known is None:
-            self._remember(data, offset + len(octets), certificates)
         return contents, signer, certificates
 
     def _known_form(self, data: bytes, offset: int) -> _Parts | None:
         """The parts of a message of the usual form with known certificates, None for any other."""
+        hashes = self._hashes
+        certificates: dict[bytes, bytes] = {}
         try:
             code, length = _CODE_LENGTH.unpack_from(data, offset)
             body_end = offset + 6 + length
             extensions, size = _EXTENSIONS_BUCKET.unpack_from(data, body_end)
-            signature_at = body_end + 6 + size
-            certificates = self._buckets.get(data[body_end + 6 : signature_at])
-            if certificates is None or extensions or not 0 < code < 0x8000:
+            position = body_end + 6
+            signature_at = position + size
+            if extensions or not 0 < code < 0x8000:
                 return None
+            while position < signature_at:
+                kind, size = _CERTIFICATE.unpack_from(data, position)
+                start = position + 3
+                position = start + size
+                known = hashes.get(data[start:position])
+                if known is None or kind != X509:
+                    return None
+                certificates[known[0]] = known[1]
             hash_algorithm, signature_algorithm, identity, size = _SIGNATURE.unpack_from(data, signature_at)
         except StructError:
             return None
         value = data[signature_at + 41 :]
-        if len(value) != size or not identity.startswith(_BY_SHA256):
+        if position != signature_at or len(value) != size or not identity.startswith(_BY_SHA256):
             return None
         octets = data[offset : body_end + 4]
         contents = MessageContents(code, octets[6:-4])
@@ -154,10 +163,3 @@ class Opener:
             raise Forbidden("the signer is not identified by the SHA-256 hash of its certificate")
         certificates = self.by_hash(block.certificates)
         return contents, octets, identity.encode(), hash_algorithm, signature_algorithm, value, certificates
-
-    def _remember(self, data: bytes, bucket_at: int, certificates: Mapping[bytes, bytes]) -> None:
-        """Know these certificates from now on, if the block is no larger than honest ones are."""
-        start = bucket_at + 2
-        size = int.from_bytes(data[bucket_at:start], "big")
-        if size <= _BUCKET_OCTETS:
-            remember(self._buckets, data[start : start + size], certificates, _BUCKETS_KEPT)

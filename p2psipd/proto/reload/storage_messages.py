@@ -19,7 +19,7 @@ from typing import ClassVar, Final, NamedTuple, Self
 import attrs
 
 from p2psipd.proto.octets import OctetsError, Reader, opaque8, opaque16, opaque32
-from p2psipd.proto.reload.bodies import Body, DataModel, EncodedBody, Kinds, MessageCode
+from p2psipd.proto.reload.bodies import Body, DataModel, Kinds, MessageCode
 from p2psipd.proto.reload.errors import UnknownKind
 from p2psipd.proto.reload.ids import (
     INVALID_NODE_ID,
@@ -414,13 +414,6 @@ class StoreReq(Body):
         data = tuple([StoreKindData(*item) for item in _read_kind_values(reader, kinds)])
         _check_distinct([item.kind for item in data])
         return cls(resource, replica_number, data)
-
-    def for_replicas(self, count: int) -> list[EncodedBody]:
-        """The same for each of `count` replicas, numbered from 1: they differ in one octet."""
-        octets = self.encode()
-        at = 1 + len(self.resource)
-        before, behind = octets[:at], octets[at + 1 :]
-        return [EncodedBody(self.code, before + bytes((number,)) + behind) for number in range(1, count + 1)]
 
 
 @attrs.define(unsafe_hash=True)

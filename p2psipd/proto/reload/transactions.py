@@ -17,9 +17,12 @@ MAX_SENDS = 5
 REQUEST_LIFETIME = 15.0
 _CACHED_OCTETS = 16_000_000
 
+Key = int | tuple[int, NodeId]
+
 
 class Outstanding:
-    """A request that waits for its answer.
+    """A request that waits for its answer under `key`: its transaction id, or that and the node where several nodes
+    were sent the same.
 
     The answer must come from `node`, if that is set, or from a plausible holder of `resource`
     (section 6.3.4).  `via` pins the first hop.
@@ -27,6 +30,7 @@ class Outstanding:
 
     __slots__ = (
         "answer_code",
+        "key",
         "kinds",
         "message",
         "next_at",
@@ -37,13 +41,12 @@ class Outstanding:
         "sent_at",
         "started_at",
         "target",
-        "transaction_id",
         "via",
     )
 
     def __init__(
         self,
-        transaction_id: int,
+        key: Key,
         answer_code: int,
         message: bytes,
         target: Destination,
@@ -54,7 +57,7 @@ class Outstanding:
         on_answer: OnAnswer,
         now: float,
     ) -> None:
-        self.transaction_id = transaction_id
+        self.key = key
         self.answer_code = answer_code
         self.message = message
         self.target = target

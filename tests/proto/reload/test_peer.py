@@ -61,13 +61,16 @@ from p2psipd.proto.reload.messages import (
     StoreReq,
     UpdateReq,
 )
+from p2psipd.proto.reload.peer import Peer
 from p2psipd.proto.reload.sealing import Sealer
+from p2psipd.proto.reload.topology import Answer
 from p2psipd.proto.reload.values import sign_value
 from p2psipd.proto.reload.wire import (
     DESTINATION_CRITICAL,
     FORWARD_CRITICAL,
     RESPONSE_COPY,
     Extension,
+    ForwardingHeader,
     ForwardingOption,
     MessageContents,
     NodeDestination,
@@ -76,7 +79,7 @@ from p2psipd.proto.reload.wire import (
     decode_header,
     fragment,
 )
-from tests.proto.reload.by_hand import HASH, Hand, is_error, misbehaviours
+from tests.proto.reload.by_hand import HASH, Hand, Heard, is_error, misbehaviours, read
 from tests.proto.reload.stapled import OVERLAY, WALL, Node, World
 
 ALL_OF_IT = (StoredDataSpecifier(CERTIFICATE_BY_NODE, 0, ((0, 0xFFFFFFFF),), None),)
@@ -428,6 +431,81 @@ def test_an_answer_ends_the_repeats(lone: Node, hand: Hand) -> None:
     assert lone.outcomes[1].time == 2
     assert len(hand.requests(PingReq)) == 2
     assert lone.peer.counts["answer-late"] == 1
+
+
+def test_neighbours_are_sent_one_signed_request(lone: Node) -> None:
+    """Several nodes get the same transaction, contents and signature; each answers, and is repeated to, for itself."""
+    hands = [Hand(lone) for _ in range(3)]
+    stranger = Hand(lone)
+    absent = NodeId(bytes(15) + b"\x01")
+    answers: list[Answer] = []
+    peer, world = lone.peer, lone.world
+    world.run(1)
+    nodes = [*(hand.node_id for hand in hands), absent]
+    timed = [hand.node_id for hand in hands]
+    peer.call_at(world.now, lambda: peer.request_each(nodes, PingReq(b"to all"), answers.append))
+    lone.arm()
+    world.run(0.5)
+    heard = [hand.requests(PingReq)[-1] for hand in hands]
+    assert [one.header.destinations for one in heard] == [(NodeDestination(node),) for node in timed]
+    assert len({one.data[one.data.index(b"to all") :] for one in heard}) == 1
+    (number,) = {one.header.transaction_id for one in heard}
+
+    before = [len(hand.requests(PingReq)) for hand in hands]
+    for hand in (hands[0], hands[0], stranger):
+        hand.send(hand.message(PingAns(1, 2), transaction=number))
+    assert [answer.node for answer in answers] == [timed[0]]
+    assert peer.counts["answer-late"] == 2
+    world.run(1)
+    assert [len(hand.requests(PingReq)) for hand in hands] == [before[0], before[1] + 1, before[2] + 1]
+    assert {hand.requests(PingReq)[-1].header.transaction_id for hand in hands} == {number}
+    hands[2].send(hands[2].message(PingAns(3, 4), transaction=number))
+    world.run(10)
+    assert [answer.node for answer in answers[:2]] == [timed[0], timed[2]]
+    assert [type(answer.error) for answer in answers[2:]] == [RequestTimeout] * 2
+
+
+def test_who_is_no_neighbour_gets_a_transaction_of_its_own(lone: Node) -> None:
+    """Peers on the way may know an answer's way back by its transaction id (section 6.1.2)."""
+    hands = [Hand(lone) for _ in range(2)]
+    behind = NodeId(bytes(15) + b"\x01")
+    lone.world.run(1)
+    sent: list[ForwardingHeader] = []
+    peer = lone.peer
+    peer.topology.next_hop = lambda *_: hands[0].node_id  # type: ignore[method-assign]
+    nodes = [behind, *(hand.node_id for hand in hands)]
+    peer.call_at(lone.world.now, lambda: peer.request_each(nodes, PingReq(b"to all"), lambda _: None))
+    lone.arm()
+    lone.world.run(0.5)
+    sent += [heard.header for hand in hands for heard in hand.requests(PingReq) if heard.body.padding == b"to all"]
+    numbers = {header.destinations[0].node: header.transaction_id for header in sent}  # type: ignore[union-attr]
+    assert set(numbers) == set(nodes)
+    assert numbers[hands[0].node_id] == numbers[hands[1].node_id] != numbers[behind]
+
+
+def test_the_copies_of_a_record_are_one_signed_request() -> None:
+    """The responsible peer signs once for all other holders: the copies carry replica_number 1, whatever the rank."""
+    world = World(seed=9)
+    world.overlay(9)
+    stores: list[tuple[NodeId, Heard]] = []
+    for node in world.nodes:
+
+        def deliver(previous: NodeId, header: Any, data: bytes, *rest: Any, node: Node = node) -> None:
+            heard = read(data)
+            if isinstance(heard.body, StoreReq):
+                stores.append((node.peer.node_id, heard))
+            Peer._deliver(node.peer, previous, header, data, *rest)
+
+        node.peer._deliver = deliver  # type: ignore[method-assign]
+    owner = world.nodes[0].peer.node_id
+    value = peer_io.StoreValue(b"certificate", 3600, position=0)
+    world.nodes[0].ask(lambda ref: peer_io.Store(ref, resource_id(owner), CERTIFICATE_BY_NODE, (value,)))
+    world.run(1)
+    copies = [(node, heard) for node, heard in stores if heard.body.replica_number]
+    assert sum(resource_id(owner) in node.storage for node in world.nodes) == 8
+    assert len({node for node, _ in copies}) == len(copies) >= 6
+    assert len({(heard.header.transaction_id, heard.body) for _, heard in copies}) == 1
+    assert copies[0][1].body.replica_number == 1
 
 
 def test_an_own_certificate_that_expired_is_no_exception(lone: Node) -> None:
