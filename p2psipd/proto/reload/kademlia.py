@@ -46,6 +46,7 @@ from p2psipd.proto.reload.messages import (
     UpdateAns,
     UpdateReq,
 )
+from p2psipd.proto.reload.replica_sets import ReplicaSets
 from p2psipd.proto.reload.topology import Address, Answer, TopologyHost
 from p2psipd.proto.reload.wire import NodeDestination, ResourceDestination
 
@@ -110,7 +111,8 @@ class Kademlia(MemberList):
         self._has_pushed: set[NodeId] = set()
         self._attach_at = 0.0
         self._unanswered = 0
-        self._set_cache: dict[ResourceId, tuple[int, list[NodeId]]] = {}
+        self._replica_sets = ReplicaSets(self._live, self._own, parameters.copies)
+        self._replica_sets_at = -1
         self._repair = RecordRepair(host, self, parameters.repair_for)
 
     # -- who is nearest ------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ class Kademlia(MemberList):
 
     def nearest(self, resource: ResourceId) -> NodeId | None:
         """The first of the holders, if we know all members and it is not ourselves."""
-        holders = self.replica_set(resource) if self.complete else []
+        holders = self.replica_set(resource) if self.complete else ()
         return holders[0] if holders and holders[0] != self._host.node_id else None
 
     def next_hop(self, target: bytes, exclude: NodeId | None = None, reading: bool = False) -> NodeId | None:
@@ -159,20 +161,12 @@ class Kademlia(MemberList):
             return next((n for n in self._host.linked() if n != exclude), None)
         return None
 
-    def replica_set(self, resource: ResourceId) -> list[NodeId]:
+    def replica_set(self, resource: ResourceId) -> Sequence[NodeId]:
         """The live peers that must hold `resource`, ourselves among them if so, nearest first."""
-        cached = self._set_cache.get(resource)
-        if cached is not None and cached[0] == self._version:
-            return cached[1]
-        number = number_of(resource)
-        numbers = self._live.nearest(number, self._p.copies)
-        if self.ready:
-            numbers = sorted([*numbers, self._own], key=number.__xor__)[: self._p.copies]
-        nodes = [node_of(n) for n in numbers]
-        if len(self._set_cache) > 20_000:
-            self._set_cache.clear()
-        self._set_cache[resource] = (self._version, nodes)
-        return nodes
+        if self._replica_sets_at != self._version:
+            self._replica_sets_at = self._version
+            self._replica_sets.renew(self.ready)
+        return self._replica_sets.of(number_of(resource))
 
     def _towards_holder(self, resource: ResourceId, exclude: NodeId | None) -> NodeId | None:
         if not self.complete or self._host.node_id in self.replica_set(resource):
@@ -457,11 +451,12 @@ class Kademlia(MemberList):
             else:
                 self._attach_through(linked)
         budget = 8 - len(self._dialling)
+        usable = set(host.linked())
         for node in self._wanted_links():
             if budget <= 0:
                 break
             member = self._members.get(node)
-            if member is None or host.is_linked(node) or node in self._dialling:
+            if node in usable or member is None or node in self._dialling:
                 continue
             since = self._wanted_since.setdefault(node, host.now)
             # The smaller Node-ID dials at once; the other waits, so that two links are rarely opened.
@@ -474,7 +469,8 @@ class Kademlia(MemberList):
         holders), else a share of each bucket; about `max_links` in all."""
         nodes = self.siblings()
         if len(self._live) <= self._p.max_links:
-            return nodes + [node_of(n) for n in self._live if node_of(n) not in nodes]
+            near = set(nodes)
+            return nodes + [node for node in map(node_of, self._live) if node not in near]
         chosen = set(nodes)
         # Greedy routing must find a way into every bucket, whatever the draw; beyond full membership that is all.
         share = _LEAST_IN_BUCKET if self.complete else self._link_share()

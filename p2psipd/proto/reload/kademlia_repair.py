@@ -26,7 +26,7 @@ _COMPARED_FOR = 2.0
 class Holders(Protocol):
     """What the repair asks of the topology."""
 
-    def replica_set(self, resource: ResourceId) -> list[NodeId]:
+    def replica_set(self, resource: ResourceId) -> Sequence[NodeId]:
         """The holders of `resource`, nearest first, ourselves among them if so."""
 
     def siblings(self) -> list[NodeId]:
@@ -121,7 +121,7 @@ class RecordRepair:
             self._send(node, RecordSummary(False, tuple(rows)))
             return
         # Several pages cannot say what is *not* held; push everything, the receiver keeps what is new to it.
-        self._host.push_records(node, [r for r, _ in rows], 1)
+        self._host.push_records(node, [r for r, _ in rows])
         for page in pages:
             self._send(node, RecordSummary(True, tuple((r, _NOT_HELD) for r, _ in page)))
 
@@ -131,9 +131,9 @@ class RecordRepair:
         listed = dict(theirs.records)
         mine = dict(self._shared(node))
         if theirs.reply:
-            host.push_records(node, [r for r, d in listed.items() if mine.get(r, d) != d], 1)
+            host.push_records(node, [r for r, d in listed.items() if mine.get(r, d) != d])
             return
-        host.push_records(node, [r for r, d in mine.items() if listed.get(r) != d], 1)
+        host.push_records(node, [r for r, d in mine.items() if listed.get(r) != d])
         wanted = tuple((r, mine.get(r, _NOT_HELD)) for r, d in listed.items() if mine.get(r) != d)
         for at in range(0, len(wanted), _SUMMARY_ROWS):
             self._send(node, RecordSummary(True, wanted[at : at + _SUMMARY_ROWS]))
@@ -157,7 +157,7 @@ class RecordRepair:
         def pushed(_: bool) -> None:
             self._send(node, Pushed())
 
-        host.push_records(node, resources, 1, pushed)
+        host.push_records(node, resources, pushed)
 
     def hand_over(self, done: Callable[[], None]) -> None:
         """We leave: give each record to the node that becomes its last holder."""
@@ -179,11 +179,11 @@ class RecordRepair:
             return one
 
         for node, resources in parcels.items():
-            host.push_records(node, resources, 1, handed(node))
+            host.push_records(node, resources, handed(node))
         if not parcels:
             done()
 
-    def _hand_to_holder(self, resource: ResourceId, holders: list[NodeId]) -> None:
+    def _hand_to_holder(self, resource: ResourceId, holders: Sequence[NodeId]) -> None:
         """We hold what is no longer ours: give it to a holder, and forget it when that was taken."""
         if resource in self._handing_over:
             return
@@ -197,7 +197,7 @@ class RecordRepair:
             if taken and self._host.node_id not in self._holders.replica_set(resource):
                 self._host.drop_resource(resource)
 
-        self._host.push_records(node, [resource], 1, handed)
+        self._host.push_records(node, [resource], handed)
 
     def _send(self, node: NodeId, update: RecordSummary | Pushed) -> None:
         self._host.send(node, UpdateReq(update.encode()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
@@ -73,7 +73,7 @@ class Messaging(LinkLayer):
         self._outstanding: dict[Key, Outstanding] = {}
         self._awaiting: deque[tuple[float, Outstanding]] = deque()
         self._awaiting_armed = False
-        self._unsent: set[Key] = set()
+        self._unsent: dict[Key, None] = {}
         self._answers = AnswerCache()
         self._reassembler = Reassembler(max_message=configuration.max_message_size)
         self._via_store = ViaStore(random.getrandbits)
@@ -166,7 +166,7 @@ class Messaging(LinkLayer):
                 seen, answer = self._answers.find(key, self.now)
                 if seen:
                     if answer is not None:
-                        self._route_own(self._readdressed(answer, header, previous), previous)
+                        self._answer_again(answer, header, previous)
                     return
             try:
                 self._check_request(header, contents.code, previous, signer)
@@ -206,6 +206,19 @@ class Messaging(LinkLayer):
         if isinstance(result, ReloadError):
             self.count(f"error-{result.code}")
             result = ErrorResponse.of(result)
+        message = self._answer_octets(header, previous, result, certificates)
+        if len(message) > self.configuration.max_message_size:
+            message = self._too_large(header, previous, message)
+        if key is not None:
+            self._answers.put(key, message, self.now)
+        limit = header.max_response_length
+        if limit and len(message) > limit:
+            message = self._too_large(header, previous, message)
+        self._route_own(message, previous)
+
+    def _answer_octets(
+        self, header: ForwardingHeader, previous: NodeId, body: Body, certificates: Iterable[bytes] = ()
+    ) -> bytes:
         answer_header = ForwardingHeader(
             self.overlay_hash,
             self.configuration.sequence,
@@ -218,21 +231,23 @@ class Messaging(LinkLayer):
             answer_destinations(header.via, previous),
             answer_options(header) if header.options else (),
         )
-        message = self._sealer.seal(answer_header, result.code, result.encode(), certificates)
-        limit = header.max_response_length
-        if (limit and len(message) > limit) or len(message) > self.configuration.max_message_size:
-            error = ErrorResponse.of(ResponseTooLarge(f"{len(message)} bytes"))
-            message = self._sealer.seal(answer_header, error.code, error.encode())
-        if key is not None:
-            self._answers.put(key, message, self.now)
-        self._route_own(message, previous)
+        return self._sealer.seal(answer_header, body.code, body.encode(), certificates)
 
-    def _readdressed(self, answer: bytes, header: ForwardingHeader, previous: NodeId) -> bytes:
-        """An answer given before, for a repeat of its request that may have come another way: the signature does
-        not cover the Destination List, which leads back along the path of this repeat."""
-        old, offset = decode_header(answer)
-        back = answer_destinations(header.via, previous)
-        return transit(answer, old, offset, via=(), destinations=back, ttl=old.ttl)
+    def _too_large(self, header: ForwardingHeader, previous: NodeId, answer: bytes) -> bytes:
+        error = ErrorResponse.of(ResponseTooLarge(f"{len(answer)} bytes"))
+        return self._answer_octets(header, previous, error)
+
+    def _answer_again(self, answer: bytes, header: ForwardingHeader, previous: NodeId) -> None:
+        """Send an answer given before to a repeat of its request that may have come another way, or with another
+        max_response_length: no signature covers the Destination List, which leads back along the path of this one."""
+        limit = header.max_response_length
+        if limit and len(answer) > limit:
+            message = self._too_large(header, previous, answer)
+        else:
+            old, offset = decode_header(answer)
+            back = answer_destinations(header.via, previous)
+            message = transit(answer, old, offset, via=(), destinations=back, ttl=old.ttl)
+        self._route_own(message, previous)
 
     def _route_own(self, message: bytes, previous: NodeId) -> None:
         link = self.links.to(previous)
@@ -316,24 +331,28 @@ class Messaging(LinkLayer):
             self._local(body, on_answer, certificates, node is not None, sealer or self._sealer)
             return transaction_id
         path = (*through, target)
-        sealed = (sealer or self._sealer).seal_contents(transaction_id, body.code, body.encode(), certificates)
-        message = self._request_header(transaction_id, path, sequence).encode(len(sealed)) + sealed
-        if self._is_sendable(message, on_answer):
-            waiting = Outstanding(
-                transaction_id, body.code + 1, message, path[0], node, resource, via, self._models, on_answer, self.now
-            )
-            self._outstanding[transaction_id] = waiting
-            self._transmit(waiting, on)
+        try:
+            sealed = (sealer or self._sealer).seal_contents(transaction_id, body.code, body.encode(), certificates)
+            message = self._request_octets(transaction_id, path, sealed, sequence)
+        except MessageTooLarge as error:
+            on_answer(Answer(None, error, None, {}, 0.0, 0))
+            return transaction_id
+        waiting = Outstanding(
+            transaction_id, body.code + 1, message, path[0], node, resource, via, self._models, on_answer, self.now
+        )
+        self._outstanding[transaction_id] = waiting
+        self._transmit(waiting, on)
         return transaction_id
 
     def request_each(
-        self, nodes: Iterable[NodeId], body: Body, on_answer: OnAnswer, certificates: Iterable[bytes] = ()
+        self, nodes: Iterable[NodeId], body: Body, on_answer: OnAnswer, certificates: Collection[bytes] = ()
     ) -> None:
-        """Send the same signed request to each of `nodes`; `on_answer` is called for each.
+        """Send the same signed request to each of `nodes`; `on_answer` is called for each, at once where it fails at
+        once.
 
         No signature covers the Destination List (RFC 6940 section 6.3.4), so neighbours get one transaction with one
-        signature.  A node that is not linked gets its own: peers on the way may know the way back by the transaction
-        id (section 6.1.2).
+        signature, over their own links only.  A node that is not linked gets a transaction of its own: peers on the
+        way may know the way back by the transaction id (section 6.1.2).
         """
         transaction_id = self._transaction_id()
         sealed: bytes | None = None
@@ -343,22 +362,30 @@ class Messaging(LinkLayer):
             if link is None:
                 self.request(target, body, on_answer, certificates=certificates)
                 continue
-            if sealed is None:
-                sealed = self._sealer.seal_contents(transaction_id, body.code, body.encode(), certificates)
-            message = self._request_header(transaction_id, (target,)).encode(len(sealed)) + sealed
-            if self._is_sendable(message, on_answer):
-                key = (transaction_id, node)
-                waiting = Outstanding(
-                    key, body.code + 1, message, target, node, None, None, self._models, on_answer, self.now
-                )
-                self._outstanding[key] = waiting
-                self._transmit(waiting, link)
+            try:
+                if sealed is None:
+                    sealed = self._sealer.seal_contents(transaction_id, body.code, body.encode(), certificates)
+                message = self._request_octets(transaction_id, (target,), sealed)
+            except MessageTooLarge as error:
+                on_answer(Answer(None, error, None, {}, 0.0, 0))
+                continue
+            key = (transaction_id, node)
+            waiting = Outstanding(
+                key, body.code + 1, message, target, node, None, None, self._models, on_answer, self.now
+            )
+            self._outstanding[key] = waiting
+            self._transmit(waiting, link)
 
-    def _request_header(
-        self, transaction_id: int, path: tuple[Destination, ...], sequence: int | None = None
-    ) -> ForwardingHeader:
+    def _request_octets(
+        self, transaction_id: int, path: tuple[Destination, ...], sealed: bytes, sequence: int | None = None
+    ) -> bytes:
+        """A request with its header.
+
+        :raises MessageTooLarge: for the overlay; the neighbour would close the link, and with it lose what others
+            have on the way.
+        """
         configuration = self.configuration
-        return ForwardingHeader(
+        header = ForwardingHeader(
             self.overlay_hash,
             configuration.sequence if sequence is None else sequence,
             configuration.initial_ttl,
@@ -369,14 +396,10 @@ class Messaging(LinkLayer):
             (),
             path,
         )
-
-    def _is_sendable(self, message: bytes, on_answer: OnAnswer) -> bool:
-        """Whether the overlay allows its size: for a larger one the neighbour would close the link, and with it lose
-        what others have on the way."""
-        limit = self.configuration.max_message_size
-        if len(message) > limit:
-            on_answer(Answer(None, MessageTooLarge(f"{len(message)} bytes, at most {limit}"), None, {}, 0.0, 0))
-        return len(message) <= limit
+        message = header.encode(len(sealed)) + sealed
+        if len(message) > configuration.max_message_size:
+            raise MessageTooLarge(f"{len(message)} bytes, at most {configuration.max_message_size}")
+        return message
 
     def _transaction_id(self) -> int:
         """64 random bits, drawn many at a time: the system's randomness is dear to ask."""
@@ -410,7 +433,7 @@ class Messaging(LinkLayer):
             self._write(link, waiting.message)
         else:
             self.count("unroutable")
-            self._unsent.add(waiting.key)
+            self._unsent[waiting.key] = None
         awaiting, outstanding = self._awaiting, self._outstanding
         while awaiting and awaiting[0][1].key not in outstanding:
             awaiting.popleft()
@@ -428,7 +451,7 @@ class Messaging(LinkLayer):
 
     def _route_gained(self) -> None:
         """A link came up: what found no way at its last transmission goes now, not at its next timer."""
-        unsent, self._unsent = self._unsent, set()
+        unsent, self._unsent = self._unsent, {}
         for key in unsent:
             waiting = self._outstanding.get(key)
             link = None if waiting is None else self._first_link(waiting)
@@ -445,7 +468,7 @@ class Messaging(LinkLayer):
         hop: NodeId | None = None
         if isinstance(target, NodeDestination):
             link = self.links.to(target.node)
-            if link is not None:
+            if link is not None or waiting.is_shared:
                 return link
             hop = self.topology.next_hop(target.node)
         elif isinstance(target, ResourceDestination):

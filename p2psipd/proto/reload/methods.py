@@ -38,6 +38,7 @@ from p2psipd.proto.reload.messages import (
     StoreReq,
 )
 from p2psipd.proto.reload.overlay_config import newer
+from p2psipd.proto.reload.storage_messages import A_COPY
 from p2psipd.proto.reload.topology import Answer
 from p2psipd.proto.reload.wire import NodeDestination
 
@@ -182,7 +183,7 @@ class Methods:
                 peer.count("replica-refused")
 
         others = nodes if array else [node for node in nodes if node != request.node]
-        peer.request_each(others, StoreReq(body.resource, 1, copies), copied, certificates)
+        peer.request_each(others, StoreReq(body.resource, A_COPY, copies), copied, certificates)
         return tuple(nodes)
 
     def _store_replica(self, request: IncomingRequest, body: StoreReq) -> Body:
@@ -198,7 +199,7 @@ class Methods:
         if result.newer:
             peer.request(
                 NodeDestination(request.node),
-                StoreReq(body.resource, 1, result.newer),
+                StoreReq(body.resource, A_COPY, result.newer),
                 lambda _: None,
                 certificates=result.newer_certificates,
             )

@@ -24,6 +24,7 @@ from p2psipd.proto.reload.methods import Methods
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
 from p2psipd.proto.reload.peer_parameters import PeerParameters, Randomness
 from p2psipd.proto.reload.sealing import Sealer
+from p2psipd.proto.reload.storage_messages import A_COPY
 from p2psipd.proto.reload.topology import Address, Answer, Topology, TopologyHost
 from p2psipd.proto.reload.user_requests import UserRequests
 from p2psipd.proto.reload.wire import NodeDestination
@@ -158,7 +159,6 @@ class Peer(Messaging):
         self,
         node: NodeId,
         resources: Iterable[ResourceId],
-        replica_number: int,
         done: Callable[[bool], None] | None = None,
     ) -> None:
         """Store to `node` what we hold under `resources`, a window of requests at a time."""
@@ -176,7 +176,7 @@ class Peer(Messaging):
                 replica = batches.pop()
                 state["open"] += 1
                 self.count("replica-pushed")
-                body = StoreReq(replica.resource, replica_number, replica.kinds)
+                body = StoreReq(replica.resource, A_COPY, replica.kinds)
                 self.request(NodeDestination(node), body, answered, certificates=replica.certificates)
             if not (queue or batches or state["open"]) and done is not None:
                 done(bool(state["taken"]))

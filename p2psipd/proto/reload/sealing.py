@@ -9,7 +9,7 @@ from struct import error as StructError
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy, remember
-from p2psipd.proto.reload.errors import Forbidden
+from p2psipd.proto.reload.errors import Forbidden, MessageTooLarge
 from p2psipd.proto.reload.security import (
     CERT_HASH,
     HASH_SHA256,
@@ -29,7 +29,8 @@ _NO_EXTENSIONS = bytes(4)
 _EXTENSIONS_BUCKET = Struct(">IH")
 _SIGNATURE = Struct(">BB37sH")
 _BY_SHA256 = bytes((CERT_HASH, 0, 34, HASH_SHA256, 32))
-_HASHES_KEPT = 2048
+_KNOWN_CERTIFICATES = 2048
+_KNOWN_OCTETS = 2048  # no longer are honest ones
 
 _Parts = tuple[MessageContents, bytes, bytes, int, int, bytes, Mapping[bytes, bytes]]
 """Contents, their octets, SignerIdentity, the two algorithms and the value of the signature, certificates by hash."""
@@ -55,7 +56,10 @@ class Sealer:
     def seal_contents(
         self, transaction_id: int, code: int, body: bytes, certificates: Iterable[bytes] = ()
     ) -> bytes:
-        """What follows the header: of that, the signature covers the transaction id alone."""
+        """What follows the header: of that, the signature covers the transaction id alone.
+
+        :raises MessageTooLarge: more certificates than a security block has room for.
+        """
         contents = _CODE_LENGTH.pack(code, len(body)) + body + _NO_EXTENSIONS
         data = message_signature_input(self._overlay_hash, transaction_id, contents, self._identity_octets)
         hash_algorithm, signature_algorithm, value = self.credential.sign(data)
@@ -74,6 +78,8 @@ class Sealer:
     def _block(self, certificates: Iterable[bytes]) -> bytes:
         own = self.credential.certificate.der
         others = b"".join([_CERTIFICATE.pack(X509, len(der)) + der for der in certificates if der != own])
+        if len(self._own) + len(others) > 0xFFFF:
+            raise MessageTooLarge(f"{len(others)} bytes of certificates")
         return _U16.pack(len(self._own) + len(others)) + self._own + others if others else self._own_block
 
 
@@ -88,17 +94,14 @@ class Opener:
         self.verifier = verifier
         self._overlay_hash = overlay_hash
         # DER -> its SHA-256, and the DER again: looking up an object that was looked up before is quicker.
-        self._hashes: dict[bytes, tuple[bytes, bytes]] = {}
+        self._known: dict[bytes, tuple[bytes, bytes]] = {}
 
     def by_hash(self, certificates: Iterable[bytes]) -> dict[bytes, bytes]:
-        """SHA-256 -> DER.  The hashes of certificates seen before are kept: nearly all come again and again."""
+        """SHA-256 -> DER."""
         found: dict[bytes, bytes] = {}
         for der in certificates:
-            known = self._hashes.get(der)
-            if known is None:
-                known = (sha256(der).digest(), der)
-                remember(self._hashes, der, known, _HASHES_KEPT)
-            found[known[0]] = known[1]
+            digest, same = self._known.get(der) or (sha256(der).digest(), der)
+            found[digest] = same
         return found
 
     def open(
@@ -110,8 +113,9 @@ class Opener:
         :raises InvalidMessage: it is malformed.
         :raises Forbidden: no certificate of the signer, one that is not trusted, or a wrong signature.
         """
+        known = self._known_form(data, offset)
         contents, octets, identity, hash_algorithm, signature_algorithm, value, certificates = (
-            self._known_form(data, offset) or self._any_form(data, offset)
+            known or self._any_form(data, offset)
         )
         der = certificates.get(identity[5:])
         if der is None:
@@ -123,11 +127,15 @@ class Opener:
         signed = message_signature_input(self._overlay_hash, transaction_id, octets, identity)
         if not self.verifier.verify(signer, hash_algorithm, signature_algorithm, signed, value):
             raise Forbidden("the message's signature is wrong")
+        if known is None:
+            for digest, der in certificates.items():
+                if len(der) <= _KNOWN_OCTETS:
+                    remember(self._known, der, (digest, der), _KNOWN_CERTIFICATES)
         return contents, signer, certificates
 
     def _known_form(self, data: bytes, offset: int) -> _Parts | None:
         """The parts of a message of the usual form with known certificates, None for any other."""
-        hashes = self._hashes
+        known_certificates = self._known
         certificates: dict[bytes, bytes] = {}
         try:
             code, length = _CODE_LENGTH.unpack_from(data, offset)
@@ -141,7 +149,7 @@ class Opener:
                 kind, size = _CERTIFICATE.unpack_from(data, position)
                 start = position + 3
                 position = start + size
-                known = hashes.get(data[start:position])
+                known = known_certificates.get(data[start:position])
                 if known is None or kind != X509:
                     return None
                 certificates[known[0]] = known[1]

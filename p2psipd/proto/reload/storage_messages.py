@@ -391,6 +391,10 @@ def _read_ranges(reader: Reader) -> tuple[tuple[int, int], ...]:
     return found
 
 
+A_COPY: Final = 1
+"""The ``replica_number`` of all copies, so that one message serves all who hold them."""
+
+
 @attrs.define(unsafe_hash=True)
 class StoreReq(Body):
     """Stores values at a resource; ``replica_number`` 0 for the owner's own Store (section 7.4.1.1)."""

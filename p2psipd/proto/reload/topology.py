@@ -94,7 +94,6 @@ class TopologyHost(Protocol):
         self,
         node: NodeId,
         resources: Iterable[ResourceId],
-        replica_number: int,
         done: Callable[[bool], None] | None = None,
     ) -> None:
         """Store what we hold under `resources` to `node` as replicas; `done(True)` once all were taken."""
@@ -163,7 +162,7 @@ class Topology(Protocol):
         """
 
     def replica_nodes(self, resource: ResourceId) -> Sequence[NodeId]:
-        """Who holds copies besides the responsible node, when that is us: nearest first, rank 1 upward."""
+        """Who holds copies besides the responsible node, when that is us: nearest first."""
 
     def readers(self, resource: ResourceId) -> Sequence[NodeId]:
         """Linked nodes that should hold a copy of `resource`, the one to ask first first."""

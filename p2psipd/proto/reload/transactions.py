@@ -71,6 +71,11 @@ class Outstanding:
         self.next_at = 0.0
         self.sends = 0
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several nodes were sent the same."""
+        return isinstance(self.key, tuple)
+
 
 class AnswerCache:
     """Answers to what is no read by (requester, transaction id), for the lifetime of a request, so that a repeat gets

@@ -11,10 +11,10 @@ import pytest
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.errors import Forbidden, ReloadError
-from p2psipd.proto.reload.ids import distance, resource_id
+from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
 from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE, TURN_SERVICE
-from p2psipd.proto.reload.member_list import KademliaParameters
+from p2psipd.proto.reload.member_list import KademliaParameters, node_of, number_of
 from p2psipd.proto.reload.membership import Delta
 from p2psipd.proto.reload.messages import FetchReq, MessageCode, StoredDataSpecifier
 from p2psipd.proto.reload.topology import Answer
@@ -502,3 +502,30 @@ def test_a_user_certificate_may_not_join(sixteen: World) -> None:
         intruder.perform(intruder.peer._out)
         sixteen.run(2)
     assert len(answers) == 2 and all(isinstance(a, Forbidden) for a in answers), answers
+
+
+def test_who_may_send_copies() -> None:
+    """A holder takes them from every member, others from the 16 nearest to the resource as they know them."""
+    world = World(seed=4)
+    nodes = world.overlay(21)
+    chance = random.Random(4)
+    verdicts = set()
+    for _ in range(40):
+        resource = ResourceId(chance.randbytes(16))
+        target = int.from_bytes(resource, "big")
+        for node in nodes:
+            own = number_of(node.peer.node_id)
+            others = sorted((number_of(n.peer.node_id) for n in nodes if n is not node), key=target.__xor__)
+            holds = own in sorted([own, *others], key=target.__xor__)[:8]
+            for sender in (others[0], others[7], others[15], others[16], others[19]):
+                expected = holds or sender in others[:16]
+                assert node.peer.topology.may_replicate(resource, node_of(sender)) is expected
+                verdicts.add((holds, sender in others[:16], expected))
+    assert verdicts == {(True, True, True), (True, False, True), (False, True, True), (False, False, False)}
+
+
+def test_a_small_overlay_takes_copies_from_everyone() -> None:
+    """Who knows fewer than 16 others has none to compare a sender with."""
+    node, chance = World(seed=4).overlay(9)[0], random.Random(4)
+    for _ in range(20):
+        assert node.peer.topology.may_replicate(ResourceId(chance.randbytes(16)), NodeId(chance.randbytes(16)))

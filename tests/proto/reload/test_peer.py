@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import attrs
@@ -37,6 +39,7 @@ from p2psipd.proto.reload.messages import (
     ArrayEntry,
     AttachAns,
     AttachReq,
+    Body,
     ConfigUpdateAns,
     ConfigUpdateReq,
     DataValue,
@@ -70,7 +73,6 @@ from p2psipd.proto.reload.wire import (
     FORWARD_CRITICAL,
     RESPONSE_COPY,
     Extension,
-    ForwardingHeader,
     ForwardingOption,
     MessageContents,
     NodeDestination,
@@ -433,58 +435,114 @@ def test_an_answer_ends_the_repeats(lone: Node, hand: Hand) -> None:
     assert lone.peer.counts["answer-late"] == 1
 
 
-def test_neighbours_are_sent_one_signed_request(lone: Node) -> None:
-    """Several nodes get the same transaction, contents and signature; each answers, and is repeated to, for itself."""
+def each(node: Node, nodes: Sequence[NodeId], body: Body, answers: list[Answer], *certificates: bytes) -> None:
+    """Have `node` send `body` to each of `nodes` now."""
+    send = partial(node.peer.request_each, nodes, body, answers.append, certificates)
+    node.peer.call_at(node.world.now, send)
+    node.arm()
+    node.world.run(0.5)
+
+
+def test_neighbours_are_sent_one_signed_request(lone: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several nodes get the same transaction, signed once; each answers, and is repeated to, for itself."""
     hands = [Hand(lone) for _ in range(3)]
     stranger = Hand(lone)
-    absent = NodeId(bytes(15) + b"\x01")
     answers: list[Answer] = []
-    peer, world = lone.peer, lone.world
-    world.run(1)
-    nodes = [*(hand.node_id for hand in hands), absent]
-    timed = [hand.node_id for hand in hands]
-    peer.call_at(world.now, lambda: peer.request_each(nodes, PingReq(b"to all"), answers.append))
-    lone.arm()
-    world.run(0.5)
+    lone.world.run(1)
+    nodes = [hand.node_id for hand in hands]
+    signed: list[bytes] = []
+    sign = NullCredential.sign
+    monkeypatch.setattr(NullCredential, "sign", lambda self, data: (signed.append(data), sign(self, data))[1])
+    each(lone, nodes, PingReq(b"to all"), answers)
+    assert len(signed) == 1
     heard = [hand.requests(PingReq)[-1] for hand in hands]
-    assert [one.header.destinations for one in heard] == [(NodeDestination(node),) for node in timed]
-    assert len({one.data[one.data.index(b"to all") :] for one in heard}) == 1
+    assert [one.header.destinations for one in heard] == [(NodeDestination(node),) for node in nodes]
+    assert len({one.data[decode_header(one.data)[1] :] for one in heard}) == 1
     (number,) = {one.header.transaction_id for one in heard}
 
     before = [len(hand.requests(PingReq)) for hand in hands]
     for hand in (hands[0], hands[0], stranger):
         hand.send(hand.message(PingAns(1, 2), transaction=number))
-    assert [answer.node for answer in answers] == [timed[0]]
-    assert peer.counts["answer-late"] == 2
-    world.run(1)
+    assert [answer.node for answer in answers] == [nodes[0]]
+    assert lone.peer.counts["answer-late"] == 2
+    lone.world.run(1)
     assert [len(hand.requests(PingReq)) for hand in hands] == [before[0], before[1] + 1, before[2] + 1]
     assert {hand.requests(PingReq)[-1].header.transaction_id for hand in hands} == {number}
     hands[2].send(hands[2].message(PingAns(3, 4), transaction=number))
-    world.run(10)
-    assert [answer.node for answer in answers[:2]] == [timed[0], timed[2]]
-    assert [type(answer.error) for answer in answers[2:]] == [RequestTimeout] * 2
+    lone.world.run(10)
+    assert [answer.node for answer in answers[:2]] == [nodes[0], nodes[2]]
+    assert [type(answer.error) for answer in answers[2:]] == [RequestTimeout]
 
 
 def test_who_is_no_neighbour_gets_a_transaction_of_its_own(lone: Node) -> None:
     """Peers on the way may know an answer's way back by its transaction id (section 6.1.2)."""
     hands = [Hand(lone) for _ in range(2)]
     behind = NodeId(bytes(15) + b"\x01")
+    other = null_certificate(bytes(15) + b"\x02", "other@overlay.example", OVERLAY).der
     lone.world.run(1)
-    sent: list[ForwardingHeader] = []
-    peer = lone.peer
-    peer.topology.next_hop = lambda *_: hands[0].node_id  # type: ignore[method-assign]
-    nodes = [behind, *(hand.node_id for hand in hands)]
-    peer.call_at(lone.world.now, lambda: peer.request_each(nodes, PingReq(b"to all"), lambda _: None))
-    lone.arm()
-    lone.world.run(0.5)
-    sent += [heard.header for hand in hands for heard in hand.requests(PingReq) if heard.body.padding == b"to all"]
-    numbers = {header.destinations[0].node: header.transaction_id for header in sent}  # type: ignore[union-attr]
-    assert set(numbers) == set(nodes)
-    assert numbers[hands[0].node_id] == numbers[hands[1].node_id] != numbers[behind]
+    lone.peer.topology.next_hop = lambda *_: hands[0].node_id  # type: ignore[method-assign]
+    each(lone, [behind, *(hand.node_id for hand in hands)], PingReq(b"to all"), [], other)
+    sent = [heard for hand in hands for heard in hand.requests(PingReq) if heard.body.padding == b"to all"]
+    assert all(other in heard.data for heard in sent)
+    numbers = {heard.header.destinations[0]: heard.header.transaction_id for heard in sent}
+    direct = {numbers[NodeDestination(hand.node_id)] for hand in hands}
+    assert len(sent) == 3
+    assert len(direct) == 1 and numbers[NodeDestination(behind)] not in direct
+
+
+def test_what_several_were_sent_goes_over_their_own_links_only(lone: Node) -> None:
+    """Nobody passes it on, who might be one of them: it waits for the link to come back."""
+    hands = [Hand(lone) for _ in range(2)]
+    answers: list[Answer] = []
+    lone.world.run(1)
+    lone.peer.topology.next_hop = lambda *_: hands[1].node_id  # type: ignore[method-assign]
+    each(lone, [hand.node_id for hand in hands], PingReq(b"to all"), answers)
+    lone.put(peer_io.LinkDown(hands[0].theirs, "gone"))
+    lone.world.run(10)
+    addressed = {heard.header.destinations[0] for heard in hands[1].requests(PingReq) if heard.body.padding}
+    assert addressed == {NodeDestination(hands[1].node_id)}
+    assert [type(answer.error) for answer in answers] == [RequestTimeout] * 2
+
+
+def test_what_found_no_link_goes_in_the_order_it_was_sent(lone: Node) -> None:
+    """When a link comes up; the order depends on nothing but what happened, so that a run can be repeated."""
+    hand = Hand(lone)
+    lone.world.run(1)
+    lone.put(peer_io.LinkDown(hand.theirs, "gone"))
+    nodes = [NodeId(bytes(15) + bytes((number,))) for number in range(1, 30)]
+    lone.peer.topology.next_hop = lambda *_: next(iter(lone.peer.linked()), None)  # type: ignore[method-assign]
+    each(lone, nodes, PingReq(b"later"), [])
+    again = Hand(lone)
+    lone.world.run(0.1)
+    late = [heard.header.destinations[0] for heard in again.requests(PingReq) if heard.body.padding]
+    assert late == [NodeDestination(node) for node in nodes]
+
+
+def test_more_than_fits_fails_at_once_for_each(lone: Node) -> None:
+    """A message above the overlay's limit, or with more certificates than a security block holds, never leaves."""
+    hands = [Hand(lone) for _ in range(2)]
+    lone.world.run(1)
+    for body, certificates in ((PingReq(bytes(65000)), ()), (PingReq(b"x"), (bytes(40000), bytes(40001)))):
+        answers: list[Answer] = []
+        each(lone, [hand.node_id for hand in hands], body, answers, *certificates)
+        assert [type(answer.error) for answer in answers] == [MessageTooLarge] * 2
+        lone.peer.request(NodeDestination(hands[0].node_id), body, answers.append, certificates=certificates)
+        assert type(answers[-1].error) is MessageTooLarge
+
+
+def test_a_repeat_is_asked_for_its_own_max_response_length(lone: Node, hand: Hand) -> None:
+    """Who repeats another's request with no room for the answer does not spoil the answer to it."""
+    store = own_certificate(hand)
+    small = hand.message(store, transaction=77, max_response_length=1)
+    assert is_error(hand.ask_octets(small), ResponseTooLarge)
+    assert isinstance(hand.ask(store, transaction=77), StoreAns)
+    assert is_error(hand.ask_octets(small), ResponseTooLarge)
+    assert lone.peer.counts["request-0x7"] == 1
 
 
 def test_the_copies_of_a_record_are_one_signed_request() -> None:
-    """The responsible peer signs once for all other holders: the copies carry replica_number 1, whatever the rank."""
+    """The responsible peer signs once for all other holders, and learns who has taken it; a holder that it has no
+    link to gets the same another way."""
     world = World(seed=9)
     world.overlay(9)
     stores: list[tuple[NodeId, Heard]] = []
@@ -497,15 +555,38 @@ def test_the_copies_of_a_record_are_one_signed_request() -> None:
             Peer._deliver(node.peer, previous, header, data, *rest)
 
         node.peer._deliver = deliver  # type: ignore[method-assign]
-    owner = world.nodes[0].peer.node_id
+
     value = peer_io.StoreValue(b"certificate", 3600, position=0)
-    world.nodes[0].ask(lambda ref: peer_io.Store(ref, resource_id(owner), CERTIFICATE_BY_NODE, (value,)))
-    world.run(1)
-    copies = [(node, heard) for node, heard in stores if heard.body.replica_number]
-    assert sum(resource_id(owner) in node.storage for node in world.nodes) == 8
-    assert len({node for node, _ in copies}) == len(copies) >= 6
-    assert len({(heard.header.transaction_id, heard.body) for _, heard in copies}) == 1
-    assert copies[0][1].body.replica_number == 1
+    for cut in (False, True):
+        stores.clear()
+        owner = world.nodes[cut]
+        resource = resource_id(owner.peer.node_id)
+        responsible = next(node for node in world.nodes if node.peer.topology.responsible(resource))
+        holders = list(responsible.peer.topology.replica_nodes(resource))
+        if cut:
+            # The owner is sent a copy as well, since the kind is an array.
+            last = next(n for n in reversed(holders) if n != owner.peer.node_id)
+            far = next(node for node in world.nodes if node.peer.node_id == last)
+            for node, other in ((far, responsible), (responsible, far)):
+                node.peer.call_at(world.now, partial(node.peer.drop_link, other.peer.node_id, "released"))
+                node.arm()
+            world.run(0.1)
+            assert not responsible.peer.is_linked(last)
+            hop = next(n for n in holders if n not in (last, owner.peer.node_id))
+            responsible.peer.topology.next_hop = lambda *_, hop=hop: hop  # type: ignore[method-assign, misc]
+        responsible.events.clear()
+        owner.ask(partial(peer_io.Store, name=resource, kind=CERTIFICATE_BY_NODE, values=(value,)))
+        world.run(0.4)
+        copies = {node: heard for node, heard in stores if heard.body.replica_number}
+        assert sum(resource in node.storage for node in world.nodes) == 8
+        assert set(copies) >= set(holders)
+        assert {heard.body.replica_number for heard in copies.values()} == {1}
+        told = {event.node for event in responsible.events if isinstance(event, peer_io.Replicated)}
+        assert told == set(holders)
+        numbers = [copies[node].header.transaction_id for node in holders]
+        assert len(set(numbers)) == 1 + cut
+        if cut:
+            assert numbers.count(copies[last].header.transaction_id) == 1
 
 
 def test_an_own_certificate_that_expired_is_no_exception(lone: Node) -> None:

@@ -1,4 +1,4 @@
-"""Messages sealed and opened: what is read without detours is read as everything else is."""
+"""Messages sealed and opened: the quick way to read them gives what the thorough one gives."""
 
 from __future__ import annotations
 
@@ -39,6 +39,18 @@ def opened(by: Opener, data: bytes) -> tuple[int, bytes, bytes, Mapping[bytes, b
     return contents.code, contents.body, signer.der, dict(certificates)
 
 
+def lengths_and_types(message: bytes) -> list[tuple[int, int]]:
+    """Place and size of every field of a message (from its contents on) that says how the rest is to be read."""
+    fields = [(0, 2), (2, 4)]
+    at = 6 + int.from_bytes(message[2:6], "big")
+    fields += [(at, 4), (at + 4, 2)]
+    at, end = at + 6, at + 6 + int.from_bytes(message[at + 4 : at + 6], "big")
+    while at < end:
+        fields += [(at, 1), (at + 1, 2)]
+        at += 3 + int.from_bytes(message[at + 1 : at + 3], "big")
+    return [*fields, *((at + n, 1) for n in range(6)), (at + 39, 2)]
+
+
 @pytest.mark.parametrize("others", [0, 1, 3])
 def test_known_certificates_change_nothing(others: int) -> None:
     """Whatever the octets are, an opener that has seen the certificates says what one says that has not."""
@@ -50,24 +62,46 @@ def test_known_certificates_change_nothing(others: int) -> None:
     assert first == opened(experienced, message) == opened(opener(), message)
     assert isinstance(first, tuple) and first[:2] == (MessageCode.PING_REQ, BODY)
     assert list(first[3].values()) == [sender.credential.certificate.der, *ders]
+    assert experienced._known_form(message, 0) is not None and opener()._known_form(message, 0) is None
 
     chance = random.Random(others)
+    fields = lengths_and_types(message)
     refused = set()
-    for _ in range(3000):
+    for turn in range(6000):
         octets = bytearray(message)
-        match chance.randrange(4):
+        at, size = fields[turn % len(fields)]
+        match chance.randrange(6):
             case 0:
                 del octets[chance.randrange(len(octets)) :]
             case 1:
                 octets += chance.randbytes(chance.randrange(1, 4))
             case 2:
-                at = chance.randrange(len(octets))
-                octets[at : at + 1] = chance.randbytes(chance.randrange(3))
+                place = chance.randrange(len(octets))
+                octets[place : place + 1] = chance.randbytes(chance.randrange(3))
+            case 3:
+                octets[at : at + size] = chance.choice((b"\x00", b"\x80", b"\xff")) + chance.randbytes(size - 1)
             case _:
-                # The lengths and types are before, between and behind the certificates.
-                octets[chance.randrange(len(octets))] ^= 1 << chance.randrange(8)
+                by = chance.choice((-3, -2, -1, 1, 2, 3, len(ders[0]) + 3 if ders else 4))
+                value = int.from_bytes(octets[at : at + size], "big") + by
+                octets[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "big")
         said = opened(experienced, bytes(octets))
         assert said == opened(opener(), bytes(octets))
         if isinstance(said, str):
             refused.add(said.partition(":")[0])
-    assert refused == {"InvalidMessage", "Forbidden"}
+    assert refused >= {"InvalidMessage", "Forbidden"}
+
+
+def test_what_does_not_verify_is_not_remembered() -> None:
+    """A message full of certificates drives no others out, and large ones are not kept."""
+    sender = Sealer(credential(1), HASH)
+    plain = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY)
+    by = opener()
+    opened(by, plain)
+    filling = [number.to_bytes(3, "big") for number in range(3000)]
+    hostile = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, filling)
+    said = opened(by, hostile[:-1] + b"\x01")
+    assert isinstance(said, str) and "signature" in said
+    assert by._known_form(plain, 0) is not None
+    large = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, [bytes(2049), bytes(2048)])
+    assert not isinstance(opened(by, large), str)
+    assert sorted(map(len, by._known)) == sorted([len(sender.credential.certificate.der), 2048])
