@@ -529,3 +529,12 @@ def test_a_small_overlay_takes_copies_from_everyone() -> None:
     node, chance = World(seed=4).overlay(9)[0], random.Random(4)
     for _ in range(20):
         assert node.peer.topology.may_replicate(ResourceId(chance.randbytes(16)), NodeId(chance.randbytes(16)))
+
+
+def test_a_client_counts_itself_among_no_holders() -> None:
+    """It is no member, however near its Node-ID is to a resource; of the others it knows whom it is linked to."""
+    world = World(seed=4)
+    world.overlay(9)
+    client = world.add(role=Role.USER).peer
+    world.run(5)
+    assert list(client.topology.replica_set(ResourceId(client.node_id))) == list(client.linked()) != []

@@ -8,11 +8,18 @@ from collections.abc import Mapping
 import pytest
 
 from p2psipd.proto.identity.certificate import Role, role_name
-from p2psipd.proto.identity.signing import NullCredential, NullTrust, NullVerifier, null_certificate
+from p2psipd.proto.identity.signing import (
+    NULL_SIGNATURE,
+    NullCredential,
+    NullTrust,
+    NullVerifier,
+    null_certificate,
+)
 from p2psipd.proto.reload.errors import ReloadError
 from p2psipd.proto.reload.ids import overlay_hash
 from p2psipd.proto.reload.messages import MessageCode
 from p2psipd.proto.reload.sealing import Opener, Sealer
+from p2psipd.proto.reload.security import CERT_HASH, HASH_SHA256, SignerIdentity
 
 OVERLAY = "overlay.example"
 HASH = overlay_hash(OVERLAY)
@@ -105,3 +112,19 @@ def test_what_does_not_verify_is_not_remembered() -> None:
     large = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, [bytes(2049), bytes(2048)])
     assert not isinstance(opened(by, large), str)
     assert sorted(map(len, by._known)) == sorted([len(sender.credential.certificate.der), 2048])
+
+
+def test_a_certificate_that_runs_past_its_list_is_malformed() -> None:
+    """Also where it is known, and what would be the signature then lies inside it."""
+    sender = Sealer(credential(1), HASH)
+    own = credential(1).certificate
+    signed_by_sender = bytes((4, 3)) + SignerIdentity(CERT_HASH, HASH_SHA256, own.hash).encode()
+    behind = len(NULL_SIGNATURE) + len(signed_by_sender) + 2  # the true signature of the message
+    inside = signed_by_sender + (50 + behind).to_bytes(2, "big") + bytes(50)
+    by = opener()
+    message = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, [bytes(20) + inside])
+    assert not isinstance(opened(by, message), str)
+    at = 6 + len(BODY) + 4
+    size = int.from_bytes(message[at : at + 2], "big") - len(inside)
+    said = opened(by, message[:at] + size.to_bytes(2, "big") + message[at + 2 :])
+    assert isinstance(said, str) and said.startswith("InvalidMessage")
