@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Final
 
 from p2psipd.proto.reload.ids import NodeId
+from p2psipd.proto.reload.member_list import node_of
 from p2psipd.proto.reload.membership import ID_BITS, IdSet
 
 _SETS_KEPT: Final = 20_000
@@ -44,7 +45,7 @@ class ReplicaSets:
             numbers = self._live.nearest(number, self._copies)
             if self._with_own:
                 numbers = sorted([*numbers, self._own], key=number.__xor__)[: self._copies]
-            nodes = tuple([NodeId(one.to_bytes(ID_BITS // 8, "big")) for one in numbers])
+            nodes = tuple([node_of(one) for one in numbers])
             if len(self._sets) >= _SETS_KEPT:
                 self._sets.clear()
             self._sets[prefix] = nodes

@@ -30,7 +30,7 @@ _EXTENSIONS_BUCKET = Struct(">IH")
 _SIGNATURE = Struct(">BB37sH")
 _BY_SHA256 = bytes((CERT_HASH, 0, 34, HASH_SHA256, 32))
 _KNOWN_CERTIFICATES = 2048
-_KNOWN_OCTETS = 2048  # no longer are honest ones
+_KNOWN_OCTETS = 2048  # honest certificates are shorter
 
 _Parts = tuple[MessageContents, bytes, bytes, int, int, bytes, Mapping[bytes, bytes]]
 """Contents, their octets, SignerIdentity, the two algorithms and the value of the signature, certificates by hash."""
@@ -86,7 +86,7 @@ class Sealer:
 class Opener:
     """Checks the signature and the signer's certificate of a message.
 
-    Nearly all messages have no extensions, and certificates that came before: these are read without detours.
+    Nearly all messages have no extensions, and certificates that came before: `_known_form` reads these quickly.
     """
 
     def __init__(self, trust: TrustPolicy, verifier: Verifier, overlay_hash: int) -> None:

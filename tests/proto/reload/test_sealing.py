@@ -1,4 +1,4 @@
-"""Messages sealed and opened: the quick way to read them gives what the thorough one gives."""
+"""Whole messages signed and opened (RFC 6940 section 6.3.4), with the simulator's signatures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import random
 from collections.abc import Mapping
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from p2psipd.proto.identity.certificate import Role, role_name
+from p2psipd.proto.identity.certificate import NodeCertificate, Role, role_name
 from p2psipd.proto.identity.signing import (
     NULL_SIGNATURE,
     NullCredential,
@@ -16,29 +18,75 @@ from p2psipd.proto.identity.signing import (
     null_certificate,
 )
 from p2psipd.proto.reload.errors import ReloadError
-from p2psipd.proto.reload.ids import overlay_hash
+from p2psipd.proto.reload.ids import NodeId, overlay_hash
 from p2psipd.proto.reload.messages import MessageCode
 from p2psipd.proto.reload.sealing import Opener, Sealer
 from p2psipd.proto.reload.security import CERT_HASH, HASH_SHA256, SignerIdentity
+from p2psipd.proto.reload.wire import ForwardingHeader, MessageContents, NodeDestination, decode_header
 
 OVERLAY = "overlay.example"
 HASH = overlay_hash(OVERLAY)
+OWN, OTHER = (
+    null_certificate(bytes([n]) * 16, role_name(Role.PEER, bytes([n]) * 16, OVERLAY), OVERLAY) for n in (1, 2)
+)
+HEADER = ForwardingHeader(HASH, 1, 20, 0, True, 7, 0, (), (NodeDestination(NodeId(bytes([9]) * 16)),))
+MESSAGE = Sealer(NullCredential(OWN), HASH).seal(HEADER, MessageCode.PING_REQ, b"a body", (OTHER.der,))
+OFFSET = decode_header(MESSAGE)[1]
+
+
+def opener() -> Opener:
+    """One that has seen no message."""
+    return Opener(NullTrust(OVERLAY), NullVerifier(), HASH)
+
+
+KNOWING = opener()
+KNOWING.open(7, MESSAGE, OFFSET, 1.0)
+
+
+def opened(by: Opener, data: bytes) -> tuple[MessageContents, NodeCertificate, Mapping[bytes, bytes]] | str:
+    """What it finds in a message, or how it refuses it."""
+    try:
+        return by.open(7, data, OFFSET, 1.0)
+    except ReloadError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def test_contents_signer_and_certificates() -> None:
+    """The first message of a signer and the next ones are read alike."""
+    expected = (MessageContents(MessageCode.PING_REQ, b"a body"), OWN, {OWN.hash: OWN.der, OTHER.hash: OTHER.der})
+    assert opened(opener(), MESSAGE) == expected
+    assert opened(KNOWING, MESSAGE) == expected
+
+
+@given(st.integers(OFFSET, len(MESSAGE)), st.integers(0, 60), st.binary(max_size=60))
+def test_known_certificates_change_no_verdict(at: int, cut: int, put: bytes) -> None:
+    """Whatever the octets, to know the certificates makes no difference to what is found or why it is refused."""
+    data = MESSAGE[:at] + put + MESSAGE[at + cut :]
+    assert opened(KNOWING, data) == opened(opener(), data)
+
+
+@given(st.integers(0, 0xFFFF), st.binary(max_size=40), st.binary(max_size=8))
+def test_known_certificates_change_no_verdict_on_contents(code: int, body: bytes, extensions: bytes) -> None:
+    """The same for any code, body and extensions."""
+    contents = code.to_bytes(2, "big") + len(body).to_bytes(4, "big") + body
+    contents += len(extensions).to_bytes(4, "big") + extensions
+    data = MESSAGE[:OFFSET] + contents + MESSAGE[OFFSET + 16 :]
+    assert opened(KNOWING, data) == opened(opener(), data)
+
+
 WALL = 1_800_000_000.0
 TRANSACTION = 0x1122334455667788
 BODY = b"\x00\x05hello"
 
 
 def credential(number: int) -> NullCredential:
+    """Of a peer."""
     node = number.to_bytes(16, "big")
     return NullCredential(null_certificate(node, role_name(Role.PEER, node, OVERLAY), OVERLAY))
 
 
-def opener() -> Opener:
-    return Opener(NullTrust(OVERLAY), NullVerifier(), HASH)
-
-
-def opened(by: Opener, data: bytes) -> tuple[int, bytes, bytes, Mapping[bytes, bytes]] | str:
-    """What `by` makes of a message, or why it refuses it."""
+def opened_contents(by: Opener, data: bytes) -> tuple[int, bytes, bytes, Mapping[bytes, bytes]] | str:
+    """What `by` makes of a message that begins with its contents, or why it refuses it."""
     try:
         contents, signer, certificates = by.open(TRANSACTION, data, 0, WALL)
     except ReloadError as error:
@@ -65,8 +113,8 @@ def test_known_certificates_change_nothing(others: int) -> None:
     ders = [credential(2 + number).certificate.der for number in range(others)]
     message = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, ders)
     experienced = opener()
-    first = opened(experienced, message)
-    assert first == opened(experienced, message) == opened(opener(), message)
+    first = opened_contents(experienced, message)
+    assert first == opened_contents(experienced, message) == opened_contents(opener(), message)
     assert isinstance(first, tuple) and first[:2] == (MessageCode.PING_REQ, BODY)
     assert list(first[3].values()) == [sender.credential.certificate.der, *ders]
     assert experienced._known_form(message, 0) is not None and opener()._known_form(message, 0) is None
@@ -91,8 +139,8 @@ def test_known_certificates_change_nothing(others: int) -> None:
                 by = chance.choice((-3, -2, -1, 1, 2, 3, len(ders[0]) + 3 if ders else 4))
                 value = int.from_bytes(octets[at : at + size], "big") + by
                 octets[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "big")
-        said = opened(experienced, bytes(octets))
-        assert said == opened(opener(), bytes(octets))
+        said = opened_contents(experienced, bytes(octets))
+        assert said == opened_contents(opener(), bytes(octets))
         if isinstance(said, str):
             refused.add(said.partition(":")[0])
     assert refused >= {"InvalidMessage", "Forbidden"}
@@ -103,14 +151,14 @@ def test_what_does_not_verify_is_not_remembered() -> None:
     sender = Sealer(credential(1), HASH)
     plain = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY)
     by = opener()
-    opened(by, plain)
+    opened_contents(by, plain)
     filling = [number.to_bytes(3, "big") for number in range(3000)]
     hostile = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, filling)
-    said = opened(by, hostile[:-1] + b"\x01")
+    said = opened_contents(by, hostile[:-1] + b"\x01")
     assert isinstance(said, str) and "signature" in said
     assert by._known_form(plain, 0) is not None
     large = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, [bytes(2049), bytes(2048)])
-    assert not isinstance(opened(by, large), str)
+    assert not isinstance(opened_contents(by, large), str)
     assert sorted(map(len, by._known)) == sorted([len(sender.credential.certificate.der), 2048])
 
 
@@ -123,8 +171,8 @@ def test_a_certificate_that_runs_past_its_list_is_malformed() -> None:
     inside = signed_by_sender + (50 + behind).to_bytes(2, "big") + bytes(50)
     by = opener()
     message = sender.seal_contents(TRANSACTION, MessageCode.PING_REQ, BODY, [bytes(20) + inside])
-    assert not isinstance(opened(by, message), str)
+    assert not isinstance(opened_contents(by, message), str)
     at = 6 + len(BODY) + 4
     size = int.from_bytes(message[at : at + 2], "big") - len(inside)
-    said = opened(by, message[:at] + size.to_bytes(2, "big") + message[at + 2 :])
+    said = opened_contents(by, message[:at] + size.to_bytes(2, "big") + message[at + 2 :])
     assert isinstance(said, str) and said.startswith("InvalidMessage")
