@@ -33,7 +33,7 @@ _UNDER_WAY = 32
 _ZONE = """$TTL 300
 @ SOA ns hostmaster 1 3600 600 86400 60
 @ NS ns
-ns A 127.0.70.54
+ns A 127.1.70.54
 * NAPTR 100 10 "u" "E2U+sip" "!^(.*)$!sip:\\\\1@b.example;user=phone!" .
 """
 Figures = dict[str, dict[str, float]]
@@ -57,7 +57,7 @@ async def measure(count: int, directory: Path) -> Figures:
     """The figures of each client for `count` look-ups of NAPTR records, by its name."""
     zone = directory / "bench.example.zone"
     zone.write_text(_ZONE)
-    knot = Knot(directory, [zone], "127.0.70.54")
+    knot = Knot(directory, [zone], "127.1.70.54")
     try:
         ours = DnsClient(reactor, [knot.address], random.SystemRandom())
 

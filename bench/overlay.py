@@ -98,7 +98,7 @@ def names(prefix: str, count: int) -> list[str]:
 def pair(operations: int) -> dict[str, float]:
     """A get between two processes: a peer that holds the record, a client that asks for it."""
     enrollment = Enrollment()
-    address = ("127.0.60.1", 6084)
+    address = ("127.1.60.1", 6084)
     peer = enrollment.host([enrollment.node(address, first=True)], [], 0)
     client = enrollment.host([enrollment.node()], [address], 1)
     try:
@@ -133,7 +133,7 @@ def pair(operations: int) -> dict[str, float]:
 def links_memory(links: int) -> dict[str, float]:
     """Resident memory of a process with one peer and many links."""
     enrollment = Enrollment()
-    address = ("127.0.61.1", 6084)
+    address = ("127.1.61.1", 6084)
     peer = enrollment.host([enrollment.node(address, first=True)], [], 0)
     clients = enrollment.host([enrollment.node() for _ in range(links)], [address], 1)
     try:
@@ -169,7 +169,7 @@ def daemon_memory(links: int) -> dict[str, float]:
         directory = Path(name)
         overlay = OverlayFiles.create(directory, OVERLAY)
         overlay.issue(Role.PEER, "peer", directory)
-        address = ("127.0.63.1", 6084)
+        address = ("127.1.63.1", 6084)
         (directory / "p2psipd.toml").write_text(DAEMON.format(host=address[0], port=address[1]))
         command = [str(Path(sys.executable).parent / "twistd"), "-n", "--pidfile=", "--logfile", str(directory / "log")]
         daemon = subprocess.Popen([*command, "p2psip", "--config", str(directory / "p2psipd.toml")])
@@ -190,7 +190,7 @@ def daemon_memory(links: int) -> dict[str, float]:
 def ours(count: int, operations: int) -> dict[str, float]:
     """`count` peers in two processes, each pinned to a core."""
     enrollment = Enrollment()
-    addresses = [(f"127.0.62.{1 + number}", 6084) for number in range(count)]
+    addresses = [(f"127.1.62.{1 + number}", 6084) for number in range(count)]
     nodes = [enrollment.node(address, first=number == 0) for number, address in enumerate(addresses)]
     bootstrap = [addresses[0]]
     hosts = [enrollment.host(nodes[half::2], bootstrap, half) for half in (0, 1)]

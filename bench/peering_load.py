@@ -19,7 +19,7 @@ from p2psipd.proto.sip.message import Request, Response, make_response, parse_me
 
 #: So many requests are under way at once on the connection.
 WINDOW = 50
-_SDP = "v=0\r\no=- 1 1 IN IP4 127.0.100.5\r\ns=-\r\nc=IN IP4 127.0.100.5\r\nt=0 0\r\nm=audio 40000 RTP/AVP 0\r\n"
+_SDP = "v=0\r\no=- 1 1 IN IP4 127.1.100.5\r\ns=-\r\nc=IN IP4 127.1.100.5\r\nt=0 0\r\nm=audio 40000 RTP/AVP 0\r\n"
 _STATUS = b"SIP/2.0 "
 
 

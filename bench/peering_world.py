@@ -32,7 +32,7 @@ from p2psipd.proto.peering.peers import IdentityKind
 from p2psipd.proto.peering.publishing import PublishedServer, domain_records, number_records, zone_text
 
 US, THEM = "a.test", "b.test"
-KAMAILIO_HOST, WEB_HOST, SINK_HOST = "127.0.100.2", "127.0.100.3", "127.0.100.4"
+KAMAILIO_HOST, WEB_HOST, SINK_HOST = "127.1.100.2", "127.1.100.3", "127.1.100.4"
 WEB_PORT, SINK_PORT = 10080, 10061
 USER: Final = "bob"
 _ZONE: Final = "$ORIGIN {zone}.\n@ 60 IN SOA ns hostmaster 1 3600 600 86400 5\n@ 60 IN NS ns\nns 60 IN A 127.0.0.1\n"

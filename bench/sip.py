@@ -23,8 +23,8 @@ from rich.table import Table
 from bench.sip_load import CALLEE, CALLER, DOMAIN, Kamailio, Load, Ours, Result, certificate, memory_kb, stunnels
 from p2psipd.lab import Lab
 
-OURS, THEIRS = "127.0.50.1", "127.0.50.2"
-LAB_NETWORK = "127.0.51"
+OURS, THEIRS = "127.1.50.1", "127.1.50.2"
+LAB_NETWORK = "127.1.51"
 FLOOD = 1600
 Figures = dict[str, float]
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent / "sipp"
 DOMAIN = "bench.example"
-CALLER, CALLEE = "127.0.50.11", "127.0.50.12"
+CALLER, CALLEE = "127.1.50.11", "127.1.50.12"
 CALLER_PORT, CALLEE_PORT, REGISTER_PORT = 50011, 50012, 50013
 TLS_ENTRY, TLS_EXIT = 50014, 50015
 SERVER_CORE, LOAD_CORE = 0, 1

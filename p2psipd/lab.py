@@ -70,8 +70,8 @@ def is_free(network: str) -> bool:
 
 
 def free_network() -> str:
-    """A network 127.0.x whose first address nobody uses for SIP or overlay, so that labs can stand side by
-    side.
+    """A network 127.0.2 to 127.0.249 whose first address nobody uses for SIP or overlay, so that labs can stand
+    side by side.
     """
     # Two that look at the same moment should not find the same one.
     start = os.getpid()

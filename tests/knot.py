@@ -18,7 +18,7 @@ ZONES = Path(__file__).parent / "vectors" / "dns"
 class Knot:
     """A running knotd on a loopback address: every ``NAME.zone`` among `zones` is the zone NAME."""
 
-    def __init__(self, directory: Path, zones: list[Path], host: str = "127.0.70.53", port: int = 0) -> None:
+    def __init__(self, directory: Path, zones: list[Path], host: str = "127.1.70.53", port: int = 0) -> None:
         self.host, self.port = host, port or _free_port(host)
         lines = [
             f'server:\n    listen: {host}@{self.port}\n    rundir: "{directory}"\n    udp-workers: 1\n',

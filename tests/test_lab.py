@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
-from p2psipd.lab import Lab, LabError
+from p2psipd.lab import Lab, LabError, free_network
 from p2psipd.lab_files import LabFiles, User
 
 DAEMON = """
@@ -45,6 +46,22 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path, files, daemon=[sys.executable, "-c", DAEMON])
     yield lab
     lab.kill_all()
+
+
+def test_no_test_has_an_address_where_a_lab_may_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks among which labs choose appear nowhere in tests and benches; their own lie in 127.1."""
+    monkeypatch.setattr("p2psipd.lab.is_free", lambda network: True)
+    chosen = set()
+    for number in range(300):
+        monkeypatch.setattr(os, "getpid", lambda number=number: number)
+        chosen.add(free_network())
+    assert len(chosen) == 248 and not {"127.0.0", "127.0.1"} & chosen
+    root = Path(__file__).parents[1]
+    files = [path for part in ("tests", "bench") for path in (root / part).rglob("*.*")]
+    for path in files:
+        if path.is_file() and not {"node_modules", "__pycache__"} & set(path.parts):
+            named = {octets.decode() for octets in re.findall(rb"127\.0\.\d+\b", path.read_bytes())}
+            assert not named & chosen, path
 
 
 def test_life_of_a_lab(lab: Lab) -> None:

@@ -21,7 +21,7 @@ from p2psipd.cli.main import main
 from tests.knot import Knot
 from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key, pem
 
-HOST = "127.0.70.61"
+HOST = "127.1.70.61"
 NUMBERS = ("+1212555*", "+442079460000-+442079460999")
 
 
@@ -72,7 +72,7 @@ class Published:
         head = "pub.test. 60 IN SOA ns.pub.test. h.pub.test. 1 2 3 4 5\npub.test. 60 IN NS ns.pub.test.\n"
         lines = dict.fromkeys((self.user + self.carrier).splitlines(True))
         zone.write_text(head + "".join(lines))
-        self.knot = Knot(directory, [zone], "127.0.70.62")
+        self.knot = Knot(directory, [zone], "127.1.70.62")
         self.authority = TestAuthority(wall=time.time())
         self.roots = directory / "ca.pem"
         self.roots.write_bytes(self.authority.certificate.public_bytes(Encoding.PEM))

@@ -48,8 +48,8 @@ def test_no_servers(text: str) -> None:
 def two_phones(answer: list[str], caller: list[str], host: int = 31) -> tuple[Any, Any]:
     """`ua answer` in one process and another verb in a second one, which gets bob's address after its name; the JSON of
     both, whose exit codes are 0."""
-    bob = ["--user", f"bob@127.0.60.{host}", "--bind", f"127.0.60.{host}", "--port", "60080", "--json", "--wait", "20"]
-    alice = ["--user", "alice@127.0.60.32", "--bind", "127.0.60.32", "--json"]
+    bob = ["--user", f"bob@127.1.60.{host}", "--bind", f"127.1.60.{host}", "--port", "60080", "--json", "--wait", "20"]
+    alice = ["--user", "alice@127.1.60.32", "--bind", "127.1.60.32", "--json"]
     verb, *rest = caller
     with subprocess.Popen(
         [*P2PSIP, "answer", *bob, *answer], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -58,7 +58,7 @@ def two_phones(answer: list[str], caller: list[str], host: int = 31) -> tuple[An
             assert answering.stderr is not None
             assert "answers at" in answering.stderr.readline()
             calling = subprocess.run(
-                [*P2PSIP, verb, f"bob@127.0.60.{host}:60080", *rest, *alice], capture_output=True, text=True, timeout=30
+                [*P2PSIP, verb, f"bob@127.1.60.{host}:60080", *rest, *alice], capture_output=True, text=True, timeout=30
             )
             output, errors = answering.communicate(timeout=30)
         finally:
@@ -93,7 +93,7 @@ def test_a_text_between_two_processes() -> None:
     """`ua message` sends a text, and `ua answer --messages 1` prints it and ends."""
     sent, came = two_phones(["--messages", "1"], ["message", "grüß dich"], 33)
     assert sent["status"] == 200
-    assert came["texts"] == [{"from": "sip:alice@127.0.60.32", "text": "grüß dich"}]
+    assert came["texts"] == [{"from": "sip:alice@127.1.60.32", "text": "grüß dich"}]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_is_dialled_is_meant_in_the_own_domain(text: str, uri: str) -> None
 def test_a_call_that_fails_says_why() -> None:
     """Where nobody listens the exit code is 1 and the reason on standard error."""
     failed = subprocess.run(
-        [*P2PSIP, "call", "bob@127.0.9.31:25081", "--user", "a@b", "--transport", "tcp"],
+        [*P2PSIP, "call", "bob@127.1.9.31:25081", "--user", "a@b", "--transport", "tcp"],
         capture_output=True,
         text=True,
         timeout=30,
@@ -150,7 +150,7 @@ def test_a_call_that_fails_says_why() -> None:
 def test_a_phone_that_is_interrupted() -> None:
     """A signal ends what is under way: exit code 1 and one word, no trace of Python."""
     with subprocess.Popen(
-        [*P2PSIP, "answer", "--user", "bob@127.0.60.33", "--bind", "127.0.60.33"],
+        [*P2PSIP, "answer", "--user", "bob@127.1.60.33", "--bind", "127.1.60.33"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -15,9 +15,9 @@ from p2psipd.net.sip_transports import Limits, Message, SipTransports
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
 
-HOST = "127.0.250.1"
+HOST = "127.1.250.1"
 OPTIONS = (
-    b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP 127.0.250.9:5060;branch=z9hG4bK1;rport\r\nFrom: <sip:a@b>;tag=1\r\n"
+    b"OPTIONS sip:x SIP/2.0\r\nVia: SIP/2.0/TCP 127.1.250.9:5060;branch=z9hG4bK1;rport\r\nFrom: <sip:a@b>;tag=1\r\n"
     b"To: <sip:x>\r\nCall-ID: 1\r\nCSeq: 1 OPTIONS\r\nContent-Length: 0\r\n\r\n"
 )
 

@@ -40,7 +40,7 @@ NOW = float(int(time.time()))
 CA = TestAuthority(wall=NOW)
 LEAF = CA.issue(dns("a.test"), ec_key(1))
 LOOPBACK = ip_network("127.0.0.0/8")
-HOST = "127.0.80.2"
+HOST = "127.1.80.2"
 
 
 class Pages(Resource):

@@ -29,7 +29,7 @@ from p2psipd.proto.peering.targets import Analysis, NumberSources, Place, Target
 from p2psipd.proto.sip.next_hops import Hop, NoRoute, next_hops
 from p2psipd.proto.sip.uri import TelUri
 
-HOST, OTHER = "127.0.70.11", "127.0.70.12"
+HOST, OTHER = "127.1.70.11", "127.1.70.12"
 SOA = "b.test. 30 IN SOA ns.b.test. h.b.test. 1 2 3 4 20"
 Handler = Callable[[dns.message.Message], "dns.message.Message | bytes | list[bytes] | None"]
 

@@ -23,9 +23,9 @@ from p2psipd.proto.peering.enum import CarrierRoot, carrier_enum, user_enum
 from p2psipd.proto.peering.publishing import PublishedServer, domain_records, number_records, zone_text
 from tests.knot import ZONES, Knot
 
-KAMAILIO, US, NAMES = "127.0.70.64", "127.0.70.65", "127.0.70.63"
+KAMAILIO, US, NAMES = "127.1.70.64", "127.1.70.65", "127.1.70.63"
 #: Another one, that knows of branches by EBL records: its algorithm is one for all queries.
-BRANCHES = "127.0.70.66"
+BRANCHES = "127.1.70.66"
 
 CONFIGURATION = """\
 #!KAMAILIO

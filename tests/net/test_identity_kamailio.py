@@ -31,7 +31,7 @@ from tests.proto.peering.peering_world import KINDS, own_certificate, request, r
 
 pytestmark = pytest.mark.foreign("kamailio")
 
-KAMAILIO, US, WEB = "127.0.80.3", "127.0.80.4", "127.0.80.5"
+KAMAILIO, US, WEB = "127.1.80.3", "127.1.80.4", "127.1.80.5"
 
 CONFIGURATION = """\
 #!KAMAILIO
@@ -271,7 +271,7 @@ def test_peering_096_we_accept_what_kamailio_signs(oracle: Oracle) -> None:
 
 def test_peering_047_kamailio_takes_our_connection(oracle: Oracle) -> None:
     """Its server demands and verifies our certificate, we verify its; a foreign one is refused after the handshake."""
-    options = request("OPTIONS", b"", Via="SIP/2.0/TLS 127.0.80.4:5071;branch=z9hG4bKt").encode()
+    options = request("OPTIONS", b"", Via="SIP/2.0/TLS 127.1.80.4:5071;branch=z9hG4bKt").encode()
     for ca, answered in ((None, True), (TestAuthority("Other CA", wall=oracle.now), False)):
         with socket.create_connection((KAMAILIO, 5061)) as connected:
             creator = oracle.tls(ca).towards("k.test", "a.test")

@@ -69,7 +69,7 @@ class FakeProtocol(SimpleNamespace):
 
     def getPeer(self) -> Any:
         """From nowhere."""
-        return SimpleNamespace(host="127.0.80.9")
+        return SimpleNamespace(host="127.1.80.9")
 
 
 class End:
@@ -256,14 +256,14 @@ def test_peering_043_connections_are_reused_by_identity() -> None:
     peer, shown = peer_of(client.transport), own_of(client.transport)
     assert peer is not None and shown is not None
     table: ConnectionTable[str] = ConnectionTable()
-    at = ("127.0.80.1", 5061)
+    at = ("127.1.80.1", 5061)
     table.add("one", at, shown, peer)
     table.add("one", at, shown, peer)
     assert table.find(at, "B.test", "a.test") == "one" and table.find(at, "c.test", "a.test") == "one"
     assert table.find(at, "d.test", "a.test") is None
     assert table.find(at, "b.test", "x.test") is None
-    assert table.find(("127.0.80.2", 5061), "b.test", "a.test") is None
-    assert table.find_any([("127.0.80.2", 5061), at], "b.test", "a.test") == "one"
+    assert table.find(("127.1.80.2", 5061), "b.test", "a.test") is None
+    assert table.find_any([("127.1.80.2", 5061), at], "b.test", "a.test") == "one"
     table.remove("one")
     assert table.find(at, "b.test", "a.test") is None and len(table) == 0
 
@@ -296,10 +296,10 @@ class TwistedTests(TestCase):
         """Both protocols, connected over loopback."""
         ends = Known(), Known()
         accepting, dialling = (ClientFactory.forProtocol(lambda end=end: end) for end in ends[::-1])
-        port = reactor.listenTCP(0, tls_factory(server.server, False, accepting, reactor), interface="127.0.80.1")  # type: ignore[arg-type]
+        port = reactor.listenTCP(0, tls_factory(server.server, False, accepting, reactor), interface="127.1.80.1")  # type: ignore[arg-type]
         self.addCleanup(port.stopListening)
         creator = tls_factory(client.towards("b.test", "a.test"), True, dialling, reactor)
-        reactor.connectTCP("127.0.80.1", port.getHost().port, creator)  # type: ignore[attr-defined]
+        reactor.connectTCP("127.1.80.1", port.getHost().port, creator)  # type: ignore[attr-defined]
         return ends
 
     async def test_both_sides_know_each_other(self) -> None:
@@ -346,7 +346,7 @@ def running(command: list[str], **streams: Any) -> Iterator[subprocess.Popen[byt
 
 def s_client(directory: Path, server: PeerTls, *arguments: str) -> tuple[End, str]:
     """Our end, and what ``openssl s_client`` prints."""
-    with socket.create_server(("127.0.80.1", 0)) as listener:
+    with socket.create_server(("127.1.80.1", 0)) as listener:
         host, port = listener.getsockname()
         command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-ign_eof", *arguments]
         with running(
@@ -404,7 +404,7 @@ def test_peering_067_what_openssl_s_client_is_told(tmp_path: Path) -> None:
 def test_everybody_may_fetch_our_certificates(tmp_path: Path) -> None:
     """The creator for https asks for no certificate, and shows the one of the host that is named."""
     server = tls(certificate("b.test"), certificate("c.test"))
-    with socket.create_server(("127.0.80.1", 0)) as listener:
+    with socket.create_server(("127.1.80.1", 0)) as listener:
         host, port = listener.getsockname()
         (tmp_path / "ca.pem").write_bytes(x509.load_der_x509_certificate(CA.der).public_bytes(Encoding.PEM))
         command = ["openssl", "s_client", "-connect", f"{host}:{port}", "-servername", "c.test", "-CAfile"]
@@ -444,16 +444,16 @@ def test_peering_047_openssl_s_server_takes_our_certificate(tmp_path: Path) -> N
     """A server that demands a certificate gets the one of the From domain, RSA or not, and verifies it."""
     (tmp_path / "ca.pem").write_bytes(x509.load_der_x509_certificate(CA.der).public_bytes(Encoding.PEM))
     rsa = own(CA.issue(dns("x.test", "a.test"), rsa_key()), "x.test", "a.test", key=rsa_key())
-    with socket.create_server(("127.0.80.1", 0)) as free:
+    with socket.create_server(("127.1.80.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["openssl", "s_server", "-accept", f"127.0.80.1:{port}", "-Verify", "3", "-verify_return_error"]
+    command = ["openssl", "s_server", "-accept", f"127.1.80.1:{port}", "-Verify", "3", "-verify_return_error"]
     command += ["-CAfile", str(tmp_path / "ca.pem"), "-naccept", "1", *write(tmp_path, "b", certificate("b.test"))]
     with running(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as program:
         assert program.stdout is not None
         for line in program.stdout:
             if line.startswith(b"ACCEPT"):
                 break
-        with socket.create_connection(("127.0.80.1", port)) as connected:
+        with socket.create_connection(("127.1.80.1", port)) as connected:
             creator = tls(rsa).towards("b.test", "a.test")
             end = End(creator.clientConnectionForTLS(FakeProtocol()), True)  # type: ignore[arg-type]
             pump(end, connected)

@@ -39,7 +39,7 @@ class SipTransportsTests(TransportsCase):
             transports = self.make()
             address = transports.listen_udp((HOST, 0))
             remote = RemoteUdp()
-            port: Any = reactor.listenUDP(0, remote, interface="127.0.250.9")
+            port: Any = reactor.listenUDP(0, remote, interface="127.1.250.9")
             remote.transport.write(OPTIONS, address)
             remote.transport.write(b"\r\n\r\n", address)
             remote.transport.write(b"\0\1" * 20, address)

@@ -71,7 +71,7 @@ class AddressTests(TransportsCase):
             other = self.make()
             there = other.listen_tcp((HOST, 0))
             transports, everywhere = self.make(), self.make()
-            here = transports.listen_tcp(("127.0.250.2", 0))
+            here = transports.listen_tcp(("127.1.250.2", 0))
             self.assertEqual((await transports.reach("TCP", *there)).sent_by, here)
             _, port = everywhere.listen_tcp(("0.0.0.0", 0))
             flow = await everywhere.reach("TCP", *there)
@@ -89,22 +89,22 @@ class AddressTests(TransportsCase):
 
             def admit(host: str) -> bool:
                 asked.append(host)
-                return host != "127.0.250.9"
+                return host != "127.1.250.9"
 
             transports = self.make(admit=admit)
             address, tcp = transports.listen_udp((HOST, 0)), transports.listen_tcp((HOST, 0))
             remote = RemoteUdp()
-            port: Any = reactor.listenUDP(0, remote, interface="127.0.250.9")
+            port: Any = reactor.listenUDP(0, remote, interface="127.1.250.9")
             for data in (OPTIONS, STUN, b"\xff" * 100):
                 remote.transport.write(data, address)
             await until(lambda: transports.counters["datagrams_refused"] == 3)
-            with socket.create_connection(tcp, 2, ("127.0.250.9", 0)) as refused:
+            with socket.create_connection(tcp, 2, ("127.1.250.9", 0)) as refused:
                 await until(lambda: transports.counters["refused_admission"])
                 self.assertEqual(await deferToThread(refused.recv, 1), b"")
             await self.dial(tcp)
             await until(lambda: len(transports) == 1)
             self.assertEqual((self.heard.messages, self.heard.malformed, remote.data), ([], [], []))
-            self.assertEqual(set(asked), {"127.0.250.9", "127.0.0.1"})
+            self.assertEqual(set(asked), {"127.1.250.9", "127.0.0.1"})
             await port.stopListening()
 
         return Deferred.fromCoroutine(scenario())
@@ -116,7 +116,7 @@ class AddressTests(TransportsCase):
             transports = self.make()
             address = transports.listen_udp((HOST, 0))
             remote = RemoteUdp()
-            port: Any = reactor.listenUDP(0, remote, interface="127.0.250.9")
+            port: Any = reactor.listenUDP(0, remote, interface="127.1.250.9")
             remote.transport.write(STUN, address)
             await until(lambda: remote.data)
             (answer,) = remote.data
@@ -178,7 +178,7 @@ class AddressTests(TransportsCase):
                     return reactor.callLater(min(seconds, 0.1), *given)
 
             transports.clock = Swallowing()
-            udp = await transports.reach("UDP", "127.0.250.77", 5060)
+            udp = await transports.reach("UDP", "127.1.250.77", 5060)
             self.assertIs(await transports.congestion_controlled(udp), udp)
             self.assertEqual(connectors[1:], ["given up"])
             self.assertEqual((len(transports), transports._opening), (0, {}))
@@ -386,7 +386,7 @@ class DomainTests(TransportsCase):
                 client = self.make(tls_client=tls)
                 there: Any = await client.reach("TLS", *address, domain="one.example")
                 self.assertIs(there.alias, tls is known)
-                there.write(OPTIONS.replace(b"TCP 127.0.250.9:5060;branch=z9hG4bK1;rport", b"TLS " + via))
+                there.write(OPTIONS.replace(b"TCP 127.1.250.9:5060;branch=z9hG4bK1;rport", b"TLS " + via))
                 await until(lambda: self.heard.messages)
                 flow, message = self.heard.messages[0]
                 assert isinstance(message, Request)

@@ -34,7 +34,7 @@ class CallTests(TestCase):
 
     async def _pair(self, transport: str) -> tuple[UserAgent, UserAgent]:
         agents = []
-        for name, host in (("alice", "127.0.9.1"), ("bob", "127.0.9.2")):
+        for name, host in (("alice", "127.1.9.1"), ("bob", "127.1.9.2")):
             agent = UserAgent(reactor, f"sip:{name}@{host}", transport=transport, bind=host)
             self.addCleanup(lambda agent=agent: Deferred.fromCoroutine(agent.stop()))
             await agent.start()
@@ -125,7 +125,7 @@ class CallTests(TestCase):
             texts: list[tuple[str, str]] = []
             bob.on_message = lambda sender, text: texts.append((sender, text))
             self.assertEqual(await alice.message(bob.contact, "hello"), 200)
-            self.assertEqual(texts, [("sip:alice@127.0.9.1", "hello")])
+            self.assertEqual(texts, [("sip:alice@127.1.9.1", "hello")])
             self.assertEqual(await alice.options(bob.contact), 200)
 
         return Deferred.fromCoroutine(scenario())
@@ -163,7 +163,7 @@ class CallTests(TestCase):
         async def scenario() -> None:
             _, bob = await self._pair("udp")
             carol = UserAgent(
-                reactor, "sip:carol@overlay.example", server=("127.0.9.2", int(bob.contact.split(":")[2].split(";")[0]))
+                reactor, "sip:carol@overlay.example", server=("127.1.9.2", int(bob.contact.split(":")[2].split(";")[0]))
             )
             self.addCleanup(lambda: Deferred.fromCoroutine(carol.stop()))
             with self.assertRaises(RegistrationFailed) as caught:
@@ -179,14 +179,14 @@ class CallTests(TestCase):
             node = SipTransports(reactor, *(lambda *_: None for _ in range(3)))
             self.addCleanup(lambda: gatherResults([d for d in node.stop() if d is not None]))
             for transport, listen in (("udp", node.listen_udp), ("tcp", node.listen_tcp)):
-                server = listen(("127.0.60.21", 0))
-                phone = UserAgent(reactor, "sip:a@x", server=server, transport=transport, bind="127.0.60.22")
+                server = listen(("127.1.60.21", 0))
+                phone = UserAgent(reactor, "sip:a@x", server=server, transport=transport, bind="127.1.60.22")
                 self.addCleanup(lambda phone=phone: Deferred.fromCoroutine(phone.stop()))
                 await phone.start()
                 answered: list[object] = []
                 phone.feed = answered.append  # type: ignore[method-assign]
                 network: Any = phone._network
-                flow = Flow(transport.upper(), server, ("127.0.60.22", network.port))
+                flow = Flow(transport.upper(), server, ("127.1.60.22", network.port))
                 if transport == "tcp":
                     network.send(flow, b"\r\n")
                 network.keep_alive(flow)
@@ -205,7 +205,7 @@ class CallTests(TestCase):
             bob.on_call = answer_with_tone(None)
             network: Any = bob._network
             for garbage in (b"", b"\r\n\r\n", b"\0" * 30, b"INVITE sip:x SIP/2.0\r\n\r\n", b"\xff" * 1000):
-                network.datagramReceived(garbage, ("127.0.9.1", 9))
+                network.datagramReceived(garbage, ("127.1.9.1", 9))
             call = await alice.call(bob.contact)
             await call.hang_up()
 

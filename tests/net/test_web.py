@@ -27,7 +27,7 @@ from p2psipd.proto.sip.message import make_response
 from tests.net.identities import node
 from tests.net.sip_remotes import HOST, OPTIONS, TransportsCase, until
 
-WEB_OPTIONS = OPTIONS.replace(b"SIP/2.0/TCP 127.0.250.9:5060", b"SIP/2.0/WS df7jal23ls0d.invalid").replace(
+WEB_OPTIONS = OPTIONS.replace(b"SIP/2.0/TCP 127.1.250.9:5060", b"SIP/2.0/WS df7jal23ls0d.invalid").replace(
     b"Content-Length: 0\r\n", b""
 )
 UPGRADE = (

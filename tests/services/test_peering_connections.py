@@ -25,7 +25,7 @@ from p2psipd.proto.sip.next_hops import Hop
 from p2psipd.services.peering.connections import PeerConnections
 from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key
 
-A_HOST, B_HOST = "127.0.90.1", "127.0.90.2"
+A_HOST, B_HOST = "127.1.90.1", "127.1.90.2"
 NOW = time.time()
 CA, OTHER_CA = TestAuthority(wall=NOW), TestAuthority("Other CA", wall=NOW)
 MESSAGE = (

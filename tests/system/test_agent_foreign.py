@@ -27,7 +27,7 @@ from p2psipd.net.user_agent import UserAgent, UserCall
 from p2psipd.proto.media.tone import tone_shares
 
 MODULES = Path("/usr/lib/baresip/modules")
-OURS, THEIRS = "127.0.9.11", "127.0.9.12"
+OURS, THEIRS = "127.1.9.11", "127.1.9.12"
 
 CONFIG = """\
 sip_listen {host}:{port}

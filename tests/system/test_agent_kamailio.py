@@ -17,7 +17,7 @@ from p2psipd.net.user_agent import CallFailed, RegistrationFailed, UserAgent, Us
 from .sip_nodes import server_tls
 from .test_agent_foreign import Program, pause, until
 
-PROXY, ALICE, BOB = "127.0.60.50", "127.0.60.51", "127.0.60.52"
+PROXY, ALICE, BOB = "127.1.60.50", "127.1.60.51", "127.1.60.52"
 DOMAIN = "kamailio.example"
 
 CONFIG = """\

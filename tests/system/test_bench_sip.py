@@ -13,14 +13,14 @@ from bench.sip_load import DOMAIN, Load, Ours, Result, certificate, stunnels
 pytestmark = pytest.mark.system
 
 
-SERVER, CALLER, CALLEE = "127.0.250.1", "127.0.250.11", "127.0.250.12"
+SERVER, CALLER, CALLEE = "127.1.250.1", "127.1.250.11", "127.1.250.12"
 
 
 @pytest.fixture(autouse=True)
 def own_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other addresses than those of a benchmark that may be running."""
     monkeypatch.setattr(sip, "OURS", SERVER)
-    monkeypatch.setattr(sip, "THEIRS", "127.0.250.2")
+    monkeypatch.setattr(sip, "THEIRS", "127.1.250.2")
     monkeypatch.setattr(sip_load, "CALLER", CALLER)
     monkeypatch.setattr(sip_load, "CALLEE", CALLEE)
 

@@ -22,7 +22,7 @@ from p2psipd.lab_files import WS_PORT, WSS_PORT
 from .capture import WARNING, capturing
 
 BROWSERS = Path(__file__).parent / "browsers"
-PAGE_HOST = "127.0.252.13"
+PAGE_HOST = "127.1.252.13"
 
 
 @pytest.fixture(scope="module")

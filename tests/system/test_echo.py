@@ -13,7 +13,7 @@ from p2psipd.lab import Lab
 from .phones import Baresip, outcome, ua
 from .waiting import wait_until
 
-PHONE = "127.0.253.11"
+PHONE = "127.1.253.11"
 NOT_ECHO = 5
 """A peer without the role: there the user is found through the overlay."""
 

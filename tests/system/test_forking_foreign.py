@@ -12,8 +12,8 @@ import pytest
 from .phones import Sipp, free_ports, sipp_register, sipsak_unregister
 from .test_sip_foreign import DOMAIN, PASSWORDS, Nodes
 
-NODE_A, NODE_B = "127.0.20.1", "127.0.20.2"
-CALLER, PHONES = "127.0.20.11", "127.0.20.12"
+NODE_A, NODE_B = "127.1.20.1", "127.1.20.2"
+CALLER, PHONES = "127.1.20.11", "127.1.20.12"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from .waiting import wait_until
 
 pytestmark = pytest.mark.foreign("kamailio", "tshark", "tcpdump")
 
-PROXY, ALICE, PHONES = "127.0.110.50", "127.0.110.51", "127.0.110.52"
+PROXY, ALICE, PHONES = "127.1.110.50", "127.1.110.51", "127.1.110.52"
 ONE, TWO = 4, 5
 TABLE = (
     "id(int,auto) l_uuid(string) l_username(string) l_domain(string) r_username(string) r_domain(string) realm(string) "

@@ -24,7 +24,7 @@ from .phones import (
 )
 
 INSTANCE = "<urn:uuid:00000000-0000-4000-8000-000000000005>"
-PHONE_A, PHONE_B = "127.0.252.11", "127.0.252.12"
+PHONE_A, PHONE_B = "127.1.252.11", "127.1.252.12"
 
 
 @pytest.mark.foreign("sipsak")

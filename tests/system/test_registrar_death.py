@@ -19,7 +19,7 @@ from .phones import Baresip, Sipp, free_ports, outcome, sipp_register, sipsak_un
 from .sip_line import Line, registered
 
 CALLER, DIES, LIVES = 2, 5, 6
-PHONE = "127.0.252.31"
+PHONE = "127.1.252.31"
 INSTANCE = "<urn:uuid:00000000-0000-4000-8000-000000000031>"
 
 
@@ -169,9 +169,9 @@ def test_a_node_that_ends_lets_its_calls_end(lab: Lab) -> None:
         return Line(user, domain, lab.user(user).password, host, f"{lab.host(number)}:5060")
 
     with (
-        registered(line("bob", LIVES, "127.0.252.32")) as bob,
-        line("alice", DIES, "127.0.252.33") as alice,
-        line("carol", CALLER, "127.0.252.34") as carol,
+        registered(line("bob", LIVES, "127.1.252.32")) as bob,
+        line("alice", DIES, "127.1.252.33") as alice,
+        line("carol", CALLER, "127.1.252.34") as carol,
     ):
         assert alice.register(headers={"Expires": "600"}).status == 200
         alice.call(bob.aor)

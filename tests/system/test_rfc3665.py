@@ -18,7 +18,7 @@ from p2psipd.proto.sip.message import Request, Response
 from .sip_capture import SipCapture, sip_capture
 from .sip_line import Line, registered, sdp, word
 
-ALICE, BOB, ELSEWHERE = "127.0.110.1", "127.0.110.2", "127.0.110.3"
+ALICE, BOB, ELSEWHERE = "127.1.110.1", "127.1.110.2", "127.1.110.3"
 ONE, TWO = 2, 7
 """The peers that are alice's proxy and bob's."""
 

@@ -17,7 +17,7 @@ from p2psipd.lab import Lab
 
 from .phones import free_ports, sipsak_register
 
-ATTACKER, DISGUISED, LEAKY = "127.0.250.66", "127.0.250.67", "127.0.250.1"
+ATTACKER, DISGUISED, LEAKY = "127.1.250.66", "127.1.250.67", "127.1.250.1"
 PASSWORD = "letmein"
 METHODS = ("REGISTER", "INVITE", "OPTIONS")
 PATH = "/usr/bin:/bin"
@@ -109,5 +109,5 @@ def test_nothing_is_found_here(tmp_path: Path, lab: Lab) -> None:
     assert password not in results["svcrack"]
     for name, found in results.items():
         assert not any(user in found for user in ("alice", "nobody", "bob")), f"{name}: {found}"
-    done = sipsak_register("carol", password, "sip:carol@127.0.252.13:17000", peer)
+    done = sipsak_register("carol", password, "sip:carol@127.1.252.13:17000", peer)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -30,8 +30,8 @@ from .phones import (
 
 DOMAIN = "sip.example"
 PASSWORDS = {"alice": "wonder", "bob": "builder", "carol": "christmas"}
-NODE_A, NODE_B = "127.0.251.1", "127.0.251.2"
-PHONE_A, PHONE_B = "127.0.251.11", "127.0.251.12"
+NODE_A, NODE_B = "127.1.251.1", "127.1.251.2"
+PHONE_A, PHONE_B = "127.1.251.11", "127.1.251.12"
 
 
 class Nodes:

@@ -19,7 +19,7 @@ from .sip_capture import SipCapture, sip_capture
 from .sip_line import Line, registered
 from .test_sip_foreign import DOMAIN, PASSWORDS, Nodes
 
-ALICE, BOB = "127.0.110.11", "127.0.110.12"
+ALICE, BOB = "127.1.110.11", "127.1.110.12"
 ONE, TWO = 3, 6
 INSTANCE = "<urn:uuid:00000000-0000-4000-8000-000000000110>"
 
@@ -226,7 +226,7 @@ def test_rfc3261_18_1_1_large_invite_goes_over_tcp(world: Lab) -> None:
 @pytest.fixture(scope="module")
 def nodes6(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     """Two nodes, of which one is at ::1."""
-    running = Nodes(tmp_path_factory.mktemp("nodes6"), "::1", "127.0.110.21")
+    running = Nodes(tmp_path_factory.mktemp("nodes6"), "::1", "127.1.110.21")
     yield running
     for statistics in running.stop()["statistics"]:
         assert "fault" not in statistics, statistics
@@ -240,7 +240,7 @@ def test_rfc3261_18_over_ipv6(nodes6: Nodes, tmp_path: Path, transport: str) -> 
     """
     six, four = "::1", BOB
     for here, there, name in ((six, four, "bob"), (four, six, "carol")):
-        nodes = {six: "[::1]:5060", four: "127.0.110.21:5060"}
+        nodes = {six: "[::1]:5060", four: "127.1.110.21:5060"}
         directory = tmp_path / name
         directory.mkdir()
         with socket.socket(socket.AF_INET6) as probe:
@@ -269,7 +269,7 @@ def test_rfc3261_18_over_ipv6(nodes6: Nodes, tmp_path: Path, transport: str) -> 
 def test_rfc3261_10_contacts(world: Lab) -> None:
     """Two contacts with q and times of their own are fetched elsewhere as they were given; one is removed, then all."""
     with line(world, "carol", BOB, TWO) as carol, line(world, "carol", BOB, ONE, 5070) as elsewhere:
-        first, second = "sip:carol@127.0.110.31:5060", "sip:carol@127.0.110.32:5060"
+        first, second = "sip:carol@127.1.110.31:5060", "sip:carol@127.1.110.32:5060"
         carol.register("*", {"Expires": "0"})
         carol.register(f"<{first}>;q=0.3;expires=300, <{second}>;q=0.7;expires=120")
         kept = {each.uri_text: each for each in elsewhere.register("").contacts}
@@ -285,11 +285,11 @@ def test_rfc3261_10_contacts(world: Lab) -> None:
 @pytest.mark.parametrize(
     ("contact", "headers", "status", "header"),
     [
-        ("<sip:carol@127.0.110.31>;expires=5", {}, 423, ("Min-Expires", "60")),
-        ("<sip:carol@127.0.110.31>", {"Expires": "7"}, 423, ("Min-Expires", "60")),
+        ("<sip:carol@127.1.110.31>;expires=5", {}, 423, ("Min-Expires", "60")),
+        ("<sip:carol@127.1.110.31>", {"Expires": "7"}, 423, ("Min-Expires", "60")),
         ("*", {"Expires": "60"}, 400, None),
-        ("*, <sip:carol@127.0.110.31>", {"Expires": "0"}, 400, None),
-        ("<sip:carol@127.0.110.31>", {"Require": "nothing-we-know"}, 420, ("Unsupported", "nothing-we-know")),
+        ("*, <sip:carol@127.1.110.31>", {"Expires": "0"}, 400, None),
+        ("<sip:carol@127.1.110.31>", {"Require": "nothing-we-know"}, 420, ("Unsupported", "nothing-we-know")),
         ("<sip:carol@lab.example>", {}, 403, None),
     ],
     ids=["contact_too_brief", "expires_too_brief", "star_without_0", "star_not_alone", "require", "own_aor"],
@@ -307,7 +307,7 @@ def test_rfc3261_10_3_refused_registration(
 def test_rfc3261_10_3_order(world: Lab) -> None:
     """Step 7: a REGISTER of the same Call-ID whose CSeq is lower than that of the binding comes too late."""
     with line(world, "carol", BOB, TWO) as carol:
-        call_id = {"Call-ID": "order@127.0.110.12", "Expires": "600"}
+        call_id = {"Call-ID": "order@127.1.110.12", "Expires": "600"}
         assert carol.register(headers=call_id).status == 200
         assert carol.register(headers={**call_id, "CSeq": "0 REGISTER", "Expires": "0"}).status == 500
         assert carol.register("*", {"Expires": "0"}).status == 200
@@ -380,8 +380,8 @@ def test_rfc3261_16_4_no_relay(world: Lab) -> None:
     with line(world, "alice", ALICE, ONE) as alice:
         for aor, route, status in (
             ("sip:bob@other.example", "", 404),
-            ("sip:bob@127.0.110.40:5080", "", 404),
-            (f"sip:bob@{world.overlay_name}", "<sip:127.0.110.40:5080;lr>", 403),
+            ("sip:bob@127.1.110.40:5080", "", 404),
+            (f"sip:bob@{world.overlay_name}", "<sip:127.1.110.40:5080;lr>", 403),
         ):
             invite = alice.call(aor, {"Route": route})
             refused = alice.next()

@@ -120,7 +120,7 @@ def test_an_entry_that_its_subject_did_not_sign_is_refused(lone: Node, fault: st
     subject = bytes(range(16))
     entry, der = entry_of(subject)
     if fault == "signature":
-        entry = entry._replace(signature=entry.signature[:-1] + b"\x01")
+        entry = entry._replace(signature=entry.signature[:-1] + bytes((entry.signature[-1] ^ 1,)))
     elif fault == "role":
         user = null_certificate(subject, "someone@overlay.example", OVERLAY)
         entry, der = entry._replace(certificate_hash=user.hash), user.der

@@ -146,10 +146,11 @@ def test_a_known_signature_is_one_of_these_octets_under_this_certificate() -> No
     )
     verifier = Counting()
     assert known.verify(signer.certificate, good.signature, data, verifier) and not counted
+    altered = good.signature.value[:-1] + bytes((good.signature.value[-1] ^ 1,))
     for certificate, signature, octets in (
         (bob, good.signature, data),
         (signer.certificate, good.signature, data + b"x"),
-        (signer.certificate, good.signature._replace(value=good.signature.value[:-1] + b"x"), data),
+        (signer.certificate, good.signature._replace(value=altered), data),
         (signer.certificate, good.signature._replace(hash_algorithm=2), data),
     ):
         assert not known.verify(certificate, signature, octets, verifier)
