@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
@@ -50,6 +50,11 @@ DOUBT_SECONDS: Final = 60.0
 _MOST_DOUBTFUL: Final = 10_000
 
 _WAITING_FOR_ONE_NODE: Final = 1000
+
+
+class _Dial(NamedTuple):
+    addresses: tuple[Address, ...]
+    serve: bool
 
 
 class NodeFlow(StreamFlow):
@@ -106,7 +111,8 @@ class Interconnect:
         self._transports: SipTransports | None = None
         self._doubtful: dict[bytes, float] = {}
         self._pool: dict[bytes, list[StreamFlow]] = {}
-        self._dialling: set[bytes] = set()
+        # Under way, with what was asked for meanwhile.
+        self._dialling: dict[bytes, _Dial | None] = {}
         self._waiting: dict[bytes, list[Deferred[Flow]]] = {}
         self._lost: Callable[[Flow], None] | None = None
         self._keeper: Any = None
@@ -212,16 +218,22 @@ class Interconnect:
         With `serve` it is we who attached, and the other side asked to be dialled: then we are the TLS server.
 
         A connection that we still have does not count: who attaches has none, so ours is dead without our knowing.
+        The same holds for one that we are about to have: there is another after it.
         """
-        if node_id not in self._dialling:
-            self._dialling.add(node_id)
-            Deferred.fromCoroutine(self._dial(node_id, tuple(addresses), serve))
+        wanted = _Dial(tuple(addresses), serve)
+        if node_id in self._dialling:
+            self._dialling[node_id] = wanted
+        else:
+            self._dialling[node_id] = None
+            Deferred.fromCoroutine(self._dial(node_id, wanted))
 
-    async def _dial(self, node_id: bytes, addresses: tuple[Address, ...], serve: bool) -> None:
+    async def _dial(self, node_id: bytes, wanted: _Dial | None) -> None:
         try:
-            await self._dial_first_of(node_id, addresses, serve)
+            while wanted is not None and self._keeper is not None:
+                await self._dial_first_of(node_id, wanted.addresses, wanted.serve)
+                wanted, self._dialling[node_id] = self._dialling[node_id], None
         finally:
-            self._dialling.discard(node_id)
+            del self._dialling[node_id]
 
     async def _dial_first_of(self, node_id: bytes, addresses: tuple[Address, ...], serve: bool) -> None:
         assert self._transports is not None, "dial before start"

@@ -384,6 +384,23 @@ class InterconnectTests(TestCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_who_attaches_again_while_it_is_dialled_is_dialled_again(self) -> Deferred[None]:
+        """The connection under way may have been lost already, without our knowing; of all that asked meanwhile, one
+        more is made, to where the last wanted it.
+        """
+
+        async def scenario() -> None:
+            one, two = node(1), node(2)
+            first, second = self.make(one), self.make(two)
+            second.dial(one.node_id, [first.address])
+            second.dial(one.node_id, [("127.0.0.1", 1)])
+            second.dial(one.node_id, [first.address])
+            await until(lambda: len(first) == len(second) == 2)
+            await until(lambda: not second._dialling)
+            self.assertEqual(second.counters["dial_failed"], 0)
+
+        return Deferred.fromCoroutine(scenario())
+
     def test_who_attaches_is_dialled_though_an_old_connection_seems_to_live(self) -> Deferred[None]:
         """A node that lost its end silently attaches again: it is dialled anew, and the new connection is used."""
 
