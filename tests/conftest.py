@@ -9,7 +9,13 @@ from itertools import count
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from twisted.trial.unittest import SynchronousTestCase
+
+# The suite draws the same examples on every run; `pytest --hypothesis-profile explore` draws new ones.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", settings.get_profile("explore"), derandomize=True, database=None)
+settings.load_profile("suite")
 
 _left_out: dict[str, str] = {}
 _ALL_WANTED = bool(os.environ.get("P2PSIPD_TEST_ALL"))

@@ -52,6 +52,8 @@ class Hand:
 
     alive = True
     frozen = None
+    #: Whether what comes has to be well-formed; a peer passes on as it is what it is not to read.
+    strict = True
 
     def __init__(
         self, node: Node, role: Role = Role.REGISTRAR, user: str = "hand@overlay.example", not_after: float = 4e9
@@ -90,7 +92,12 @@ class Hand:
                 return
             if acks:
                 self.world.sent(self, item.link, acks)  # type: ignore[arg-type]
-            self.heard += [read(message) for message in messages]
+            for message in messages:
+                try:
+                    self.heard.append(read(message))
+                except InvalidMessage:
+                    if self.strict:
+                        raise
 
     def octets(self, data: bytes) -> None:
         """Send octets as they are."""

@@ -91,6 +91,7 @@ def test_any_message_in_a_good_frame(data: bytes, token: bool) -> None:
 def test_a_good_message_with_octets_changed(data: st.DataObject) -> None:
     """A valid request with a few octets replaced, cut or doubled raises nothing."""
     hand = Hand(four()[1])
+    hand.strict = False  # a changed Destination List may lead back to it
     message = bytearray(hand.message(PingReq(b"something"), via=(NodeDestination(hand.node_id),)))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(message) - 1))

@@ -37,6 +37,7 @@ const browser = await puppeteer.launch({
     "--disable-component-update",
     "--disable-sync",
     "--disable-dev-shm-usage",
+    "--allow-loopback-in-peer-connection",
     "--autoplay-policy=no-user-gesture-required",
     "--disable-features=WebRtcHideLocalIpsWithMdns",
   ],
