@@ -296,12 +296,19 @@ class Interconnect:
             flow.waiting_since, flow.asked = flow.last_sent, False
             self._watched[flow] = None
             if self._watcher is None:
-                self._watcher = self._clock.callLater(ASK_SECONDS, self._look)
+                self._look_later()
 
-    def _look(self) -> None:
-        """Every half second while anybody is waited for: one timer for all connections."""
+    def _look_later(self) -> None:
+        self._watcher = self._clock.callLater(ASK_SECONDS, self._look, self._clock.seconds() + ASK_SECONDS)
+
+    def _look(self, due: float) -> None:
+        """Every half second while anybody is waited for: one timer for all connections.
+
+        Time in which this process itself stood still counts for nobody: what came in it has not been read yet.
+        """
         self._watcher = None
         now = self._clock.seconds()
+        late = now - due
         for flow in list(self._watched):
             heard = flow.protocol.last_heard
             if not flow.alive or flow.waiting_since is None or heard > flow.last_sent:
@@ -309,6 +316,8 @@ class Interconnect:
                 del self._watched[flow]
             elif heard > flow.waiting_since:
                 flow.waiting_since, flow.asked = flow.last_sent, False
+            elif late > ASK_SECONDS:
+                flow.waiting_since += late
             elif now - flow.waiting_since >= DEAD_SECONDS:
                 flow.waiting_since = None
                 del self._watched[flow]
@@ -319,7 +328,7 @@ class Interconnect:
                 flow.asked = True
                 flow.protocol.ping()
         if self._watched:
-            self._watcher = self._clock.callLater(ASK_SECONDS, self._look)
+            self._look_later()
 
     def _keep_alive_again(self) -> None:
         self._keeper = self._clock.callLater(KEEP_ALIVE_SECONDS, self._keep_alive_again)

@@ -474,7 +474,16 @@ class InterconnectTests(TestCase):
             for _ in range(3):
                 clock.advance(0.5)
                 self.assertTrue(flow.alive)
+            # This process stands still for five seconds: what was said in them has not been read yet.
+            clock.advance(5)
+            self.assertTrue(flow.alive)
+            heard_now()
+            clock.advance(0.5)
+            flow.write(OPTIONS)
             for _ in range(4):
+                clock.advance(0.5)
+                self.assertTrue(flow.alive)
+            for _ in range(3):
                 clock.advance(0.5)
             await until(lambda: self.heard[one.node_id].lost == [flow])
             self.assertEqual(first.counters["silent"], 1)
