@@ -108,12 +108,14 @@ def test_the_clock_jumps(stepped: SteppedLab) -> None:
 
 
 async def text_across_jumps(stepped: SteppedLab) -> None:
-    """Bob's registration lasts as long as it would have without the jumps, and can be made anew after each."""
+    """Bob's registration lasts as long as it would have without the jumps, and can be made anew after each. After them
+    carol registers for the first time, and alice at the peer that was bob's.
+    """
     lab = stepped.lab
-    alice, bob = (
+    alice, bob, carol, moved = phones = [
         UserAgent(reactor, lab.aor(name), lab.user(name).password, server=(lab.host(number), 5060))
-        for name, number in (("alice", 1), ("bob", 3))
-    )
+        for name, number in (("alice", 1), ("bob", 3), ("carol", 3), ("alice", 3))
+    ]
     try:
         granted = await alice.register()
         # The record outlives what the phone was told by half, so that not every refresh is written.
@@ -129,8 +131,9 @@ async def text_across_jumps(stepped: SteppedLab) -> None:
                 await deferLater(reactor, 0.1)
             assert len(left) == 1 and stored - 60 < left[0] <= stored
             assert await alice.message(lab.aor("bob"), "hello") == 200
+        assert await carol.register() == await moved.register() == granted
         await bob.unregister()
         assert await alice.message(lab.aor("bob"), "hello") == 480
     finally:
-        await alice.stop()
-        await bob.stop()
+        for phone in phones:
+            await phone.stop()

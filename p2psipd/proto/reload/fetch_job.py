@@ -7,7 +7,6 @@ responsible peer and one more are asked before a record is declared absent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.reload import peer_io
@@ -15,7 +14,7 @@ from p2psipd.proto.reload.errors import Forbidden, NotFound, ReloadError, Reques
 from p2psipd.proto.reload.ids import NodeId
 from p2psipd.proto.reload.messages import FetchAns, FetchReq
 from p2psipd.proto.reload.topology import Answer
-from p2psipd.proto.reload.values import VerifiedAnswer, verify_fetched
+from p2psipd.proto.reload.values import VerifiedAnswer
 from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDestination
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class FetchJob:
             return False
         answer, certificates = peer.storage.fetch(self._body, peer.wall)
         found = {c.hash: c.der for c in map(peer.check_certificate, certificates) if c is not None}
-        verified = self._verify(answer, found)
+        verified = self._user.verify(item.resource, answer, found)
         if verified.values:
             self._done(verified, Answer(answer, None, peer.node_id, found, 0.0, 0))
         return bool(verified.values)
@@ -211,7 +210,7 @@ class FetchJob:
         if not self._user.waiting(self._item.ref):
             return
         if isinstance(answer.body, FetchAns):
-            verified = self._verify(answer.body, answer.certificates)
+            verified = self._user.verify(self._item.resource, answer.body, answer.certificates)
             for rejected in verified.rejected:
                 self._peer.misbehaved(answer.node, "value", str(rejected.error))
             if verified.values or (self._unchanged(answer.body) and not verified.rejected):
@@ -270,20 +269,6 @@ class FetchJob:
                 self._user.fail(self._item.ref, RequestTimeout("only replicas answered, and they hold nothing"))
             else:
                 self._user.fail(self._item.ref, self._error or RequestTimeout("no holder answered"))
-
-    def _verify(self, answer: FetchAns, certificates: Mapping[bytes, bytes]) -> VerifiedAnswer:
-        peer = self._peer
-        return verify_fetched(
-            self._item.resource,
-            answer,
-            certificates,
-            peer.configuration,
-            peer.opener.trust,
-            peer.opener.verifier,
-            peer.wall,
-            self._user.guard,
-            peer.storage.known,
-        )
 
     def _done(self, verified: VerifiedAnswer, answer: Answer) -> None:
         assert answer.node is not None

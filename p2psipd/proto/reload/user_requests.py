@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from p2psipd.proto.reload import peer_io
 from p2psipd.proto.reload.errors import (
+    DataTooOld,
     Forbidden,
     InvalidMessage,
     NotFound,
@@ -26,6 +27,8 @@ from p2psipd.proto.reload.messages import (
     DataModel,
     DataValue,
     DictionaryEntry,
+    FetchAns,
+    FetchReq,
     FindReq,
     PingAns,
     PingReq,
@@ -41,7 +44,7 @@ from p2psipd.proto.reload.messages import (
 )
 from p2psipd.proto.reload.sealing import Sealer
 from p2psipd.proto.reload.topology import Answer
-from p2psipd.proto.reload.values import FreshnessGuard, sign_value
+from p2psipd.proto.reload.values import FreshnessGuard, VerifiedAnswer, entry_key, sign_value, verify_fetched
 from p2psipd.proto.reload.wire import Destination, NodeDestination, ResourceDestination
 
 if TYPE_CHECKING:
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
 
 _TRACE_HOPS = 20
 _STORE_TRIES = 3
+# Milliseconds by which storage times may run ahead of the clock, so that no two are alike.
+_TIE_MS = 1000
+_MOST_TIME = 2**64 - 1
 _REPLICATING_FOR = 2.0
 # A trace waits so long for a link that leads towards its resource.
 _ROUTE_FOR = 3.0
@@ -159,10 +165,15 @@ class UserRequests:
 
     # -- store ---------------------------------------------------------------------------------------------
 
-    def storage_time(self) -> int:
-        """Milliseconds since 1970, higher than any that we gave before."""
-        self._last_storage_time = max(int(self._peer.wall * 1000), self._last_storage_time + 1)
-        return self._last_storage_time
+    def _storage_time(self, resource: ResourceId, kind: int, value: StoredDataValue) -> int:
+        """Milliseconds since 1970: later than all that this reader has seen of the entry, and no two alike.
+
+        Where the wall clock was set back, times that were given before count for their own entries alone.
+        """
+        now, last = int(self._peer.wall * 1000), self._last_storage_time
+        self._last_storage_time = last + 1 if now <= last < now + _TIE_MS else now
+        newest = min(self.guard.newest(resource, kind, entry_key(value)), _MOST_TIME - 1)
+        return max(self._last_storage_time, newest + 1)
 
     def _store(self, item: peer_io.Store, tries: int = 0) -> None:
         peer = self._peer
@@ -177,18 +188,19 @@ class UserRequests:
             self._stored_at.clear()
         self._stored_at[resource] = peer.now
         credential = item.credential or peer.credential
+        plain = [_stored_value(kind.data_model, value) for value in item.values]
         values = tuple(
             sign_value(
                 resource,
                 item.kind,
-                _stored_value(kind.data_model, value),
-                self.storage_time(),
+                stored,
+                self._storage_time(resource, item.kind, stored),
                 value.lifetime,
                 credential.certificate,
                 credential.sign,
                 known=peer.storage.known,
             )
-            for value in item.values
+            for value, stored in zip(item.values, plain, strict=True)
         )
         body = StoreReq(resource, 0, (StoreKindData(item.kind, 0, values),))
         sealer = None if item.credential is None else Sealer(credential, peer.overlay_hash)
@@ -207,12 +219,27 @@ class UserRequests:
             elif answer.error is not None and _may_pass(answer.error) and tries < _STORE_TRIES:
                 # The peer that answered lost its responsibility while the request travelled.
                 peer.call_at(peer.now + 0.2 * (tries + 1), lambda: self._retry_store(item, tries + 1))
+            elif isinstance(answer.error, DataTooOld) and answer.node is not None and not tries:
+                self._see_newest(answer.node, resource, item)
             else:
                 self.fail(item.ref, answer.error or InvalidMessage("not a StoreAns"))
 
         peer.request(
             ResourceDestination(resource), body, answered, certificates=(credential.certificate.der,), sealer=sealer
         )
+
+    def _see_newest(self, node: NodeId, resource: ResourceId, item: peer_io.Store) -> None:
+        """Something was stored by a clock ahead of ours, maybe our own before it was set back: read it, and store
+        again with a time that is later.
+        """
+        asked = FetchReq(resource, self.complete_specifiers((StoredDataSpecifier(item.kind),)))
+
+        def answered(answer: Answer) -> None:
+            if isinstance(answer.body, FetchAns):
+                self.verify(resource, answer.body, answer.certificates)
+            self._retry_store(item, 1)
+
+        self._peer.request(NodeDestination(node), asked, answered)
 
     def _keep_copy(self, stored: StoreReq, generation: int, signer: NodeCertificate) -> None:
         """Hold what we have stored, as one of its replicas: nobody sends it back (section 2 of the plug-in), but for
@@ -260,6 +287,21 @@ class UserRequests:
         self._fetching_armed = bool(fetching)
         if fetching:
             self._peer.call_at(fetching[0][0], self._give_up)
+
+    def verify(self, resource: ResourceId, answer: FetchAns, certificates: Mapping[bytes, bytes]) -> VerifiedAnswer:
+        """What of an answer is good, as the local user must judge it."""
+        peer = self._peer
+        return verify_fetched(
+            resource,
+            answer,
+            certificates,
+            peer.configuration,
+            peer.opener.trust,
+            peer.opener.verifier,
+            peer.wall,
+            self.guard,
+            peer.storage.known,
+        )
 
     # -- trace ---------------------------------------------------------------------------------------------
 

@@ -368,6 +368,10 @@ class FreshnessGuard:
     def __len__(self) -> int:
         return len(self._seen)
 
+    def newest(self, resource: ResourceId, kind: int, key: bytes) -> int:
+        """The highest storage time seen of an entry, -1 for none."""
+        return self._seen.get((resource, kind, key), -1)
+
     def admit(self, resource: ResourceId, kind: int, key: bytes, storage_time: int) -> bool:
         """Remember the value; False if a newer one of the same entry was seen before."""
         seen = self._seen

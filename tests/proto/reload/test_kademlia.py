@@ -10,13 +10,14 @@ import pytest
 
 from p2psipd.proto.identity.certificate import Role
 from p2psipd.proto.reload import peer_io
-from p2psipd.proto.reload.errors import Forbidden, ReloadError
+from p2psipd.proto.reload.errors import Forbidden, InvalidMessage, ReloadError
 from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
 from p2psipd.proto.reload.kademlia import Remembered
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE, TURN_SERVICE
 from p2psipd.proto.reload.member_list import KademliaParameters, node_of, number_of
 from p2psipd.proto.reload.membership import Delta
 from p2psipd.proto.reload.messages import FetchReq, MessageCode, StoredDataSpecifier
+from p2psipd.proto.reload.records import array_key
 from p2psipd.proto.reload.topology import Answer
 from p2psipd.proto.reload.topology_messages import UpdateReq
 from p2psipd.proto.reload.wire import ResourceDestination
@@ -313,6 +314,44 @@ def test_the_wall_clock_jumps_an_hour(sixteen: World, step: float) -> None:
         assert updates < 300
     for owner in sixteen.nodes:
         assert fetch_certificate(sixteen.nodes[3], owner).values
+
+
+def test_records_can_be_stored_after_the_wall_clock_was_set_back(sixteen: World) -> None:
+    """What was stored while all clocks were ahead is stored again, and what one clock alone had refused; an entry that
+    is new is not as late as the others were.
+    """
+    world, (owner, other, third) = sixteen, sixteen.nodes[3:6]
+    world.wall_offset += 3600
+    store_own_certificate(owner)
+    world.wall_offset -= 3600
+    assert fetch_certificate(world.nodes[9], owner).values
+    again = peer_io.StoreValue(owner.certificate.der, 36_000, position=0)
+    new = again._replace(position=1)
+    for value in (again, again, new, new):
+        outcome = owner.ask(
+            lambda ref, value=value: peer_io.Store(
+                ref, resource_id(owner.peer.node_id), CERTIFICATE_BY_NODE, (value,)
+            )
+        )
+        assert isinstance(outcome, peer_io.StoreOutcome), outcome
+    times = {value.key: value.storage_time for value in fetch_certificate(owner, owner).values}
+    assert times[array_key(0)] > (world.wall + 3000) * 1000 and times[array_key(1)] < (world.wall + 1) * 1000
+
+    world.wall_offset += 3600
+    ref = next(world.refs)
+    other.put(
+        peer_io.Store(
+            ref,
+            resource_id(other.peer.node_id),
+            CERTIFICATE_BY_NODE,
+            (peer_io.StoreValue(other.certificate.der, 36_000, position=0),),
+        )
+    )
+    world.wall_offset -= 3600
+    world.run(1)
+    assert isinstance(other.outcomes[ref], InvalidMessage) and "future" in other.outcomes[ref].detail
+    store_own_certificate(other)
+    assert fetch_certificate(third, other).values
 
 
 def test_a_node_that_cannot_be_dialled_is_no_peer(sixteen: World) -> None:
