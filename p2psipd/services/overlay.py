@@ -404,6 +404,7 @@ class OverlayService(Service):
             peer_io.PeerJoined: self._peer_joined,
             peer_io.PeerLost: self._peer_lost,
             peer_io.Misbehaved: self._misbehaved,
+            peer_io.Refused: self._refused,
             peer_io.Replicated: lambda event: None,
             peer_io.ConfigurationChanged: self._configuration_changed,
         }
@@ -452,14 +453,23 @@ class OverlayService(Service):
 
     def _misbehaved(self, event: peer_io.Misbehaved) -> None:
         self.misbehaviour[event.reason] = self.misbehaviour.get(event.reason, 0) + 1
+        if self._may_log():
+            self._log.warn("{who}: {reason}: {detail}", who=self._who(event), reason=event.reason, detail=event.detail)
+
+    def _refused(self, event: peer_io.Refused) -> None:
+        if self._may_log():
+            method, error = event.method, str(event.error)
+            self._log.info("{who}: {method} refused: {error}", who=self._who(event), method=method, error=error)
+
+    def _may_log(self) -> bool:
+        """Whether others have not filled this second's lines yet."""
         second = int(self._clock.seconds())
         if second != self._lines_second:
             self._lines_second, self._lines = second, 0
         self._lines += 1
-        if self._lines <= _LINES_PER_SECOND:
-            self._log.warn("{who}: {reason}: {detail}", who=self._who(event), reason=event.reason, detail=event.detail)
+        return self._lines <= _LINES_PER_SECOND
 
-    def _who(self, event: peer_io.Misbehaved) -> str:
+    def _who(self, event: peer_io.Misbehaved | peer_io.Refused) -> str:
         """The peer that broke a rule, as far as we know it: its Node-ID and where the link leads."""
         names = [event.node.hex()] if event.node is not None else []
         for info in self.links.info() if event.link is not None else ():

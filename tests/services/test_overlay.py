@@ -319,6 +319,15 @@ class ScriptedTests(SynchronousTestCase):
             self.perform(peer_io.Misbehaved(None, NodeId(b"p" * 16), "signature", "does not verify"))
         self.assertEqual(self.overlay.misbehaviour, {"signature": 50})
 
+    def test_refused_requests_are_told(self) -> None:
+        """One line names who asked, the method and the error; ten a second, however many there are."""
+        refused = peer_io.Refused(None, NodeId(b"p" * 16), "AppAttach", Forbidden("not you"))
+        with capturedLogs() as lines:
+            for _ in range(50):
+                self.perform(refused)
+        texts = [text for text in map(formatEvent, lines) if "refused" in text]
+        self.assertEqual(texts, [f"peer {'70' * 16}: AppAttach refused: Error_Forbidden: not you"] * 10)
+
     def test_leave_is_bounded(self) -> None:
         """A hand-over that takes too long is given up."""
         left = self.ask(self.overlay.leave(5.0))

@@ -43,6 +43,15 @@ class MessageCode(IntEnum):
     ERROR = 0xFFFF
 
 
+def method_name(code: int) -> str:
+    """What the RFC calls the method of a request: "AppAttach"; its code where there is none."""
+    try:
+        words = MessageCode(code).name.removesuffix("_REQ").split("_")
+    except ValueError:
+        return f"method {code:#x}"
+    return "".join(word.capitalize() for word in words)
+
+
 class DataModel(Enum):
     """How the values of a kind are addressed (RFC 6940 section 7.2), in the words of the document."""
 

@@ -8,11 +8,17 @@ from collections.abc import Collection, Iterable, Mapping
 
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, TrustPolicy
 from p2psipd.proto.identity.signing import Signer, Verifier
+from p2psipd.proto.reload import peer_io
+from p2psipd.proto.reload.bodies import method_name
 from p2psipd.proto.reload.errors import (
+    ConfigTooNew,
+    ConfigTooOld,
     ErrorCode,
     Forbidden,
+    InProgress,
     InvalidMessage,
     MessageTooLarge,
+    NotFound,
     ReloadError,
     RequestTimeout,
     ResponseTooLarge,
@@ -47,7 +53,8 @@ from p2psipd.proto.reload.wire import (
 READING = (int(MessageCode.FETCH_REQ), int(MessageCode.STAT_REQ))
 """Requests that any holder of a copy may answer (only Store is bound to the responsible peer, section 7.4.1.1)."""
 
-
+# Errors that are answered every day, where nobody has done anything wrong.
+_ORDINARY = (NotFound, ConfigTooOld, ConfigTooNew, InProgress, ResponseTooLarge)
 _IDS_DRAWN = 32
 _ALL_64_BITS = (1 << 64) - 1
 
@@ -173,8 +180,15 @@ class Messaging(LinkLayer):
                 check_extensions(contents)
                 body = decode_body(contents.code, contents.body, self._models)
             except ReloadError as error:
+                self._refused(signer, contents.code, previous, error)
                 self._reply(header, previous, None, error, ())
                 return
+
+            def reply(result: Body | ReloadError, extra: Iterable[bytes]) -> None:
+                if isinstance(result, ReloadError):
+                    self._refused(signer, contents.code, previous, result)
+                self._reply(header, previous, key, result, extra)
+
             request = IncomingRequest(
                 contents.code,
                 body,
@@ -183,13 +197,19 @@ class Messaging(LinkLayer):
                 certificates,
                 self.configuration.initial_ttl - header.ttl + 1,
                 decision.to_own_id,
-                lambda result, extra: self._reply(header, previous, key, result, extra),
+                reply,
             )
             self._handle(request)
             if key is not None and not request.answered:
                 self._answers.put(key, None, self.now)
         else:
             self._answer(header, contents.code, contents.body, signer, certificates)
+
+    def _refused(self, signer: NodeCertificate, code: int, previous: NodeId, error: ReloadError) -> None:
+        if not isinstance(error, _ORDINARY):
+            node = NodeId(signer.node_id)
+            link = self.links.to(node) if node == previous else None
+            self.emit(peer_io.Refused(None if link is None else link.id, node, method_name(code), error))
 
     def _check_request(self, header: ForwardingHeader, code: int, previous: NodeId, signer: NodeCertificate) -> None:
         check_options(header, DESTINATION_CRITICAL)

@@ -318,6 +318,17 @@ class Misbehaved(NamedTuple):
     detail: str
 
 
+class Refused(NamedTuple):
+    """A request of `node` was answered with an error that it has brought upon itself; `link` is its own, if it came
+    straight from there, and `method` the RFC's name.
+    """
+
+    link: int | None
+    node: NodeId
+    method: str
+    error: ReloadError
+
+
 class Replicated(NamedTuple):
     """A replica holder acknowledged its copy of a Store that we accepted."""
 
@@ -344,6 +355,7 @@ PeerOutput = (
     | PeerJoined
     | PeerLost
     | Misbehaved
+    | Refused
     | Replicated
     | ConfigurationChanged
 )

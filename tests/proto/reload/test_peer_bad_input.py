@@ -7,7 +7,10 @@ from functools import cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2psipd.proto.reload.ids import resource_id
+from p2psipd.proto.identity.certificate import Role
+from p2psipd.proto.reload import peer_io
+from p2psipd.proto.reload.errors import Forbidden, NotFound, UnknownKind
+from p2psipd.proto.reload.ids import ResourceId, resource_id
 from p2psipd.proto.reload.kinds import CERTIFICATE_BY_NODE
 from p2psipd.proto.reload.membership import (
     Delta,
@@ -19,6 +22,7 @@ from p2psipd.proto.reload.membership import (
     RecordSummary,
 )
 from p2psipd.proto.reload.messages import (
+    AppAttachReq,
     FetchReq,
     FindReq,
     JoinReq,
@@ -106,6 +110,23 @@ def test_a_good_message_with_octets_changed(data: st.DataObject) -> None:
     hand.send(bytes(message))
     leave(hand)
     nobody_else_noticed()
+
+
+def test_who_is_refused_is_told_by_name() -> None:
+    """An error that the asker has brought upon itself is an event; that something is not there is none."""
+    node = four()[1]
+    hand = Hand(node, Role.USER, "mallory@overlay.example")
+    node.events.clear()
+    assert isinstance(hand.ask(FetchReq(ResourceId(bytes(16)), (StoredDataSpecifier(99),))), UnknownKind)
+    assert isinstance(hand.ask(JoinReq(hand.node_id, b"")), Forbidden)
+    assert isinstance(hand.ask(AppAttachReq(b"u", b"p", 99, b"passive", ())), NotFound)
+    told = [event for event in node.events if isinstance(event, peer_io.Refused)]
+    assert [(event.node, event.method, type(event.error)) for event in told] == [
+        (hand.node_id, "Fetch", UnknownKind),
+        (hand.node_id, "Join", Forbidden),
+    ]
+    assert all(event.link == hand.theirs for event in told)
+    leave(hand)
 
 
 identifiers = st.one_of(
