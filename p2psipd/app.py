@@ -69,8 +69,7 @@ def makeService(options: Options) -> IService:
 
     cast(Any, reactor).seconds = time.monotonic
     try:
-        checked = config.load(options["config"], os.environ)
-        material = config.load_material(checked, read=config.read_document_apart)
+        checked, material = config.load_all(options["config"], os.environ, read=config.read_document_apart)
         parent: Mapping[str, Any] = options.parent or {}
         log = _log(checked, parent)
     except (config.ConfigError, OSError) as error:

@@ -186,8 +186,8 @@ class NodeService(MultiService):
         That is: this node's certificate and key, the overlay's document, the files of [sip], the log
         level.
         """
-        checked = config.load(self._file, os.environ)
-        material = config.load_material(checked, read=config.read_unless_in_force(self.overlay.configuration))
+        read = config.read_unless_in_force(self.overlay.configuration)
+        checked, material = config.load_all(self._file, os.environ, read=read)
         applied: list[str] = []
         old, new = self.overlay.credential.certificate, material.credential.certificate
         if new.node_id != old.node_id:

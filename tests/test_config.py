@@ -53,7 +53,7 @@ def faults_of(text: str, directory: Path) -> list[str]:
     path = directory / "p2psipd.toml"
     path.write_text(text)
     with pytest.raises(config.ConfigError) as raised:
-        config.load_material(config.load(path))
+        config.load_all(path)
     return [str(fault).replace(f"{directory}/", "") for fault in raised.value.faults]
 
 
@@ -299,6 +299,23 @@ def test_each_fault(overlay: Path, change: tuple[str, str], fault: str | None) -
         assert config.load(overlay / "p2psipd.toml").sip is not None
         return
     assert any(fault in line for line in faults_of(text, overlay)), faults_of(text, overlay)
+
+
+def test_what_the_files_hold_is_told_beside_the_faults_of_keys(overlay: Path) -> None:
+    """A wrong key, one that is missing, and what is wrong in files that sound keys name: all at once, each once."""
+    text = MINIMAL.replace('"node.pem"', '"node.key"').replace("[peer]", "[peer]\nfirst = 3")
+    lines = faults_of(text.replace('listen = "127.0.0.1:6084"\n', ""), overlay)
+    assert [line.partition(": expected")[0].partition("; ")[0] for line in lines] == [
+        "p2psipd.toml:4: identity.certificate: node.key",
+        "p2psipd.toml:8: peer.listen: missing",
+        "p2psipd.toml:9: peer.first",
+    ]
+
+
+def test_an_empty_file(overlay: Path) -> None:
+    """The tables that must be there are missing, and nothing is said of files that nobody named."""
+    lines = faults_of("", overlay)
+    assert [line.split(": ")[1] for line in lines] == ["overlay", "identity", "node", "peer"]
 
 
 def test_other_overlay(overlay: Path) -> None:

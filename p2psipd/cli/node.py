@@ -284,8 +284,7 @@ def check(file: str, as_json: bool) -> None:
     from p2psipd import config
 
     try:
-        checked = config.load(file, os.environ)
-        material = config.load_material(checked)
+        checked, material = config.load_all(file, os.environ)
     except config.ConfigError as error:
         if as_json:
             emit({"ok": False, "faults": [fault._asdict() for fault in error.faults]}, True, str)

@@ -1,10 +1,9 @@
 """The configuration file: one TOML file, checked whole before anything starts; every default stands here,
 once.
 
-:func:`load` reads and checks the file and reports all its faults at once, each as ``file:line: key:
-expected ...``. :func:`load_material` then reads what the file names (overlay document, certificate, key)
-and checks that these belong together. Both raise :class:`ConfigError`, which a command answers with exit
-code :data:`EXIT_CONFIG`.
+:func:`load_all` reads and checks the file and what it names (overlay document, certificate, key), that these belong
+together, and reports all faults at once, each as ``file:line: key: expected ...``, in a :class:`ConfigError`, which a
+command answers with exit code :data:`EXIT_CONFIG`. :func:`load` and :func:`load_material` are its halves.
 
 ``tomllib`` tells no line numbers, so :mod:`p2psipd.toml_lines` maps each key path to its line.
 """
@@ -13,6 +12,7 @@ from p2psipd.config.faults import EXIT_CONFIG as EXIT_CONFIG
 from p2psipd.config.faults import ConfigError as ConfigError
 from p2psipd.config.faults import Fault as Fault
 from p2psipd.config.material import Material as Material
+from p2psipd.config.material import load_all as load_all
 from p2psipd.config.material import load_material as load_material
 from p2psipd.config.material import read_document_apart as read_document_apart
 from p2psipd.config.material import read_unless_in_force as read_unless_in_force

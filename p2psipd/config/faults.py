@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from p2psipd.toml_lines import KeyPath
+
+if TYPE_CHECKING:
+    from p2psipd.config.model import NodeConfig
 
 #: The exit code of a process whose configuration is at fault (sysexits.h EX_CONFIG).
 EXIT_CONFIG = 78
@@ -25,10 +28,14 @@ class Fault(NamedTuple):
 
 
 class ConfigError(Exception):
-    """The configuration is at fault; the message lists every fault, one a line."""
+    """The configuration is at fault; the message lists every fault, one a line.
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    ``rest`` is the configuration without the keys that are at fault, if there is as much.
+    """
+
+    def __init__(self, faults: Iterable[Fault], rest: NodeConfig | None = None) -> None:
         self.faults = sorted(faults, key=lambda fault: (fault.file, fault.line))
+        self.rest = rest
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 

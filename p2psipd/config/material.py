@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from p2psipd.config.apart import apart
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import NodeConfig, SipSection
+from p2psipd.config.reading import load
+from p2psipd.config.tables import unsaid
 
 if TYPE_CHECKING:
     from p2psipd.config.peering import Peering
@@ -28,6 +31,26 @@ class Material(NamedTuple):
     trust: Trust
     users: Users = MappingProxyType({})
     peering: Peering | None = None
+
+
+def load_all(
+    path: str | os.PathLike[str], environ: Mapping[str, str] | None = None, read: ReadDocument | None = None
+) -> tuple[NodeConfig, Material]:
+    """The checked configuration of the file at ``path``, and what the files hold that it names.
+
+    Raises :class:`ConfigError` with the faults of both: whoever mends the one wants to know of the other.
+    """
+    try:
+        checked = load(path, environ)
+    except ConfigError as error:
+        if error.rest is None:
+            raise
+        try:
+            load_material(error.rest, read=read)
+        except ConfigError as of_files:
+            raise ConfigError([*error.faults, *unsaid(of_files.faults, error.faults)]) from None
+        raise
+    return checked, load_material(checked, read=read)
 
 
 def load_material(

@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 from p2psipd.config.faults import ConfigError, Fault
 from p2psipd.config.model import Address, DnsSection, EchoSection, NodeConfig, SipSection
-from p2psipd.config.tables import place_of, read_table, without
+from p2psipd.config.tables import read_table, unsaid, without
 from p2psipd.toml_lines import KeyPath, key_lines
 
 T = TypeVar("T")
@@ -53,11 +53,9 @@ def parse(content: bytes, file: str, environ: Mapping[str, str] | None = None) -
         # What lies between the other keys is checked all the same: whoever mends the file wants to know it all.
         config = read_table(NodeConfig, _without(values, faults), file, lines)
     config = _resolve(replace(config, _file=file, _lines=lines), Path(file).absolute().parent, environ or {})
-    told = {place_of(fault) for fault in faults}
-    between = [config.fault(key, message) for key, message in _cross_faults(config)]
-    faults += [fault for fault in between if place_of(fault) not in told]
+    faults += unsaid([config.fault(key, message) for key, message in _cross_faults(config)], faults)
     if faults:
-        raise ConfigError(faults)
+        raise ConfigError(faults, config)
     return config
 
 

@@ -115,6 +115,12 @@ def place_of(fault: Fault) -> tuple[str, ...]:
     return parts[: 3 if parts[1:] and parts[1].isdigit() else 2]
 
 
+def unsaid(found: Iterable[Fault], faults: Iterable[Fault]) -> list[Fault]:
+    """What was found of keys that no fault is about yet, neither they nor their tables."""
+    told = {place_of(fault) for fault in faults}
+    return [fault for fault in found if not {place_of(fault), place_of(fault)[:1]} & told]
+
+
 def without(values: Mapping[str, Any], faults: Iterable[Fault]) -> dict[str, Any]:
     """The values of a file without those that are at fault, so that what lies between the others can be checked."""
     kept: dict[str, Any] = copy.deepcopy(dict(values))
