@@ -36,7 +36,7 @@ from p2psipd.proto.reload.peer_parameters import PeerParameters
 from p2psipd.services.admin import ControlSocketInUse
 from p2psipd.services.overlay_factory import make_overlay
 from p2psipd.sip_wiring import SipFiles, SipSide, SipWiring, applications_of, make_sip
-from p2psipd.store.sqlite import SqliteStore, StateError
+from p2psipd.store.sqlite import ForeignStateError, SqliteStore, StateError
 from p2psipd.supervision import settle_collector
 
 if TYPE_CHECKING:
@@ -107,9 +107,13 @@ class Launcher(MultiService):
             node.setServiceParent(self)
             MultiService.startService(self)
             settle_collector()
-        except (config.ConfigError, StateError, CertificateFileError) as error:
+        except (config.ConfigError, CertificateFileError) as error:
             log.critical("{error}", error=error)
             raise SystemExit(config.EXIT_CONFIG) from None
+        except StateError as error:
+            # A full disk or another process may pass: systemd is to try again.
+            log.critical("{fault}", fault=self._checked.fault("node.state", str(error)))
+            raise SystemExit(config.EXIT_CONFIG if isinstance(error, ForeignStateError) else 1) from None
         except CannotListenError as error:
             key = config.listener_key(self._checked, error.interface, error.port)
             log.critical("{fault}", fault=self._checked.fault(key, f"cannot listen there: {error.socketError}"))

@@ -287,10 +287,15 @@ def issued_registrars(
 
 
 def check_aor(name: str, configuration: OverlayConfiguration) -> str:
-    """``name`` as an AOR that the overlay serves: completed with its first domain, the domain in lower case.
+    """``name`` as an AOR that the overlay serves: without "sip:", completed with its first domain, the domain in lower
+    case.
 
     ``CertificateError`` for a name that cannot be or a domain that is not served.
     """
+    scheme, colon, rest = name.partition(":")
+    name = rest if colon and scheme.lower() in ("sip", "sips") else name
+    if ":" in name:
+        raise CertificateError("form", f"{name[:80]!r} is not an address: a user's name has no colon")
     aor = name if "@" in name else f"{name}@{configuration.domains[0]}"
     if not configuration.serves(domain_of(aor)):
         raise CertificateError("form", f"the domain of {aor} is not served by {configuration.overlay_name}")

@@ -102,6 +102,7 @@ def peers(as_json: bool) -> None:
 
 
 def _hexadecimal(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    value = value.removesuffix("…")  # as `peers` prints it
     if not re.fullmatch("[0-9A-Fa-f]{1,32}", value):
         raise click.BadParameter("expected a Node-ID: up to 32 hexadecimal digits")
     return value

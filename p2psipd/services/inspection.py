@@ -30,6 +30,8 @@ from p2psipd.proto.reload.sip_usage import (
     decode_sip_registration,
 )
 from p2psipd.proto.reload.wire import Destination, NodeDestination
+from p2psipd.proto.sip.errors import SipError
+from p2psipd.proto.sip.uri import SipUri, parse_uri
 
 if TYPE_CHECKING:
     from p2psipd.proto.reload.peer import Peer
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 #: Rows of one answer; a node may hold many more records.
 MOST_ROWS: Final = 1000
 #: A node that has not joined after this time has a problem worth a line.
+# So long a node may take to join before it says so: with a reason, and without.
+_JOIN_SOON_SECONDS: Final = 5.0
 _JOIN_SECONDS: Final = 30.0
 _DAY: Final = 86400.0
 
@@ -127,12 +131,17 @@ class Inspection:
             found.append(f"the certificate expires in {left / _DAY:.1f} days: renew it and reload")
         if overlay.configuration.expiration < self._wall():
             found.append("the overlay's configuration document has expired: its signer must issue a new one")
-        if not overlay.is_joined and self._now() - overlay.started_at > _JOIN_SECONDS:
+        waited = self._now() - overlay.started_at
+        if not overlay.is_joined and (waited > _JOIN_SECONDS or (overlay.last_failure and waited > _JOIN_SOON_SECONDS)):
             why = overlay.last_failure or "no answer"
             found.append(f"not joined: no bootstrap peer admits this node; the last reason: {why}")
         elif overlay.is_joined and not len(overlay.links) and not self._founded_alone():
             why = f"; the last reason: {overlay.last_failure}" if overlay.last_failure else ""
             found.append(f"no links: this node is cut off from the overlay{why}")
+        if overlay.twin:
+            found.append(f"{overlay.twin}: stop one of the two, and give it an identity of its own")
+        if overlay.is_document_unwritten:
+            found.append(f"the newest configuration document can't be written to {overlay.document}: make room there")
         if overlay.store_file is not None and overlay.store_file.failing:
             found.append(f"records can't be written to {overlay.store_file.path}: make room on the disk")
         if self._sip is not None:
@@ -302,7 +311,7 @@ class Inspection:
 
     def node_named(self, prefix: str) -> NodeId:
         """The Node-ID that ``prefix`` is the beginning of, among those known; BadArgument if it is not one."""
-        digits = prefix.strip().lower().removesuffix("…")
+        digits = prefix.strip().lower()
         if not digits or len(digits) > 32 or any(digit not in "0123456789abcdef" for digit in digits):
             raise BadArgument("expected a Node-ID: up to 32 hexadecimal digits")
         if len(digits) == 32:
@@ -312,15 +321,21 @@ class Inspection:
         known.add(self._overlay.node_id.hex())
         found = sorted(node for node in known if node.startswith(digits))
         if len(found) != 1:
-            what = f"{len(found)} nodes" if found else "no node that this one knows"
-            raise BadArgument(f"{what} begin with {digits}; expected all 32 digits of a Node-ID")
+            what = f"{len(found)} nodes begin" if found else "no node that this one knows begins"
+            raise BadArgument(f"{what} with {digits}; expected all 32 digits of a Node-ID")
         return NodeId(bytes.fromhex(found[0]))
 
     def _resource(self, name: str) -> ResourceId:
-        scheme, colon, rest = name.partition(":")
         if not name:
             raise BadArgument("expected a name such as sip:bob@overlay.example")
-        return resource_id(rest if colon and scheme.lower() in ("sip", "sips") else name)
+        if name.partition(":")[0].lower() not in ("sip", "sips"):
+            return resource_id(name)
+        try:
+            uri = parse_uri(name)
+        except SipError as error:
+            raise BadArgument(f"expected a SIP URI such as sip:bob@overlay.example: {error}") from None
+        assert isinstance(uri, SipUri)
+        return resource_id(uri.aor)
 
     def _kind_name(self, kind: int) -> str:
         kinds = self._overlay.configuration.kinds

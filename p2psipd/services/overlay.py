@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from twisted.application.service import Service
@@ -45,6 +46,8 @@ MAINTAIN_SECONDS: Final = 60.0
 LONGEST_REQUEST_SECONDS: Final = 60.0
 #: Lines about misbehaving peers that are logged in one second; the rest is only counted.
 _LINES_PER_SECOND: Final = 10
+# The core tells of a twin every ten minutes while there is one.
+_TWIN_SECONDS: Final = 660.0
 #: So many different reasons why there is no link are told while a node joins.
 _MOST_REASONS: Final = 20
 
@@ -147,7 +150,9 @@ class OverlayService(Service):
         self._wall = wall
         self._tls = tls
         self._listen = listen
-        self._document = document
+        self.document = document
+        self.is_document_unwritten = False
+        self._twin: tuple[float, str] = (float("-inf"), "")
         self._waiting: dict[int, _Waiting] = {}
         self._next_ref = 1
         self._certificates: dict[int, NodeCertificate] = {}
@@ -453,6 +458,8 @@ class OverlayService(Service):
 
     def _misbehaved(self, event: peer_io.Misbehaved) -> None:
         self.misbehaviour[event.reason] = self.misbehaviour.get(event.reason, 0) + 1
+        if event.reason == "identity":
+            self._twin = (self._clock.seconds(), event.detail)
         if self._may_log():
             self._log.warn("{who}: {reason}: {detail}", who=self._who(event), reason=event.reason, detail=event.detail)
 
@@ -460,6 +467,12 @@ class OverlayService(Service):
         if self._may_log():
             method, error = event.method, str(event.error)
             self._log.info("{who}: {method} refused: {error}", who=self._who(event), method=method, error=error)
+
+    @property
+    def twin(self) -> str:
+        """What was told lately of a node that has our certificate and key, "" for nothing."""
+        told_at, detail = self._twin
+        return detail if self._clock.seconds() < told_at + _TWIN_SECONDS else ""
 
     def _may_log(self) -> bool:
         """Whether others have not filled this second's lines yet."""
@@ -482,16 +495,21 @@ class OverlayService(Service):
         self.configuration = event.configuration
         self._update_tls()
         self._log.info("configuration document {sequence} is in force", sequence=event.configuration.sequence)
-        if self._document is not None and event.configuration.document:
-            try:
-                write_atomically(self._document, event.configuration.document)
-            except OSError as error:
-                self._log.error(
-                    "the new configuration document cannot be written to {file}: {error}",
-                    file=self._document,
-                    error=error,
-                )
+        self._write_document()
         self.observer.configuration_changed(event.configuration)
+
+    def _write_document(self) -> None:
+        if self.document is None or not self.configuration.document:
+            return
+        try:
+            write_atomically(self.document, self.configuration.document)
+        except OSError as error:
+            self.is_document_unwritten = True
+            self._log.error(
+                "the new configuration document cannot be written to {file}: {error}", file=self.document, error=error
+            )
+        else:
+            self.is_document_unwritten = False
 
     def _update_tls(self) -> None:
         certificate = self.credential.certificate
@@ -529,6 +547,8 @@ class OverlayService(Service):
             self._flush_soon(RETRY_FLUSH_SECONDS)
 
     def _maintain(self) -> None:
+        if self.is_document_unwritten:
+            self._write_document()
         if self.store_file is not None:
             self.store_file.maintain(self._wall())
         before = self._clock.seconds() - LONGEST_REQUEST_SECONDS
@@ -558,11 +578,16 @@ class TrustKeeper:
 def write_atomically(path: str, content: bytes) -> None:
     """Replace a file so that whoever reads it sees the old content or the new, also after a crash."""
     temporary = f"{path}.new"
-    with open(temporary, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def _resource(resource: str | bytes) -> ResourceId:

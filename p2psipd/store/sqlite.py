@@ -92,6 +92,10 @@ class StateError(Exception):
     accessible."""
 
 
+class ForeignStateError(StateError):
+    """The state file is of another program or of a newer version: it will not do by itself."""
+
+
 class KnownPeer(NamedTuple):
     """A peer to try after a restart: where it listens and its certificate (DER), last seen alive at
     `seen_at`."""
@@ -181,9 +185,10 @@ class SqliteStore:
         version = database.execute("PRAGMA user_version").fetchone()[0]
         empty = not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not empty and database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
-            raise StateError(f"{self._path}: a database, but not a state file of p2psipd")
+            raise ForeignStateError(f"{self._path}: a database, but not a state file of p2psipd")
         if version > SCHEMA_VERSION:
-            raise StateError(f"{self._path}: written by a newer p2psipd (version {version}, not {SCHEMA_VERSION})")
+            newer = f"written by a newer p2psipd (version {version}, not {SCHEMA_VERSION})"
+            raise ForeignStateError(f"{self._path}: {newer}")
         if empty:
             database.execute("PRAGMA auto_vacuum=INCREMENTAL")
         database.execute("PRAGMA journal_mode=WAL")

@@ -109,6 +109,13 @@ def test_added_user_can_register(world: World) -> None:
     assert [entry["user"] for entry in world.good("list")] == [ALICE]
 
 
+def test_a_name_may_be_a_sip_uri(world: World) -> None:
+    """The verbs that look at a user take "sip:", so this one does; what is left with a colon is nobody's name."""
+    assert world.good("add", f"sip:{ALICE}", "--password", "secret")["users"] == [ALICE]
+    assert world.password_is("alice", "secret")
+    assert world.run("add", "tel:123@overlay.example", "--password", "x").exit_code == 2
+
+
 def test_no_password_is_kept(world: World) -> None:
     """Neither password nor HA1 is in any file of the provisioning side, and its files are the owner's alone."""
     world.good("add", "alice", "--password", "correct-horse")

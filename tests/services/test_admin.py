@@ -25,7 +25,7 @@ from p2psipd.proto.identity.signing import Credential
 from p2psipd.proto.reload.errors import NotFound, RequestTimeout
 from p2psipd.proto.reload.kinds import PROXY_REGISTRATION
 from p2psipd.proto.reload.overlay_config import OverlayConfiguration
-from p2psipd.proto.reload.peer_io import StoreValue
+from p2psipd.proto.reload.peer_io import Misbehaved, StoreValue
 from p2psipd.proto.reload.peer_parameters import PeerParameters
 from p2psipd.proto.reload.sip_usage import ProxyRegistration
 from p2psipd.proto.reload.wire import NodeDestination
@@ -253,6 +253,22 @@ class InspectionTests(SynchronousTestCase):
         self.clock.advance(60)
         self.assertIn("not joined", self.look.problems()[0])
 
+    def test_not_joined_for_a_reason(self) -> None:
+        """Who is refused learns why sooner."""
+        self.start()
+        self.overlay.is_joined, self.overlay.last_failure = False, "refused"
+        self.clock.advance(6)
+        self.assertIn("the last reason: refused", self.look.problems()[0])
+
+    def test_twin(self) -> None:
+        """A node with the same certificate is a problem for as long as it is told of."""
+        self.start()
+        self.overlay._misbehaved(Misbehaved(None, None, "identity", "a node at 192.0.2.1 port 1 has the same"))
+        (line,) = self.look.problems()
+        self.assertTrue(line.startswith("a node at 192.0.2.1 port 1 has the same: stop one"), line)
+        self.clock.advance(661)
+        self.assertEqual(self.look.problems(), [])
+
     def test_cut_off(self) -> None:
         """A node without links says so with the last reason, unless it is the one that founds the overlay."""
         self.start()
@@ -261,6 +277,15 @@ class InspectionTests(SynchronousTestCase):
         self.node.core.parameters = self.node.core.parameters._replace(first=False)
         (line,) = self.look.problems()
         self.assertEqual(line, "no links: this node is cut off from the overlay; the last reason: refused")
+
+    def test_a_name_is_read_as_a_sip_uri(self) -> None:
+        """Scheme and host in any case, parameters and escapes: the same address; what is no URI is refused."""
+        self.start()
+        self.put()
+        for name in ("SIP:bob@OVERLAY.example", "sip:bob@overlay.example;transport=tcp", "sip:%62ob@overlay.example"):
+            self.assertTrue(self.result(self.look.get(name))["values"], name)
+        self.assertFalse(self.result(self.look.get("sip:Bob@overlay.example"))["values"])
+        self.failureResultOf(Deferred.fromCoroutine(self.look.get("sip:bob@")), BadArgument)
 
     def test_records_and_get(self) -> None:
         """A stored record is listed, and fetched with its signer and who answered."""

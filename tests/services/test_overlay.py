@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
@@ -298,6 +299,17 @@ class ScriptedTests(SynchronousTestCase):
         self.perform(peer_io.ConfigurationChanged(newer))
         self.assertEqual(self.document.read_bytes(), b"new document")
         self.assertEqual((heard, self.overlay.configuration.sequence), ([newer], 2))
+
+    def test_a_document_that_cannot_be_written_is_written_later(self) -> None:
+        """A full disk leaves the old document whole and nothing beside it; it is tried again every minute."""
+        self.document.write_bytes(b"old")
+        with patch.object(module.os, "fsync", side_effect=OSError(28, "No space left on device")):
+            self.perform(peer_io.ConfigurationChanged(configuration(2, document=b"new document")))
+            self.clock.advance(module.MAINTAIN_SECONDS)
+        self.assertTrue(self.overlay.is_document_unwritten)
+        self.assertEqual((self.document.read_bytes(), list(self.document.parent.glob("*.new"))), (b"old", []))
+        self.clock.advance(module.MAINTAIN_SECONDS)
+        self.assertEqual((self.document.read_bytes(), self.overlay.is_document_unwritten), (b"new document", False))
 
     def test_new_configuration_revokes(self) -> None:
         """The trust that links judge by is that of the newer document."""
