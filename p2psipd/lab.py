@@ -112,7 +112,7 @@ class Lab:
         progress: Progress = _silent,
     ) -> Self:
         """Write the files of a new lab; nothing is started. Raises LabError."""
-        root = Path(directory).absolute()
+        root = _real(directory)
         if not 1 <= peers <= MAXIMUM_PEERS:
             raise LabError(f"a lab has 1 to {MAXIMUM_PEERS} peers, not {peers}")
         if len(os.fsencode(root)) > _MAXIMUM_PATH:
@@ -128,7 +128,7 @@ class Lab:
     @classmethod
     def open(cls, directory: str | os.PathLike[str], progress: Progress = _silent) -> Self:
         """The lab that is in `directory`. Raises LabError if there is none."""
-        root = Path(directory).absolute()
+        root = _real(directory)
         try:
             description = json.loads((root / "lab.json").read_text())
             return cls(root, LabFiles.from_description(root, description), progress)
@@ -399,6 +399,14 @@ class Lab:
         except OSError as error:
             return f"(no log: {error})"
         return "\n".join(text.splitlines()[-lines:])
+
+
+def _real(directory: str | os.PathLike[str]) -> Path:
+    """A directory's one path: by any other the processes, which are known by their command lines, would not be found.
+
+    Unlike Path.resolve it leaves a loop of symbolic links to whoever opens it, as an OSError.
+    """
+    return Path(os.path.realpath(directory))
 
 
 def _is_stopped(pid: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -87,6 +88,27 @@ def test_another_process_is_never_signalled(lab: Lab) -> None:
     (lab.peer_directory(1) / "pid").write_text(f"{os.getpid()}\n")
     assert lab.peer_state(1).state == "dead"
     lab.signal(1, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("way", ["peer1/..", "link"])
+def test_a_lab_by_another_path(lab: Lab, way: str) -> None:
+    """Whichever way leads to the directory, the same processes are found."""
+    (lab.directory / "lab.json").write_text(json.dumps(lab.files.description()))
+    (lab.directory / "link").symlink_to(lab.directory)
+    lab.start(1)
+    lab.wait_joined([1], 20)
+    again = Lab.open(lab.directory / way)
+    assert again.directory == lab.directory
+    assert again.start(1) == again.pid(1) == lab.pid(1)
+
+
+def test_a_new_lab_by_another_path(lab: Lab) -> None:
+    """A lab that is made through a symbolic link lies where the link leads to; a loop of them is the system's error."""
+    (lab.directory / "link").symlink_to(lab.directory / "new")
+    assert Lab.create(lab.directory / "link", 1).directory == lab.directory / "new"
+    (lab.directory / "loop").symlink_to(lab.directory / "loop")
+    with pytest.raises(OSError, match="loop"):
+        Lab.create(lab.directory / "loop", 1)
 
 
 def test_a_peer_that_does_not_start(lab: Lab) -> None:
