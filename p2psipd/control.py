@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import socket
+import struct
 from typing import Any
 from urllib.parse import urlencode
 
@@ -58,6 +59,19 @@ class Control:
     def post(self, resource: str, body: Any = None) -> Any:
         """The JSON answer to `POST resource` with `body` as JSON. Raises as `get` does."""
         return self._request("POST", resource, body)
+
+    def listener(self) -> int:
+        """The process that listens on the socket, whether it answers or not. Raises ControlUnreachable."""
+        credentials = struct.Struct("3i")  # struct ucred: pid, uid, gid
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(self.timeout)
+                connection.connect(self.path)
+                octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+        except OSError as error:
+            raise ControlUnreachable(f"no node answers at {self.path}: {error.strerror or error}") from error
+        pid: int = credentials.unpack(octets)[0]
+        return pid
 
     def _request(self, method: str, target: str, body: Any) -> Any:
         connection = _UnixConnection(self.path, self.timeout)

@@ -15,6 +15,7 @@ ever signalled if its command line names the peer's configuration file.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -195,20 +197,29 @@ class Lab:
             del self._children[number]
         try:
             pid = int((directory / "pid").read_text())
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if os.fsencode(directory / "p2psipd.toml") in command.split(b"\0") else None
+        return pid if os.fsencode(directory / "p2psipd.toml") in _command_line(pid) else None
 
     def start(self, number: int, *, environment: dict[str, str] | None = None, prefix: Sequence[str] = ()) -> int:
         """Start the process of a peer and return its pid; a peer that lives is left alone.
 
         `environment` is added to the process's own, `prefix` stands before the command (for example
-        faketime).
+        faketime). Raises LabError if a process that is not found by the pid file is this peer already.
         """
-        pid = self.pid(number)
-        if pid is not None:
-            return pid
+        # Two that start the same peer at once would both find it dead, and the later pid file would hide the process
+        # that lives.
+        with _held(self.peer_directory(number)):
+            pid = self.pid(number)
+            return self._launch(number, environment or {}, prefix) if pid is None else pid
+
+    def _launch(self, number: int, environment: dict[str, str], prefix: Sequence[str]) -> int:
+        other = self._listener(number)
+        if other is not None and _command_line(other):
+            raise LabError(
+                f"peer {number} runs already, as process {other}, but its pid file or command line says otherwise: "
+                f"kill {other} ends it"
+            )
         directory = self.peer_directory(number)
         command = [
             *prefix,
@@ -226,9 +237,12 @@ class Lab:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=directory,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, **environment},
                 start_new_session=True,
             )
+        # For a moment a new process has no command line yet, and whoever reads the pid file would take it for dead.
+        while child.poll() is None and not _command_line(child.pid):
+            time.sleep(0.001)
         (directory / "pid").write_text(f"{child.pid}\n")
         self._children[number] = child
         return child.pid
@@ -275,6 +289,8 @@ class Lab:
             self.start(number)
         self.wait_joined(self.peers, timeout)
         self.wait_acquainted(timeout)
+        # One that joined may have ended while the others came; those who wait to know each other do not miss it.
+        self.wait_joined(self.peers, timeout)
         return time.monotonic() - started
 
     def down(self, timeout: float = 5.0) -> int:
@@ -321,11 +337,29 @@ class Lab:
             return PeerState(number, state, None, address, None)
         if _is_stopped(pid):
             return PeerState(number, "stopped", pid, address, None)
+        if not self._is_listener(number, pid):
+            return PeerState(number, "joining", pid, address, None)
         try:
             status = self.control(number, 2.0).get("/status")
         except (ControlUnreachable, ControlRefused):
             return PeerState(number, "joining", pid, address, None)
         return PeerState(number, "joined" if status.get("joined") else "joining", pid, address, status)
+
+    def _listener(self, number: int) -> int | None:
+        """The process behind a peer's control socket, whether it answers or not."""
+        try:
+            return self.control(number, 2.0).listener()
+        except ControlUnreachable:
+            return None
+
+    def _is_listener(self, number: int, pid: int) -> bool:
+        """Whether a peer's control socket is this process's, and not that of one which lived there before."""
+        other = self._listener(number)
+        try:
+            # Each peer is a session of its own: what a prefix such as faketime starts in it is the peer, too.
+            return other is not None and os.getsid(other) == pid
+        except ProcessLookupError:
+            return False
 
     def status(self) -> list[PeerState]:
         """How every peer is."""
@@ -407,6 +441,25 @@ def _real(directory: str | os.PathLike[str]) -> Path:
     Unlike Path.resolve it leaves a loop of symbolic links to whoever opens it, as an OSError.
     """
     return Path(os.path.realpath(directory))
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Nobody else has the directory meanwhile; waits for who has it."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """The words of a process's command line; none if it has ended, even if it still waits to be reaped."""
+    try:
+        return [word for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") if word]
+    except OSError:
+        return []
 
 
 def _is_stopped(pid: int) -> bool:

@@ -6,8 +6,11 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,52 @@ def test_a_new_lab_by_another_path(lab: Lab) -> None:
     (lab.directory / "loop").symlink_to(lab.directory / "loop")
     with pytest.raises(OSError, match="loop"):
         Lab.create(lab.directory / "loop", 1)
+
+
+def test_a_process_that_is_not_found_by_the_pid_file(lab: Lab) -> None:
+    """A peer that runs already is not started again over its head, and its pid file stays as it is."""
+    lab.start(1)
+    lab.wait_joined([1], 20)
+    (lab.peer_directory(1) / "pid").write_text("1\n")
+    with pytest.raises(LabError, match=f"peer 1 runs already, as process {lab.pid(1)}"):
+        Lab(lab.directory, lab.files).start(1)
+    assert (lab.peer_directory(1) / "pid").read_text() == "1\n"
+
+
+def test_started_by_many_at_once(lab: Lab) -> None:
+    """Of many that start the same peer at the same moment one does, and all find that process."""
+    labs = [Lab(lab.directory, lab.files, daemon=[sys.executable, "-c", DAEMON]) for _ in range(8)]
+    try:
+        with ThreadPoolExecutor(len(labs)) as pool:
+            assert set(pool.map(lambda each: each.start(1), labs)) == {lab.pid(1)}
+    finally:
+        for each in labs:
+            each.kill_all()
+
+
+def test_another_process_answers(lab: Lab) -> None:
+    """The answer of a process that was not started as the peer counts for nothing; the peer's end is told."""
+    lab.start(1)
+    lab.wait_joined([1], 20)
+    os.unlink(lab.peer_directory(1) / "control.sock")
+    other = subprocess.Popen([sys.executable, "-c", DAEMON, str(lab.peer_directory(1) / "p2psipd.toml")])
+    try:
+        while not (lab.peer_directory(1) / "control.sock").exists():
+            time.sleep(0.01)
+        assert lab.peer_state(1).state == "joining"
+        lab.kill(1)
+        with pytest.raises(LabError, match="peer 1 ended while it started"):
+            lab.wait_joined([1], 20)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_peer_that_ends_while_others_start(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lab is not up if a peer that had joined is dead when all others know each other."""
+    monkeypatch.setattr(lab, "wait_acquainted", lambda timeout: lab.kill(2))
+    with pytest.raises(LabError, match="peer 2 ended while it started"):
+        lab.up(timeout=20)
 
 
 def test_a_peer_that_does_not_start(lab: Lab) -> None:
