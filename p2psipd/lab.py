@@ -25,13 +25,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from p2psipd.control import Control, ControlRefused, ControlUnreachable
 from p2psipd.lab_files import OVERLAY_PORT, SIP_PORT, LabFiles, User
+from p2psipd.proto.identity.certificate import CertificateError, check_user_name
 
 DEFAULT_NETWORK = "127.0.1"
+DEFAULT_OVERLAY = "lab.example"
 MAXIMUM_PEERS = 250
 # The path of a Unix socket holds 107 octets (sun_path); "peer250/control.sock" takes 21 of them with its
 # slash.
@@ -57,6 +60,25 @@ class PeerState(NamedTuple):
 
 def _silent(_text: str) -> None:
     """Progress that nobody wants to see."""
+
+
+def check_network(network: str) -> str:
+    """`network` if it is the first three numbers of loopback addresses. Raises LabError."""
+    try:
+        if IPv4Address(f"{network}.1").is_loopback:
+            return network
+    except ValueError:
+        pass
+    raise LabError(f"{network!r} is not three numbers such as {DEFAULT_NETWORK}: 127, and two from 0 to 255")
+
+
+def check_user(name: str, overlay_name: str = DEFAULT_OVERLAY) -> str:
+    """`name` if a user of the overlay can be called so, before the "@". Raises LabError."""
+    try:
+        check_user_name(f"{name}@{overlay_name}")
+    except CertificateError as error:
+        raise LabError(error.detail) from None
+    return name
 
 
 def is_free(network: str) -> bool:
@@ -109,7 +131,7 @@ class Lab:
         *,
         users: Iterable[str] = ("alice", "bob"),
         network: str = DEFAULT_NETWORK,
-        overlay_name: str = "lab.example",
+        overlay_name: str = DEFAULT_OVERLAY,
         log_level: str = "info",
         progress: Progress = _silent,
     ) -> Self:
@@ -121,8 +143,9 @@ class Lab:
             raise LabError(f"{root} is too long for the control sockets in it: at most {_MAXIMUM_PATH} octets")
         if (root / "lab.json").exists():
             raise LabError(f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away")
+        people = tuple(User.of(check_user(name, overlay_name)) for name in users)
+        files = LabFiles(root, peers, check_network(network), overlay_name, people)
         root.mkdir(parents=True, exist_ok=True)
-        files = LabFiles(root, peers, network, overlay_name, tuple(User.of(name) for name in users))
         files.write(log_level, progress)
         (root / "lab.json").write_text(json.dumps(files.description(), indent=2) + "\n")
         return cls(root, files, progress)

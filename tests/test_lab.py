@@ -210,6 +210,24 @@ def test_numbers_and_names_that_do_not_exist(lab: Lab) -> None:
         Lab.create(lab.directory / ("x" * 90), 1)
 
 
+@pytest.mark.parametrize(
+    "network", ["300.1.1", "127.256.1", "10.0.1", "127.1", "127.1.1.1", "127.01.1", "127.1.x", "::1", ""]
+)
+def test_networks_that_cannot_be(lab: Lab, network: str) -> None:
+    """A lab's network is three numbers of loopback; nothing is written for another."""
+    with pytest.raises(LabError, match="is not three numbers such as"):
+        Lab.create(lab.directory / "x", 1, network=network)
+    assert not (lab.directory / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["bad user", "dave@lab.example", "", "d\u00e4ve", "d" * 250])
+def test_users_that_cannot_be(lab: Lab, name: str) -> None:
+    """A lab's users have names that `p2psip user add` takes; nothing is written for another."""
+    with pytest.raises(LabError, match="is not of the form name@domain"):
+        Lab.create(lab.directory / "x", 1, users=("alice", name))
+    assert not (lab.directory / "x").exists()
+
+
 def test_control_socket(lab: Lab) -> None:
     """The client of the control socket tells nobody there, an error answer, and a value apart."""
     with pytest.raises(ControlUnreachable, match=r"no node answers at .*control\.sock"):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from p2psipd.cli.console import Negative, emit, json_option, seconds, short, step, table
-from p2psipd.lab import DEFAULT_NETWORK, Lab, LabError, PeerState
+from p2psipd.lab import DEFAULT_NETWORK, Lab, LabError, PeerState, check_network, check_user
 from p2psipd.lab_files import OVERLAY_PORT, SIP_PORT, SIPS_PORT
 
 _dir_option = click.option(
@@ -36,11 +36,40 @@ def _open(directory: str) -> Lab:
         raise Negative(str(error)) from None
 
 
+def _network(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """A network that a lab can have; click.BadParameter otherwise, before anything is written."""
+    try:
+        return check_network(value)
+    except LabError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _users(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that users can have; click.BadParameter otherwise, before anything is written."""
+    try:
+        return tuple(check_user(name) for name in value)
+    except LabError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @lab.command()
 @click.option("--peers", default=8, show_default=True, type=click.IntRange(1, 250), help="How many peers.")
 @_dir_option
-@click.option("--user", "users", multiple=True, metavar="NAME", help="One more user, besides alice and bob.")
-@click.option("--network", default=DEFAULT_NETWORK, show_default=True, help="Peer K listens on NETWORK.K.")
+@click.option(
+    "--user",
+    "users",
+    multiple=True,
+    metavar="NAME",
+    callback=_users,
+    help="One more user, besides alice and bob.",
+)
+@click.option(
+    "--network",
+    default=DEFAULT_NETWORK,
+    show_default=True,
+    callback=_network,
+    help="Peer K listens on NETWORK.K.",
+)
 @click.option("--debug", is_flag=True, help="Let the peers log every step.")
 @json_option
 def up(peers: int, directory: str, users: tuple[str, ...], network: str, debug: bool, as_json: bool) -> None:
