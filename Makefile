@@ -37,8 +37,9 @@ demo-peering: $(VENV)/.run
 	@sh scripts/install-test-programs.sh knotd
 	@$(BIN)/p2psip demo-peering
 
+# Only a number of peers that was asked for is passed on: a lab that has another is refused then.
 lab: $(VENV)/.run
-	@$(BIN)/p2psip lab up --peers $(PEERS) --dir $(LAB)
+	@$(BIN)/p2psip lab up $(if $(filter file,$(origin PEERS)),,--peers $(PEERS)) --dir $(LAB)
 
 lab-down: $(VENV)/.run
 	@$(BIN)/p2psip lab down --dir $(LAB)

@@ -4,7 +4,7 @@ benchmarks.
 Peer K of a lab listens on <network>.K (127.0.1.K unless another network is asked for): overlay port 6084, SIP
 5060 over UDP and TCP, SIPS 5061, WebSocket 5080 and over TLS 5443. Everything a lab is lies in its directory:
 
-    lab.json                 what was asked for: peers, network, overlay name, users
+    lab.json                 what was asked for: peers, network, log level, overlay name, users
     overlay.xml  ca/         the signed configuration document and the certificate authority
     sip.pem  sip.key         the certificate that phones see on ports 5061 and 5443, valid for every peer
     peerK/                   p2psipd.toml overlay.xml node.pem node.key state.sqlite control.sock log pid
@@ -144,9 +144,9 @@ class Lab:
         if (root / "lab.json").exists():
             raise LabError(f"there is a lab in {root}: p2psip lab down --dir {root} ends it, --remove clears it away")
         people = tuple(User.of(check_user(name, overlay_name)) for name in users)
-        files = LabFiles(root, peers, check_network(network), overlay_name, people)
+        files = LabFiles(root, peers, check_network(network), overlay_name, people, log_level)
         root.mkdir(parents=True, exist_ok=True)
-        files.write(log_level, progress)
+        files.write(progress)
         (root / "lab.json").write_text(json.dumps(files.description(), indent=2) + "\n")
         return cls(root, files, progress)
 

@@ -77,12 +77,21 @@ class User(NamedTuple):
 class LabFiles:
     """What a lab is on disk: `root` its directory, `peers` how many, `network` the first three numbers."""
 
-    def __init__(self, root: Path, peers: int, network: str, overlay_name: str, users: tuple[User, ...]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        peers: int,
+        network: str,
+        overlay_name: str,
+        users: tuple[User, ...],
+        log_level: str = "info",
+    ) -> None:
         self.root = root
         self.peers = peers
         self.network = network
         self.overlay_name = overlay_name
         self.users = users
+        self.log_level = log_level
 
     @classmethod
     def from_description(cls, root: Path, description: dict[str, Any]) -> Self:
@@ -90,7 +99,15 @@ class LabFiles:
         none.
         """
         users = tuple(User(**user) for user in description["users"])
-        return cls(root, int(description["peers"]), description["network"], description["overlay_name"], users)
+        return cls(
+            root,
+            int(description["peers"]),
+            description["network"],
+            description["overlay_name"],
+            users,
+            # Older labs do not say.
+            description.get("log_level", "info"),
+        )
 
     def description(self) -> dict[str, Any]:
         """What lab.json holds."""
@@ -98,6 +115,7 @@ class LabFiles:
             "overlay_name": self.overlay_name,
             "peers": self.peers,
             "network": self.network,
+            "log_level": self.log_level,
             "users": [user._asdict() for user in self.users],
         }
 
@@ -114,7 +132,7 @@ class LabFiles:
         """Where a peer keeps its files."""
         return self.root / f"peer{number}"
 
-    def write(self, log_level: str, progress: Callable[[str], None]) -> None:
+    def write(self, progress: Callable[[str], None]) -> None:
         """Make the overlay, and enroll every peer as a registrar."""
         bootstrap = [(self.host(number), OVERLAY_PORT) for number in range(1, self.peers + 1)]
         overlay = OverlayFiles.create(self.root, self.overlay_name, bootstrap_nodes=bootstrap[:_BOOTSTRAP_PEERS])
@@ -125,15 +143,15 @@ class LabFiles:
             overlay.issue(Role.REGISTRAR, f"peer{number}", directory)
             # A copy of its own: a node replaces its document when a newer one spreads.
             shutil.copy(self.root / DOCUMENT, directory / DOCUMENT)
-            (directory / "p2psipd.toml").write_text(self._peer_configuration(number, log_level))
+            (directory / "p2psipd.toml").write_text(self._peer_configuration(number))
         overlay.issue(Role.PROVISIONING, "lab", self.root / "provisioning")
 
-    def _peer_configuration(self, number: int, log_level: str) -> str:
+    def _peer_configuration(self, number: int) -> str:
         return _PEER.format(
             number=number,
             roles='"peer", "sip", "echo"' if number <= _ECHO_PEERS else '"peer", "sip"',
             host=self.host(number),
-            log_level=log_level,
+            log_level=self.log_level,
             first="true" if number == 1 else "false",
             overlay_port=OVERLAY_PORT,
             sip_port=SIP_PORT,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from p2psipd.cli.console import Negative, emit, json_option, seconds, short, step, table
 from p2psipd.lab import DEFAULT_NETWORK, Lab, LabError, PeerState, check_network, check_user
@@ -72,12 +73,22 @@ def _users(_context: click.Context, _parameter: click.Parameter, value: tuple[st
 )
 @click.option("--debug", is_flag=True, help="Let the peers log every step.")
 @json_option
-def up(peers: int, directory: str, users: tuple[str, ...], network: str, debug: bool, as_json: bool) -> None:
+@click.pass_context
+def up(
+    context: click.Context,
+    peers: int,
+    directory: str,
+    users: tuple[str, ...],
+    network: str,
+    debug: bool,
+    as_json: bool,
+) -> None:
     """Make a lab if there is none in the directory, start every peer, and wait until all have joined."""
     names = tuple(dict.fromkeys(("alice", "bob", *users)))
     try:
         if (Path(directory) / "lab.json").exists():
             made = Lab.open(directory)
+            _refuse_another(context, made, names)
         else:
             with step(f"writing certificates and configuration of {peers} peers", as_json) as progress:
                 made = Lab.create(
@@ -100,6 +111,29 @@ def up(peers: int, directory: str, users: tuple[str, ...], network: str, debug: 
         as_json,
         _guide,
     )
+
+
+def _refuse_another(context: click.Context, made: Lab, names: tuple[str, ...]) -> None:
+    """End with a usage error if the options that were given ask for another lab than the one there is."""
+    files = made.files
+    people = [user.name for user in files.users]
+    asked = context.params
+    another = {
+        "peers": (asked["peers"] != files.peers, f"{files.peers} peers"),
+        "users": (set(names) != set(people), f"the users {', '.join(people)}"),
+        "network": (asked["network"] != files.network, f"the network {files.network}"),
+        "debug": (files.log_level != "debug", f"the log level {files.log_level}"),
+    }
+    has = [
+        text
+        for option, (differs, text) in another.items()
+        if differs and context.get_parameter_source(option) is not ParameterSource.DEFAULT
+    ]
+    if has:
+        raise click.UsageError(
+            f"the lab in {made.directory} has {' and '.join(has)}: give another --dir, "
+            f"or clear this one away with p2psip lab down --remove --dir {made.directory}"
+        )
 
 
 def _guide(made: dict[str, Any]) -> str:
