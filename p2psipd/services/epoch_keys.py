@@ -68,7 +68,6 @@ class EpochKeys(Service):
         self._next_look: IDelayedCall | None = None
         self._joined = False
         self._said = False
-        self._joined = False
 
     # -- the keys of an epoch ----------------------------------------------------------------------
 
@@ -93,6 +92,9 @@ class EpochKeys(Service):
                     key = unwrap_epoch_key(DigestKey.decode(stored.value), node_id, self._credential.private_key)
                     self._keys[entries[stored.key]] = key
                     self._derived.clear()
+        if self._keys and self._said:
+            self._said = False
+            self.log.info("this registrar has its key now: passwords of the overlay can be checked")
 
     def renew(self, credential: Credential) -> None:
         """This registrar's certificate, and perhaps its key, was renewed; keys that are open stay so."""

@@ -294,8 +294,9 @@ def build_configuration(
 def check_size(document: bytes, configuration: OverlayConfiguration) -> None:
     """``ConfigurationError`` unless a document fits in one ConfigUpdate under its own max-message-size."""
     if len(document) + _MESSAGE_ROOM > configuration.max_message_size:
-        limit = configuration.max_message_size - _MESSAGE_ROOM
-        raise ConfigurationError((0, f"{len(document)} octets; at most {limit} fit in a message of this overlay"))
+        needed = len(document) + _MESSAGE_ROOM
+        text = f"max-message-size: at least {needed} expected, or this document of {len(document)} octets cannot spread"
+        raise ConfigurationError((0, text))
 
 
 def sign_configuration(document: bytes, signer: Signer, kind_signer: Signer | None = None) -> bytes:
