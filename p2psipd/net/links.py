@@ -33,15 +33,12 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from p2psipd.net.refusals import Endpoint, Refusals, endpoint_text, reason_text
 from p2psipd.net.resolving import resolve
 from p2psipd.net.tls import NodeTls, peer_certificate, protocol_version, tls_factory
 
-Endpoint = tuple[str, int]
-
 #: A closed link whose other side does not answer the TLS closing is cut after this many seconds.
 CLOSE_SECONDS: Final = 2.0
-#: Lines about refused connections that are logged in one second; the rest is only counted.
-_LINES_PER_SECOND: Final = 10
 _BACKLOG: Final = 256
 
 
@@ -212,7 +209,7 @@ class LinkProtocol(Protocol):
         self._links.gone(self)
         if not self.closing:
             self.closing = True
-            self._links.lost(self, _reason_text(reason), self._up, self._dial)
+            self._links.lost(self, reason_text(reason), self._up, self._dial)
 
     def _stop_deadline(self) -> None:
         if self._deadline is not None:
@@ -253,7 +250,7 @@ class _DialFactory(ClientFactory[Protocol]):
         return LinkProtocol(self._links, self._endpoint[0], self._dial)
 
     def clientConnectionFailed(self, connector: object, reason: Failure) -> None:
-        self._links.next_address(self._dial, f"{endpoint_text(self._endpoint)}: {_reason_text(reason)}")
+        self._links.next_address(self._dial, f"{endpoint_text(self._endpoint)}: {reason_text(reason)}")
 
 
 class Links:
@@ -278,6 +275,7 @@ class Links:
         self.limits = limits
         self.clock = cast(IReactorTime, reactor)
         self.counts: dict[str, int] = {}
+        self.refusals = Refusals(Logger(namespace="p2psipd.links"), reactor)
         self._log = Logger(namespace="p2psipd.links")
         self._reactor = cast(IReactorTCP, reactor)
         self._tls = tls
@@ -294,8 +292,6 @@ class Links:
         self._ports: list[IListeningPort] = []
         self._stopped = False
         self._all_gone: Deferred[None] | None = None
-        self._lines_second = 0
-        self._lines = 0
 
     # -- for the owner -----------------------------------------------------------------------------
 
@@ -399,7 +395,7 @@ class Links:
         else:
             return LinkProtocol(self, host, None)
         self.count("refused_limit")
-        self._note_refused((host, getattr(addr, "port", 0)), reason)
+        self.refusals.accepted((host, getattr(addr, "port", 0)), reason)
         return None
 
     def handshake_began(self, protocol: LinkProtocol) -> None:
@@ -460,7 +456,7 @@ class Links:
         if dial is not None:
             self.next_address(dial, f"{endpoint_text(protocol.address)}: {reason}")
         else:
-            self._note_refused(protocol.address, reason)
+            self.refusals.accepted(protocol.address, reason)
 
     def next_address(self, dial: _Dial, reason: str | None) -> None:
         """Try the next address of an attempt, or report that there is none."""
@@ -504,17 +500,6 @@ class Links:
     def _unresolved(self, failure: Failure, dial: _Dial, endpoint: Endpoint) -> None:
         self.next_address(dial, f"{endpoint_text(endpoint)}: {failure.getErrorMessage()}")
 
-    def _note_refused(self, address: Endpoint, reason: str) -> None:
-        """A log line, unless there were many in this second."""
-        second = int(self.clock.seconds())
-        if second != self._lines_second:
-            if self._lines > _LINES_PER_SECOND:
-                self._log.info("{count} more connections refused", count=self._lines - _LINES_PER_SECOND)
-            self._lines_second, self._lines = second, 0
-        self._lines += 1
-        if self._lines <= _LINES_PER_SECOND:
-            self._log.info("connection from {address} ended: {reason}", address=endpoint_text(address), reason=reason)
-
 
 def _less(counts: dict[str, int], key: str) -> None:
     """One less of ``key``; zero is not kept."""
@@ -523,19 +508,3 @@ def _less(counts: dict[str, int], key: str) -> None:
         counts[key] = left
     else:
         counts.pop(key, None)
-
-
-def endpoint_text(endpoint: Endpoint) -> str:
-    """Host and port as people and configuration files write them, an IPv6 address in brackets."""
-    host, port = endpoint
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _reason_text(failure: Failure) -> str:
-    """A short reason for people."""
-    value = failure.value
-    arguments = getattr(value, "args", ())
-    if arguments and isinstance(arguments[0], list):
-        # OpenSSL's error stack: (library, function, reason) triples.
-        return "; ".join(str(entry[-1]) for entry in arguments[0] if entry) or "TLS error"
-    return str(value).rstrip(".") or type(value).__name__

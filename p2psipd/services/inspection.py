@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from p2psipd.net.links import endpoint_text
+from p2psipd.net.refusals import endpoint_text
 from p2psipd.proto.reload.errors import InvalidMessage, NotFound, ReloadError
 from p2psipd.proto.reload.ids import NodeId, ResourceId, distance, resource_id
 from p2psipd.proto.reload.kinds import (

@@ -11,7 +11,7 @@ from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import SkipTest, TestCase
 
-from p2psipd.net.links import LinkLimits, Links, endpoint_text
+from p2psipd.net.links import LinkLimits, Links
 from p2psipd.net.tls import KeyLog
 from p2psipd.proto.identity.certificate import parse_certificate
 from tests.net.identities import Identity, node
@@ -87,14 +87,6 @@ class Raw(Protocol):
 
     def connectionLost(self, reason: object = None) -> None:
         self.closed.callback(None)
-
-
-def test_endpoints_as_people_write_them() -> None:
-    """An IPv6 address stands in brackets before its port."""
-    assert [endpoint_text(each) for each in (("192.0.2.1", 6084), ("2001:db8::1", 1))] == [
-        "192.0.2.1:6084",
-        "[2001:db8::1]:1",
-    ]
 
 
 class LinksTests(TestCase):
