@@ -33,7 +33,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from p2psipd.net.refusals import Endpoint, Refusals, endpoint_text, reason_text
+from p2psipd.net.refusals import DOES_NOT_READ, Endpoint, Refusals, endpoint_text, reason_text
 from p2psipd.net.resolving import resolve
 from p2psipd.net.tls import NodeTls, peer_certificate, protocol_version, tls_factory
 
@@ -160,8 +160,7 @@ class LinkProtocol(Protocol):
         if self._paused:
             self._unread += len(data)
             if self._unread > self._links.limits.write_buffer:
-                self._links.count("unread_dropped")
-                self.cut("the other side does not read")
+                self._links.unread(self)
                 return
         self._tls.write(data)
 
@@ -441,6 +440,13 @@ class Links:
         self.user.link_up(
             protocol.link, certificate, protocol.address, dial.attempt if dial is not None else None
         )
+
+    def unread(self, protocol: LinkProtocol) -> None:
+        """A neighbour leaves too much unread: its link is cut."""
+        self.count("unread_dropped")
+        tell = self.refusals.dialled if protocol.outgoing else self.refusals.accepted
+        tell(protocol.address, DOES_NOT_READ)
+        protocol.cut(DOES_NOT_READ)
 
     def lost(self, protocol: LinkProtocol, reason: str, was_up: bool, dial: _Dial | None) -> None:
         """A connection failed or ended, for ``reason``."""

@@ -11,6 +11,8 @@ Endpoint = tuple[str, int]
 
 #: Lines that are logged in one second; the rest is only counted.
 LINES_PER_SECOND: Final = 10
+#: Why whoever leaves too much unread is cut.
+DOES_NOT_READ: Final = "the other side does not read"
 #: Characters of one reason.
 _LONGEST: Final = 300
 

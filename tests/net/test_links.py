@@ -9,9 +9,11 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import ClientFactory, Protocol
 from twisted.internet.task import deferLater
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SkipTest, TestCase
 
 from p2psipd.net.links import LinkLimits, Links
+from p2psipd.net.refusals import endpoint_text
 from p2psipd.net.tls import KeyLog
 from p2psipd.proto.identity.certificate import parse_certificate
 from tests.net.identities import Identity, node
@@ -280,14 +282,17 @@ class LinksTests(TestCase):
         self.assertTrue(here)
 
     async def test_unread(self) -> None:
-        """A neighbour that does not read is dropped when the limit of unread octets is passed."""
+        """A neighbour that does not read is dropped when the limit of unread octets is passed, and the log names it."""
         here, there = await self.connected()
         self.bobs._links[there].transport.transport.pauseProducing()
-        for _ in range(400):
-            self.alices.send(here, bytes(65536))
-            self.alices.flush()
-            if self.alice.down:
-                break
+        with capturedLogs() as events:
+            for _ in range(400):
+                self.alices.send(here, bytes(65536))
+                self.alices.flush()
+                if self.alice.down:
+                    break
+        said = [formatEvent(event) for event in events]
+        self.assertEqual(said, [f"connection to {endpoint_text(self.address)} ended: the other side does not read"])
         self.assertEqual(self.alice.down, [(here, "the other side does not read")])
         self.assertEqual(len(self.alices), 0)
 
