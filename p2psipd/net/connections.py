@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from typing import Protocol as TypingProtocol
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener
 from twisted.internet.protocol import Protocol
 from twisted.internet.protocol import connectionDone as _done
@@ -19,6 +20,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from p2psipd.net.refusals import DOES_NOT_READ, Refusals, reason_text
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Address, Flow
 from p2psipd.proto.sip.locating import NodeIdentity, Unreachable
@@ -31,6 +33,15 @@ Message = Request | Response
 _LINGER = 2.0
 #: Octets that wait for more: a few messages, so that nobody waits long for the first.
 _GATHERED_AT_MOST = 4096
+
+
+#: What the log says where a connection is dropped for a reason that tells all; of the others nothing, or what is given.
+_WHY: Final = {
+    "partial": "the rest of a message did not come in time",
+    "silent": "no message in time",
+    "slow": DOES_NOT_READ,
+    "ungreeted": "not a word after the TLS handshake",
+}
 
 
 class Limits(NamedTuple):
@@ -61,6 +72,7 @@ class Table(TypingProtocol):
     limits: Limits
     counters: Counter[str]
     log: Logger
+    refusals: Refusals
     greets: bool
     identify: Callable[[Any], NodeIdentity] | None
     receive: Callable[[Flow, Message], None]
@@ -115,7 +127,8 @@ class StreamFlow(Flow):
 class SipConnection(Protocol):
     """A connection that carries SIP messages, whatever frames them.
 
-    `name` is the Via transport. Subclasses say what octets mean (`_heard`), how a message is framed (`send`), and
+    `name` is the Via transport, `listener` where an inbound connection came in, for the log, and `port` the other
+    side's. Subclasses say what octets mean (`_heard`), how a message is framed (`send`), and
     when the connection is up (`_connected`). What is sent while octets are taken goes out together: many messages in
     one read are answered with few TLS records and system calls.
     """
@@ -124,6 +137,8 @@ class SipConnection(Protocol):
         self.name = transport_name
         self.number = number
         self.host = host
+        self.port = 0
+        self.listener = ""
         self.inbound = inbound
         self.flow: Any = None
         self.alive = False
@@ -141,6 +156,8 @@ class SipConnection(Protocol):
         self._hearing = False
         self._gathered = b""
         self._dropped = ""
+        self._why = ""
+        self._awaited = "TLS handshake"
         self._deadline: Any = None
         self._held: Any = None
         self._second = 0.0
@@ -165,7 +182,7 @@ class SipConnection(Protocol):
     def _late(self) -> None:
         """The handshake took too long."""
         self._deadline = None
-        self.drop("handshake")
+        self.drop("handshake", f"the {self._awaited} took too long")
 
     def _handshake_is_over(self) -> None:
         if self._deadline is not None:
@@ -188,8 +205,7 @@ class SipConnection(Protocol):
         try:
             peer_identity = identify(transport) if identify is not None else None
         except ValueError as error:
-            self._owner.log.info("connection of {host} refused: {error}", host=self.host, error=str(error))
-            self.drop("refused")
+            self.drop("refused", f"certificate refused: {error}")
             return
         peer, here = transport.getPeer(), transport.getHost()
         transport.registerProducer(self, True)
@@ -318,10 +334,14 @@ class SipConnection(Protocol):
 
     # ---- ending --------------------------------------------------------------------------------------------
 
-    def drop(self, reason: str, *, gently: bool = False) -> None:
-        """Close, counting `reason`; gently lets queued bytes out first."""
+    def drop(self, reason: str, why: str = "", *, gently: bool = False) -> None:
+        """Close, counting `reason`; gently lets queued bytes out first. `why` is for the log, where that is to name
+        the other side.
+        """
         self._owner.counters[f"closed_{reason}"] += 1
-        self._dropped = reason
+        if not self._dropped:
+            self._dropped, self._why = reason, why or _WHY.get(reason, "")
+            self._tell(self._why)
         self._owner.log.debug("connection of {host} closed: {reason}", host=self.host, reason=reason)
         transport: Any = self.transport
         if transport is None:
@@ -335,6 +355,33 @@ class SipConnection(Protocol):
         else:
             transport.abortConnection()
 
+    def _tell(self, why: str) -> None:
+        """A line in the log, unless there is nothing to say, or somebody waits for the connection and is told."""
+        if not why or self.opened is not None:
+            return
+        if self.inbound:
+            self._owner.refusals.accepted((self.host, self.port), why, self.listener)
+        else:
+            self._owner.refusals.dialled((self.host, self.port), why)
+
+    def _tell_failure(self, reason: Failure) -> None:
+        """A connection that nobody has dropped is gone: a line in the log if that was in the midst of something."""
+        transport: Any = self.transport
+        failed = getattr(transport, "failed", False)
+        if getattr(transport, "told", False):
+            return
+        if failed and transport.refusal:
+            self._tell(f"certificate refused: {transport.refusal}")
+        elif reason.check(ConnectionClosed) is None:
+            self._tell(f"the TLS handshake failed: {reason_text(reason)}" if failed else reason_text(reason))
+        elif unfinished := "the TLS handshake" if failed else self._unfinished:
+            self._tell(f"closed in the midst of {unfinished}")
+
+    @property
+    def _unfinished(self) -> str:
+        """What the other side has begun to say."""
+        return "a message" if self.partial_since is not None else ""
+
     def connectionLost(self, reason: Failure = _done) -> None:
         """Gone: tell everybody."""
         self._handshake_is_over()
@@ -342,12 +389,12 @@ class SipConnection(Protocol):
             self._held.cancel()
             self._held = None
         self.alive = False
+        if not self._dropped:
+            self._tell_failure(reason)
         if self.opened is not None:
             waiting, self.opened = self.opened, None
             # A refused certificate shows itself in TLS as no more than a lost connection.
-            why = getattr(self.transport, "refusal", "") or reason.getErrorMessage()
-            if self._dropped == "handshake":
-                why = "its TLS handshake took too long"
+            why = self._why or getattr(self.transport, "refusal", "") or reason_text(reason)
             waiting.errback(Failure(Unreachable(f"{self.host}: {why}")))
         self._owner.closed(self)
 
@@ -429,6 +476,6 @@ class SipStream(SipConnection):
                 parser.feed(b"")
         except SipError as error:
             self._refuse(error)
-            self.drop("malformed", gently=True)
+            self.drop("malformed", f"no SIP message: {error.reason}", gently=True)
             return False
         return parser.unfinished

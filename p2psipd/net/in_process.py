@@ -30,7 +30,7 @@ class InProcess(SipConnection):
         if self.alive:
             self._take(message, self._owner.clock.seconds())
 
-    def drop(self, reason: str, *, gently: bool = False) -> None:
+    def drop(self, reason: str, why: str = "", *, gently: bool = False) -> None:
         """Close, counting `reason`."""
         if self.alive:
             self.alive = False

@@ -26,6 +26,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from p2psipd.net.connections import Limits, Message, StreamFlow
+from p2psipd.net.refusals import plain
 from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.tls import peer_certificate
 from p2psipd.proto.identity.certificate import Role
@@ -173,8 +174,7 @@ class Interconnect:
                 try:
                     self._identify(flow.protocol.transport)
                 except ValueError as error:
-                    self._log.info("connection closed: {error}", error=str(error))
-                    flow.protocol.drop("revoked")
+                    flow.protocol.drop("revoked", f"certificate refused: {error}")
                     closed += 1
         return closed
 
@@ -237,18 +237,19 @@ class Interconnect:
 
     async def _dial_first_of(self, node_id: bytes, addresses: tuple[Address, ...], serve: bool) -> None:
         assert self._transports is not None, "dial before start"
-        reason = "no address"
+        reasons: list[str] = []
         for host, port in addresses:
             try:
                 flow = await self._transports.dial("TLS", host, port, self._tls, serve=serve)
             except Unreachable as error:
-                reason = str(error)
+                reasons.append(str(error))
                 continue
             if flow.peer is not None and flow.peer.node_id == node_id:
                 return
-            reason = "another node answered there"
+            reasons.append(f"{host}: another node answered")
         self.counters["dial_failed"] += 1
-        self._log.info("could not dial {node} for SIP: {reason}", node=node_id.hex(), reason=reason)
+        reason = "; ".join(reasons) or "no address"
+        self._log.info("could not dial {node} for SIP: {reason}", node=node_id.hex(), reason=plain(reason))
 
     def _identify(self, transport: Any) -> NodeIdentity:
         der = peer_certificate(transport)
@@ -322,8 +323,7 @@ class Interconnect:
                 flow.waiting_since = None
                 del self._watched[flow]
                 self.counters["silent"] += 1
-                self._log.info("{host} hangs: its connection is closed", host=flow.remote[0])
-                flow.protocol.drop("dead")
+                flow.protocol.drop("dead", "the other side hangs")
             elif not flow.asked:
                 flow.asked = True
                 flow.protocol.ping()
@@ -344,7 +344,7 @@ class Interconnect:
             for flow in list(flows):
                 if now - flow.protocol.last_heard > 1.5 * KEEP_ALIVE_SECONDS:
                     self.counters["dead"] += 1
-                    flow.protocol.drop("dead")
+                    flow.protocol.drop("dead", "no keep-alive was answered")
                 elif now - flow.protocol.last_message > IDLE_SECONDS:
                     flow.protocol.drop("idle", gently=True)
                 else:

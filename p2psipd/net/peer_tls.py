@@ -289,8 +289,7 @@ def _verify(connection: SSL.Connection, certificate: crypto.X509, error: int, de
     except CertificateRefused as refused:
         handshake.refusal = refused
         protocol.refusal = str(refused)
-        if handshake.refused is not None:
-            handshake.refused(refused, getattr(protocol.getPeer(), "host", ""))
+        _tell(protocol, handshake, refused)
         return False
     return True
 
@@ -305,14 +304,21 @@ def _notice(connection: SSL.Connection, where: int, result: int) -> None:
     if where & SSL.SSL_CB_READ:
         handshake.alert = alert if alert in _ALERTS else handshake.alert
         told = refused_by_peer(connection.get_app_data()) if alert in _ALERTS else None
-        if told is not None and handshake.refused is not None and handshake.peer is None:
-            handshake.refused(told, getattr(connection.get_app_data().getPeer(), "host", ""))
+        if told is not None and (handshake.peer is None or handshake.refused is None):
+            _tell(connection.get_app_data(), handshake, told)
     elif handshake.refused is not None and handshake.peer is None and handshake.refusal is None:
         if alert in (_CERTIFICATE_REQUIRED, _HANDSHAKE_FAILURE):
             # TLS 1.2 has one alert for both.
             words = "no certificate" + (" or no cipher in common" if alert == _HANDSHAKE_FAILURE else "")
             handshake.refusal = CertificateRefused(Step.FORM, words)
-            handshake.refused(handshake.refusal, getattr(connection.get_app_data().getPeer(), "host", ""))
+            _tell(connection.get_app_data(), handshake, handshake.refusal)
+
+
+def _tell(protocol: Any, handshake: _Handshake, refusal: CertificateRefused) -> None:
+    """Tell of a client's refusal; of a server's, the dialler will."""
+    protocol.told = True
+    if handshake.refused is not None:
+        handshake.refused(refusal, getattr(protocol.getPeer(), "host", ""))
 
 
 def _openssl_refusal(der: bytes, error: int) -> CertificateRefused:

@@ -20,6 +20,7 @@ from p2psipd.net.connections import Limits, Message, SipConnection, SipStream, S
 from p2psipd.net.datagrams import UdpListener, everybody
 from p2psipd.net.domain_tls import DomainTls, speaks_for
 from p2psipd.net.in_process import InProcess
+from p2psipd.net.refusals import Refusals
 from p2psipd.net.tls import NodeTls, peer_certificate, tls_factory
 from p2psipd.net.tls_roles import EitherRole
 from p2psipd.proto.identity.policy import sip_identities
@@ -50,11 +51,12 @@ class _Accepting(Factory):
     noisy = False
 
     def __init__(self, owner: SipTransports, make: Callable[[int, str], SipConnection]) -> None:
+        self.listener = ""
         self._owner = owner
         self._make = make
 
     def buildProtocol(self, addr: Any) -> SipConnection | None:
-        return self._owner.accept(addr.host, self._make)
+        return self._owner.accept((addr.host, addr.port), self._make, self.listener)
 
 
 class _Dialling(ClientFactory[Protocol]):
@@ -83,7 +85,8 @@ class SipTransports:
 
     `receive(flow, message)` gets every parsed message; `malformed(flow, error)` every datagram that is none;
     `lost(flow)` every connection that has ended. `admit(host)` is asked for every datagram and every new connection
-    before anything of it is read. `counters` counts why connections were refused and closed.
+    before anything of it is read. `counters` counts why connections were refused and closed, and where it was no normal
+    end, `refusals` tells the log so.
 
     A connection is found again by transport and address of the other side, and used in both directions (RFC 3261
     section 18.2.2). Over TLS it must also speak for the domain that is wanted; the address of one that was opened
@@ -121,6 +124,7 @@ class SipTransports:
         self.ignores: Callable[[Flow, bytes], bool] | None = None
         self.limits = limits or Limits()
         self.counters: Counter[str] = Counter()
+        self.refusals = Refusals(self.log, reactor, "connections, datagrams or messages")
         self.udp: list[UdpListener] = []
         self.listening: list[tuple[str, Address]] = []
         self._malformed = malformed
@@ -161,11 +165,13 @@ class SipTransports:
         """Listen for TLS connections with the server side of `tls` (p2psipd.net.tls); the address really
         bound.
         """
-        return self._listen("TLS", address, tls_factory(tls, False, self._accepting_streams("TLS"), self.clock))
+        accepting = self._accepting_streams("TLS")
+        return self._listen("TLS", address, accepting, tls_factory(tls, False, accepting, self.clock))
 
     def listen_nodes(self, address: Address, tls: NodeTls) -> Address:
         """Listen for TLS connections of other nodes, who may be the server on them; the address really bound."""
-        return self._listen("TLS", address, EitherRole(tls, self._accepting_streams("TLS"), self.clock))
+        accepting = self._accepting_streams("TLS")
+        return self._listen("TLS", address, accepting, EitherRole(tls, accepting, self.clock))
 
     def listen_web(self, address: Address, tls: Any = None, origins: OriginPolicy | None = None) -> Address:
         """Listen for WebSocket connections, over TLS (WSS) where `tls` is given; the address really bound.
@@ -176,10 +182,9 @@ class SipTransports:
 
         policy = origins or any_origin
         name = "WS" if tls is None else "WSS"
-        factory: Any = _Accepting(self, lambda number, host: SipWebSocket(self, number, name, host, policy))
-        if tls is not None:
-            factory = tls_factory(tls, False, factory, self.clock)
-        return self._listen(name, address, factory)
+        accepting = _Accepting(self, lambda number, host: SipWebSocket(self, number, name, host, policy))
+        factory = None if tls is None else tls_factory(tls, False, accepting, self.clock)
+        return self._listen(name, address, accepting, factory)
 
     def attach(self, take: Callable[[bytes], None]) -> InProcess:
         """A connection to a service in this process, which gets what is sent to it by `take`; listening comes first."""
@@ -192,10 +197,11 @@ class SipTransports:
     def _accepting_streams(self, name: str) -> _Accepting:
         return _Accepting(self, lambda number, host: SipStream(self, number, name, host, True))
 
-    def _listen(self, name: str, address: Address, factory: Any) -> Address:
-        port = self.clock.listenTCP(address[1], factory, backlog=512, interface=address[0])
+    def _listen(self, name: str, address: Address, accepting: _Accepting, factory: Any = None) -> Address:
+        port = self.clock.listenTCP(address[1], factory or accepting, backlog=512, interface=address[0])
         self._ports.append(port)
         host = port.getHost()
+        accepting.listener = f"{name} port {host.port}"
         self.listening.append((name, (host.host, host.port)))
         self._sweep_from_now_on()
         return host.host, host.port
@@ -224,21 +230,33 @@ class SipTransports:
             return
         self.receive(flow, message)
 
-    def accept(self, host: str, make: Callable[[int, str], SipConnection]) -> SipConnection | None:
-        """A protocol for a connection from `host`, or None where it is not admitted or the caps are reached."""
+    def accept(
+        self, remote: Address, make: Callable[[int, str], SipConnection], listener: str
+    ) -> SipConnection | None:
+        """A protocol for a connection from `remote` to `listener`, or None where it is not admitted or the caps are
+        reached.
+        """
+        host = remote[0]
         if not self._admit(host):
+            # Whoever admits has told whom it shuts out, and for how long.
             self.counters["refused_admission"] += 1
         elif len(self._connections) >= self.limits.connections:
             self.counters["refused_connections"] += 1
+            self.refusals.accepted(remote, "too many connections", listener)
         elif self._per_address[host] >= self.limits.per_address:
             self.counters["refused_per_address"] += 1
+            self.refusals.accepted(remote, "too many connections from this address", listener)
         else:
-            return self._track(host, make)
+            connection = self._track(remote, make)
+            connection.listener = listener
+            return connection
         return None
 
-    def _track(self, host: str, make: Callable[[int, str], SipConnection]) -> SipConnection:
+    def _track(self, remote: Address, make: Callable[[int, str], SipConnection]) -> SipConnection:
         self._number += 1
+        host = remote[0]
         connection = self._connections[self._number] = make(self._number, host)
+        connection.port = remote[1]
         self._per_address[host] += 1
         return connection
 
@@ -389,7 +407,7 @@ class SipTransports:
         """
         if len(self._connections) >= self.limits.connections:
             raise Unreachable("too many connections")
-        connection = self._track(host, lambda number, where: SipStream(self, number, transport, where, False))
+        connection = self._track((host, port), lambda number, where: SipStream(self, number, transport, where, False))
         opened: Deferred[StreamFlow] = Deferred()
         connection.opened = opened
         factory: Any = _Dialling(connection)

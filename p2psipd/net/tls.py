@@ -261,6 +261,11 @@ class RecordBoundary:
         self._head = b""  # a head of which not all octets are there
         self._rest = 0  # how many octets of the record under way are still to come
 
+    @property
+    def inside(self) -> bool:
+        """Whether a record has begun and not ended."""
+        return bool(self._rest or self._head)
+
     def whole_records(self, data: bytes) -> int:
         """How many records the next octets of the stream, ``data``, are; 0 unless they begin and end with one."""
         size = len(data)
@@ -283,15 +288,23 @@ class RecordBoundary:
         return 0
 
 
+#: OpenSSL's name for the state of a server that has not yet read a ClientHello.
+_NOT_BEGUN = b"before SSL initialization"
+
+
 class TlsProtocol(TLSMemoryBIOProtocol):
     """TLS over a connection.
 
     ``refusal`` says why the other side's certificate was refused, if it was.  ``verified`` is whether its chain was
-    good, where a listener asks for certificates without demanding them.
+    good, where a listener asks for certificates without demanding them.  ``failed`` is whether the connection ended
+    in the midst of its handshake; one on which not even that was begun did not.  ``told`` is whether somebody
+    else's log line names the refusal.
     """
 
     refusal = ""
     verified = False
+    failed = False
+    told = False
 
     def makeConnection(self, transport: Any) -> None:
         """Begin the handshake."""
@@ -299,6 +312,12 @@ class TlsProtocol(TLSMemoryBIOProtocol):
         TLSMemoryBIOProtocol.makeConnection(self, transport)
         if hasattr(transport, "writeSomeData") and self.transport is transport:
             self.transport = cast(Any, EagerTransport(transport))
+
+    def connectionLost(self, reason: Failure) -> None:  # type: ignore[override]
+        """The connection is gone; note how far it had come."""
+        if not self._handshakeDone and self._tlsConnection is not None:
+            self.failed = self._boundary.inside or self._tlsConnection.get_state_string() != _NOT_BEGUN
+        TLSMemoryBIOProtocol.connectionLost(self, reason)
 
     def dataReceived(self, data: bytes) -> None:
         """Octets of the connection; what is said about them goes out together."""

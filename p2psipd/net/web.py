@@ -65,6 +65,7 @@ class SipWebSocket(SipConnection):
 
     def _connected(self) -> None:
         """TCP or TLS is up; the deadline of the handshake now holds for the upgrade."""
+        self._awaited = "upgrade to WebSocket"
         self._await_handshake()
 
     def dataReceived(self, data: bytes) -> None:
@@ -101,8 +102,7 @@ class SipWebSocket(SipConnection):
         if SUBPROTOCOL not in (name.lower() for name in request.subprotocols):
             self._reject(400, 'the subprotocol "sip" is not offered')
         elif not self._origins(origin):
-            self._owner.log.info("web phone of origin {origin} refused", origin=origin)
-            self._reject(403, "this origin is not allowed")
+            self._reject(403, "this origin is not allowed", origin=origin)
         else:
             wanted = next(name for name in request.subprotocols if name.lower() == SUBPROTOCOL)
             self._handshake_is_over()
@@ -111,8 +111,8 @@ class SipWebSocket(SipConnection):
             transport.write(rest)
             self._up()
 
-    def _reject(self, status: int, why: str, headers: Any = ()) -> None:
-        """An HTTP answer to what is no upgrade that we take."""
+    def _reject(self, status: int, why: str, headers: Any = (), *, origin: str = "") -> None:
+        """An HTTP answer to what is no upgrade that we take; the log is told of which `origin` it was."""
         text = why.encode("ascii", "replace") + b"\n"
         answer = RejectConnection(
             status_code=status,
@@ -131,7 +131,8 @@ class SipWebSocket(SipConnection):
             data = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         transport: Any = self.transport
         transport.write(data)
-        self.drop("no_websocket", gently=True)
+        told = f"{why}: {origin}" if origin else why
+        self.drop("no_websocket", f"no upgrade to WebSocket: {told}", gently=True)
 
     # ---- frames --------------------------------------------------------------------------------------------
 
@@ -180,6 +181,8 @@ class SipWebSocket(SipConnection):
         except SipError as error:
             # Unlike a stream's, the framing still holds: only this message is lost.
             self._owner.counters["malformed_web"] += 1
+            remote = (self.host, self.port)
+            self._owner.refusals.dropped("message", remote, f"no SIP message: {error.reason}", self.listener)
             self._refuse(error)
             return
         self._take(message, now)
@@ -209,13 +212,19 @@ class SipWebSocket(SipConnection):
             code = CloseReason.NORMAL_CLOSURE
         self._write(self._socket.send(CloseConnection(code)))
         wished = echo and code in (CloseReason.NORMAL_CLOSURE, CloseReason.GOING_AWAY)
-        super().drop("by_browser" if wished else "protocol", gently=True)
+        # From 3000 on a code is the phone's own word for why it goes (section 7.4.2).
+        why = "" if wished or code >= 3000 else f"the WebSocket failed with code {int(code)}"
+        super().drop("by_browser" if wished else "protocol", why, gently=True)
 
-    def drop(self, reason: str, *, gently: bool = False) -> None:
+    def drop(self, reason: str, why: str = "", *, gently: bool = False) -> None:
         """Close, counting `reason`; a browser that is left gently is told with a close frame."""
         if gently and self.alive and self.closing_since is None:
             self._write(self._socket.send(CloseConnection(CloseReason.GOING_AWAY)))
-        super().drop(reason, gently=gently)
+        super().drop(reason, why, gently=gently)
+
+    @property
+    def _unfinished(self) -> str:
+        return "the upgrade to WebSocket" if self.flow is None and self._handshake_octets else super()._unfinished
 
     def overdue(self, now: float, limits: Limits) -> str | None:
         """Why this connection should be dropped now, or None; one that is quiet is pinged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import ClientFactory, DatagramProtocol, Protocol
 from twisted.internet.task import deferLater
+from twisted.logger import LogLevel, formatEvent
 from twisted.trial.unittest import TestCase
 
+from p2psipd.net.refusals import endpoint_text
 from p2psipd.net.sip_transports import Limits, Message, SipTransports
 from p2psipd.proto.sip.errors import SipError
 from p2psipd.proto.sip.flow import Flow
@@ -31,12 +34,24 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
         await deferLater(reactor, 0.005)
 
 
+def told(events: list[dict[str, Any]]) -> list[str]:
+    """What the log has heard of us that an operator sees, the number of the other side's port left out."""
+    ours = [event for event in events if event["log_namespace"].startswith("p2psipd")]
+    lines = [formatEvent(event) for event in ours if event["log_level"] >= LogLevel.info]
+    return [re.sub(r"( (?:from|to) \d+\.\d+\.\d+\.\d+):\d+", r"\1", line) for line in lines]
+
+
 class Remote(Protocol):
     """A plain TCP client that keeps what it hears."""
 
     def __init__(self) -> None:
         self.data = b""
         self.closed = False
+        self.address = ""
+
+    def connectionMade(self) -> None:
+        here: Any = self.transport
+        self.address = endpoint_text((here.getHost().host, here.getHost().port))
 
     def dataReceived(self, data: bytes) -> None:
         self.data += data

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import ssl
 import time
 from pathlib import Path
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
+from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net import tls_roles
@@ -18,13 +23,13 @@ from p2psipd.net.datagrams import LOSING, RECEIVE_BUFFER
 from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
 from p2psipd.net.sip_transports import Limits
 from p2psipd.net.tls import NodeTls, ServerTls
-from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust
+from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust, parse_certificate
 from p2psipd.proto.reload.ids import NodeId
 from p2psipd.proto.reload.peer_io import ApplicationAccepted
 from p2psipd.proto.sip.locating import Unreachable
 from p2psipd.proto.sip.message import Request, make_response
 from tests.net.identities import Identity, node
-from tests.net.sip_remotes import HOST, OPTIONS, Recorder, RemoteUdp, TransportsCase, until
+from tests.net.sip_remotes import HOST, OPTIONS, Recorder, RemoteUdp, TransportsCase, told, until
 
 
 class SipTransportsTests(TransportsCase):
@@ -158,11 +163,17 @@ class SipTransportsTests(TransportsCase):
         async def scenario() -> None:
             transports = self.make(per_address=2)
             address = transports.listen_tcp((HOST, 0))
-            remotes = [await self.dial(address) for _ in range(3)]
-            await until(lambda: remotes[2].closed)
-            self.assertEqual([remote.closed for remote in remotes[:2]], [False, False])
+            with capturedLogs() as events:
+                remotes = [await self.dial(address) for _ in range(3)]
+                await until(lambda: remotes[2].closed)
+                remotes[1].transport.write(b"no SIP\r\n\r\n")
+                await until(lambda: remotes[1].closed)
+            self.assertEqual(
+                [event["address"] for event in events if "address" in event],
+                [remotes[2].address, remotes[1].address],
+            )
+            self.assertFalse(remotes[0].closed)
             self.assertEqual(transports.counters["refused_per_address"], 1)
-            remotes[0].transport.loseConnection()
             await until(lambda: len(transports) == 1)
             again = await self.dial(address)
             again.transport.write(OPTIONS)
@@ -195,6 +206,45 @@ class SipTransportsTests(TransportsCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_the_log_names_who_was_refused_and_why(self) -> Deferred[None]:
+        """A handshake that fails, is not ended or not in time, and connections beyond a cap have a line each; one that
+        merely closes has none.
+        """
+
+        async def scenario() -> None:
+            transports = self.make(handshake=0.1, per_address=1)
+            certificate, key = node(1).write(Path(self.mktemp_directory()))
+            address = transports.listen_tls((HOST, 0), ServerTls(str(certificate), str(key)))
+            with capturedLogs() as events:
+                for octets, close in ((b"GET / HTTP/1.0\r\n\r\n", False), (b"", False), (_HELLO, True), (b"", True)):
+                    remote = await self.dial(address)
+                    remote.transport.write(octets)
+                    await until(lambda: len(transports))
+                    if close:
+                        await deferLater(reactor, 0.02)
+                        remote.transport.loseConnection()
+                    await until(lambda: not len(transports))
+                kept, refused = await self.dial(address), await self.dial(address)
+                await until(lambda: refused.closed)
+                transports.limits = Limits(connections=1)
+                refused = await self.dial(address)
+                await until(lambda: refused.closed)
+                kept.transport.loseConnection()
+                await until(lambda: not len(transports))
+            cut = f"connection from 127.0.0.1 to TLS port {address[1]} ended: "
+            self.assertEqual(
+                [line.removeprefix(cut) for line in told(events)],
+                [
+                    "the TLS handshake failed: http request",
+                    "the TLS handshake took too long",
+                    "closed in the midst of the TLS handshake",
+                    "too many connections from this address",
+                    "too many connections",
+                ],
+            )
+
+        return Deferred.fromCoroutine(scenario())
+
     def mktemp_directory(self) -> str:
         path = self.mktemp()
         os.makedirs(path)
@@ -220,6 +270,10 @@ class SipTransportsTests(TransportsCase):
             remote.transport.resumeProducing()
 
         return Deferred.fromCoroutine(scenario())
+
+
+#: The beginning of a ClientHello.
+_HELLO = bytes.fromhex("16030100c8010000c40303")
 
 
 def _most_that_the_kernel_gives() -> int:
@@ -369,6 +423,67 @@ class InterconnectTests(TestCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_the_log_names_whose_certificate_is_refused(self) -> Deferred[None]:
+        """At the node that judges, with the judge's words; at the other, why it could not dial."""
+
+        async def scenario() -> None:
+            one = node(1)
+            first = self.make(one)
+            self.revoked.add(node(5).node_id)
+            late = node(4, issued_at=time.time() + 86400)
+            port = f"connection from 127.0.0.1 to TLS port {first.address[1]} ended: certificate refused: "
+            stranger = node(3, "other.example")
+            for other, words, alert in (
+                (stranger, "not under an authority that is known here (OpenSSL error 19)", "unknown ca"),
+                (late, "not valid yet (OpenSSL error 9)", "bad certificate"),
+                (node(5), "revoked", "Connection"),
+            ):
+                made = self.make(other)
+                made._tls._context.set_verify(SSL.VERIFY_NONE, lambda *_: True)
+                made._judge = parse_certificate
+                with capturedLogs() as events:
+                    made.dial(one.node_id, [first.address])
+                    await until(lambda made=made: made.counters["dial_failed"])  # type: ignore[misc]
+                    await until(lambda events=events: len(told(events)) == 2)  # type: ignore[misc]
+                ours, theirs = sorted(told(events))
+                self.assertEqual(ours, port + words)
+                self.assertIn(f"could not dial {one.node_id.hex()} for SIP: {HOST}: ", theirs)
+                self.assertIn(alert, theirs)
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_the_log_names_who_shows_no_certificate(self) -> Deferred[None]:
+        """Who shows none, and who talks something else, as the overlay port says it."""
+
+        async def scenario() -> None:
+            first = self.make(node(1))
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+
+            def without() -> None:
+                with socket.create_connection(first.address, 5) as plain, context.wrap_socket(plain) as client:
+                    client.settimeout(5)
+                    with contextlib.suppress(OSError):
+                        client.recv(100)
+
+            with capturedLogs() as events:
+                reactor.suggestThreadPoolSize(2)
+                await deferToThread(without)
+                with socket.create_connection(first.address, 2) as plain:
+                    plain.sendall(b"\xff" * 100)
+                    await until(lambda: len(told(events)) == 2)
+            said = [line.partition(" ended: ") for line in told(events)]
+            self.assertEqual({line[0] for line in said}, {f"connection from 127.0.0.1 to TLS port {first.address[1]}"})
+            self.assertEqual(
+                [line[2] for line in said],
+                [
+                    "the TLS handshake failed: peer did not return a certificate",
+                    "the TLS handshake failed: wrong version number",
+                ],
+            )
+
+        return Deferred.fromCoroutine(scenario())
+
     def test_lost_connection_is_told_and_replaced(self) -> Deferred[None]:
         """When a pooled connection ends, its user is told, and the next request gets a new one."""
 
@@ -401,6 +516,20 @@ class InterconnectTests(TestCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_the_log_says_why_each_address_was_in_vain(self) -> Deferred[None]:
+        """Where a node has several addresses, the reason of the first one counts as much as that of the last."""
+
+        async def scenario() -> None:
+            first = self.make(node(1))
+            with socket.socket() as unused, capturedLogs() as events:
+                unused.bind((HOST, 0))
+                first.dial(bytes(16), [first.address, unused.getsockname()])
+                await until(lambda: first.counters["dial_failed"])
+            (line,) = told(events)
+            self.assertIn(f"for SIP: {HOST}: another node answered; {HOST}: Connection was refused", line)
+
+        return Deferred.fromCoroutine(scenario())
+
     def test_who_attaches_is_dialled_though_an_old_connection_seems_to_live(self) -> Deferred[None]:
         """A node that lost its end silently attaches again: it is dialled anew, and the new connection is used."""
 
@@ -428,13 +557,16 @@ class InterconnectTests(TestCase):
             first.keep_alive()
             self.assertTrue(flow.alive)
             flow.protocol.last_heard -= 2 * KEEP_ALIVE_SECONDS
-            first.keep_alive()
-            await until(lambda: not flow.alive)
-            flow = await first.connect(two.node_id)
-            flow.protocol.last_message -= IDLE_SECONDS + 1
-            first.keep_alive()
-            await until(lambda: not flow.alive)
+            with capturedLogs() as events:
+                first.keep_alive()
+                await until(lambda: not flow.alive)
+                flow = await first.connect(two.node_id)
+                flow.protocol.last_message -= IDLE_SECONDS + 1
+                first.keep_alive()
+                await until(lambda: not flow.alive)
             self.assertEqual(first.counters["dead"], 1)
+            (line,) = told(events)
+            self.assertEqual(line.partition(" ended: ")[2], "no keep-alive was answered")
 
         return Deferred.fromCoroutine(scenario())
 
@@ -483,8 +615,11 @@ class InterconnectTests(TestCase):
             for _ in range(4):
                 clock.advance(0.5)
                 self.assertTrue(flow.alive)
-            for _ in range(3):
-                clock.advance(0.5)
+            with capturedLogs() as events:
+                for _ in range(3):
+                    clock.advance(0.5)
+            (line,) = told(events)
+            self.assertEqual(line.partition(" ended: ")[2], "the other side hangs")
             await until(lambda: self.heard[one.node_id].lost == [flow])
             self.assertEqual(first.counters["silent"], 1)
             self.assertFalse([call for call in clock.getDelayedCalls() if call.func == first._look])
@@ -500,7 +635,10 @@ class InterconnectTests(TestCase):
             flow: Any = await first.connect(two.node_id)
             self.assertEqual(first.recheck(), 0)
             self.revoked.add(two.node_id)
-            self.assertEqual(first.recheck(), 1)
+            with capturedLogs() as events:
+                self.assertEqual(first.recheck(), 1)
+            (line,) = told(events)
+            self.assertEqual(line.partition(" ended: ")[2], "certificate refused: revoked")
             await until(lambda: not flow.alive and second.pooled(one.node_id) is None)
             await self.assertFailure(Deferred.fromCoroutine(first.connect(two.node_id)), Unreachable)
 

@@ -15,17 +15,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransportWithDisconnection
 from twisted.internet.threads import deferToThread
-from twisted.logger import Logger
+from twisted.logger import Logger, capturedLogs
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Ping, Pong, Request, TextMessage
 
 from p2psipd.net.connections import Limits, StreamFlow
+from p2psipd.net.refusals import Refusals
 from p2psipd.net.sip_transports import SipTransports
 from p2psipd.net.tls import ServerTls
 from p2psipd.net.web import DEAD_SECONDS, MAX_MESSAGE, QUIET_SECONDS, SipWebSocket
 from p2psipd.proto.sip.message import make_response
 from tests.net.identities import node
-from tests.net.sip_remotes import HOST, OPTIONS, TransportsCase, until
+from tests.net.sip_remotes import HOST, OPTIONS, TransportsCase, told, until
 
 WEB_OPTIONS = OPTIONS.replace(b"SIP/2.0/TCP 127.1.250.9:5060", b"SIP/2.0/WS df7jal23ls0d.invalid").replace(
     b"Content-Length: 0\r\n", b""
@@ -217,6 +218,69 @@ class WebSocketTests(TransportsCase):
 
         return Deferred.fromCoroutine(scenario())
 
+    def test_the_log_names_who_was_refused_and_why(self) -> Deferred[None]:
+        """Each refusal has its line, with a stranger's text made harmless; phones that close have none."""
+
+        async def scenario() -> None:
+            transports = self.make(handshake=0.1)
+            address = transports.listen_web((HOST, 0), origins=lambda origin: "evil" not in origin)
+            sent = (
+                UPGRADE.replace(b"www.example.com", b"evil.example/\xe2\x80\xae\x9b31m"),
+                UPGRADE.replace(b"Version: 13", b"Version: 8"),
+                b"GET / HTTP/1.1\r\nX: " + b"a" * 20_000,
+                UPGRADE[:50],
+            )
+            with capturedLogs() as events:
+                for octets in sent:
+                    remote = await self.dial(address)
+                    remote.transport.write(octets)
+                    await until(lambda remote=remote: remote.closed)  # type: ignore[misc]
+                remote = await self.dial(address)
+                remote.transport.write(UPGRADE[:50])
+                await until(lambda: [each for each in transports._connections.values() if each._handshake_octets])
+                remote.transport.loseConnection()
+                await until(lambda: not len(transports))
+                idle = await self.dial(address)
+                idle.transport.loseConnection()
+                await until(lambda: not len(transports))
+            cut = f"connection from 127.0.0.1 to WS port {address[1]} ended: "
+            self.assertEqual(
+                [line.removeprefix(cut) for line in told(events)],
+                [
+                    r"no upgrade to WebSocket: this origin is not allowed: http://evil.example/â\x80®\x9b31m",
+                    "no upgrade to WebSocket: Missing header, 'Sec-WebSocket-Version'",
+                    "no upgrade to WebSocket: the request is too long",
+                    "the upgrade to WebSocket took too long",
+                    "closed in the midst of the upgrade to WebSocket",
+                ],
+            )
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_the_log_names_whose_frames_are_refused(self) -> Deferred[None]:
+        """A message that is no SIP and a frame that breaks the protocol have a line; a browser that leaves has none."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            with capturedLogs() as events:
+                for octets in (b"", b"\x83\x80\0\0\0\0"):
+                    phone = await self.connect(transports)
+                    phone.send(TextMessage("hello"))
+                    phone.remote.transport.write(octets or phone.socket.send(CloseConnection(4000)))
+                    await until(lambda phone=phone: phone.remote.closed)  # type: ignore[misc]
+            ports = [address[1] for _, address in transports.listening]
+            message = " dropped: no SIP message: bad start line"
+            self.assertEqual(
+                told(events),
+                [
+                    f"message from 127.0.0.1 to WS port {ports[0]}{message}",
+                    f"message from 127.0.0.1 to WS port {ports[1]}{message}",
+                    f"connection from 127.0.0.1 to WS port {ports[1]} ended: the WebSocket failed with code 1002",
+                ],
+            )
+
+        return Deferred.fromCoroutine(scenario())
+
     def test_stopping_says_goodbye(self) -> Deferred[None]:
         """A node that stops closes with 1001 (RFC 6455 7.4.1)."""
 
@@ -269,6 +333,7 @@ class Owner:
     """A table of one connection, without a socket."""
 
     log = Logger()
+    refusals = Refusals(log, Clock())
     greets = False
     identify = None
 

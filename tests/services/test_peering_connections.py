@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import TestCase
 
 from p2psipd.net.peer_tls import PeerTls
@@ -23,6 +24,7 @@ from p2psipd.proto.sip.locating import DomainIdentity, Unreachable
 from p2psipd.proto.sip.message import Request
 from p2psipd.proto.sip.next_hops import Hop
 from p2psipd.services.peering.connections import PeerConnections
+from tests.net.sip_remotes import told
 from tests.proto.identity.domain_certificates import TestAuthority, dns, ec_key
 
 A_HOST, B_HOST = "127.1.90.1", "127.1.90.2"
@@ -174,10 +176,13 @@ class ConnectionTests(TestCase):
     async def test_peering_044_refused_after_the_handshake(self) -> None:
         """TLS 1.3: our handshake is over when the server refuses our certificate; the lost connection says so, once."""
         a, b = self.side(A_HOST, "a.test", ca=OTHER_CA), self.side(B_HOST, "b.test")
-        flow = await a.connections.reach(b.hop("b.test"), "a.test")
-        flow.write(MESSAGE % a.port)
-        await a.next()
+        with capturedLogs() as events:
+            flow = await a.connections.reach(b.hop("b.test"), "a.test")
+            flow.write(MESSAGE % a.port)
+            await a.next()
+            await self.turn()
         assert a.lost == [flow] and not b.came and b.clients == [Step.AUTHORITY]
+        assert told(events) == [], "whoever keeps refusals has a line for it"
         assert a.refused == [("b.test", B_HOST, Step.AUTHORITY, True)]
         older = self.side(B_HOST, "b.test")
         for context in older.connections._tls._contexts.values():
@@ -194,9 +199,12 @@ class ConnectionTests(TestCase):
         b = self.side(B_HOST, "b.test")
         silent = await connectProtocol(TCP4ClientEndpoint(reactor, b.host, b.port), Plain())
         await self.accepted(b)
-        b.time.clock.advance(Limits().handshake + 0.1)
-        await silent.closed.addTimeout(5, reactor)  # type: ignore[arg-type]
+        with capturedLogs() as events:
+            b.time.clock.advance(Limits().handshake + 0.1)
+            await silent.closed.addTimeout(5, reactor)  # type: ignore[arg-type]
         assert b.connections.counters["closed_handshake"] == 1
+        (line,) = told(events)
+        assert line == f"connection from 127.0.0.1 to TLS port {b.port} ended: the TLS handshake took too long"
 
     async def accepted(self, side: Side) -> None:
         """Wait until the kernel's connection is the side's."""
