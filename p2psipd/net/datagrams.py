@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import DatagramProtocol
 
-from p2psipd.proto.nat.stun import binding_response
+from p2psipd.proto.nat.stun import binding_response, is_stun
 from p2psipd.proto.sip.flow import Address, Flow
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ _SHORTEST: Final = 16
 def everybody(source: str) -> bool:
     """The default of `admit`: no source is turned away."""
     return True
+
+
+def _unnoticed(remote: Address, reason: str, local: Address) -> None:
+    """The default of `refused`."""
 
 
 class UdpFlow(Flow):
@@ -82,7 +86,7 @@ class UdpListener(DatagramProtocol):
     came when its buffer was full because we read too slowly ("datagrams_dropped", as of the last `queued`), those not
     admitted ("datagrams_refused"), what was too short to be a message ("datagrams_short": keep-alives, answered by
     nobody over UDP, RFC 5626 section 3.5), STUN Binding requests, which are answered ("stun_bindings", section 3.5.2),
-    and the rest of what begins like STUN ("datagrams_other").
+    and the rest of what begins like STUN ("datagrams_other"); `refused(remote, reason, local)` is told of what is none.
     """
 
     noisy = False
@@ -94,6 +98,7 @@ class UdpListener(DatagramProtocol):
         sent_by_host: str = "",
         admit: Callable[[str], bool] = everybody,
         counters: Counter[str] | None = None,
+        refused: Callable[[Address, str, Address], None] = _unnoticed,
     ) -> None:
         self.counters: Counter[str] = Counter() if counters is None else counters
         self.number = number
@@ -102,6 +107,7 @@ class UdpListener(DatagramProtocol):
         self.open = False
         self._receive = receive
         self._admit = admit
+        self._refused = refused
         self._sent_by_host = sent_by_host
         self._flows: dict[Address, UdpFlow] = {}
         self.socket: Any = None
@@ -178,6 +184,9 @@ class UdpListener(DatagramProtocol):
         answer = binding_response(datagram, remote)
         if answer is None:
             self.counters["datagrams_other"] += 1
+            if not is_stun(datagram):
+                # A Binding indication is some phones' keep-alive.
+                self._refused(remote, "neither SIP nor STUN", self.local)
         else:
             self.counters["stun_bindings"] += 1
             UdpFlow(self, remote).write(answer)

@@ -151,7 +151,9 @@ class SipTransports:
 
     def listen_udp(self, address: Address) -> Address:
         """Listen for datagrams; the address really bound. Raises twisted's CannotListenError."""
-        listener = UdpListener(len(self.udp), self._datagram, self._public_host, self._admit, self.counters)
+        listener = UdpListener(
+            len(self.udp), self._datagram, self._public_host, self._admit, self.counters, self._not_taken
+        )
         self._ports.append(listener.listen(self.clock, address))
         self.udp.append(listener)
         self.listening.append(("UDP", listener.local))
@@ -226,9 +228,14 @@ class SipTransports:
         try:
             message = parse_message(data)
         except SipError as error:
+            self._not_taken(flow.remote, f"no SIP message: {error.reason}", flow.local)
             self._malformed(flow, error)
             return
         self.receive(flow, message)
+
+    def _not_taken(self, remote: Address, reason: str, local: Address) -> None:
+        """A datagram is dropped."""
+        self.refusals.dropped("datagram", remote, reason, f"UDP port {local[1]}")
 
     def accept(
         self, remote: Address, make: Callable[[int, str], SipConnection], listener: str

@@ -21,6 +21,7 @@ from twisted.trial.unittest import TestCase
 from p2psipd.net import tls_roles
 from p2psipd.net.datagrams import LOSING, RECEIVE_BUFFER
 from p2psipd.net.interconnect import IDLE_SECONDS, KEEP_ALIVE_SECONDS, Interconnect
+from p2psipd.net.refusals import LINES_PER_SECOND
 from p2psipd.net.sip_transports import Limits
 from p2psipd.net.tls import NodeTls, ServerTls
 from p2psipd.proto.identity.certificate import CertificateError, NodeCertificate, Role, Trust, parse_certificate
@@ -242,6 +243,29 @@ class SipTransportsTests(TransportsCase):
                     "too many connections",
                 ],
             )
+
+        return Deferred.fromCoroutine(scenario())
+
+    def test_the_log_names_whose_datagrams_are_dropped(self) -> Deferred[None]:
+        """Octets that are no SIP have a line, a flood of them few; what phones keep their way open with has none."""
+
+        async def scenario() -> None:
+            transports = self.make()
+            address = transports.listen_udp((HOST, 0))
+            remote = RemoteUdp()
+            port: Any = reactor.listenUDP(0, remote, interface="127.1.250.9")
+            indication = b"\0\x11\0\0\x21\x12\xa4\x42" + bytes(12)
+            with capturedLogs() as events:
+                remote.transport.write(b"\xff" * 100, address)
+                for octets in (bytes(100), b"\r\n\r\n", indication, OPTIONS, *[b"no SIP, not at all"] * 50):
+                    remote.transport.write(octets, address)
+                await until(lambda: len(self.heard.malformed) == 51)
+            dropped = f"datagram from 127.1.250.9 to UDP port {address[1]} dropped: "
+            lines = told(events)
+            self.assertEqual(lines[:2], [dropped + "no SIP message: bad start line", dropped + "neither SIP nor STUN"])
+            self.assertEqual(lines.count(lines[1]), 1)
+            self.assertLessEqual(len(lines), 2 * LINES_PER_SECOND + 1)
+            await port.stopListening()
 
         return Deferred.fromCoroutine(scenario())
 

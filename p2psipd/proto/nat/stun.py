@@ -39,6 +39,11 @@ def binding_response(datagram: bytes, source: tuple[str, int]) -> bytes | None:
     return _message(_BINDING_SUCCESS, transaction, _attribute(_XOR_MAPPED_ADDRESS, _xored(source, transaction)))
 
 
+def is_stun(datagram: bytes) -> bool:
+    """Whether a datagram bears the magic cookie of STUN messages (section 5)."""
+    return datagram[4:8] == _COOKIE.to_bytes(4, "big")
+
+
 def _unknown_attributes(datagram: bytes) -> list[int] | None:
     """Comprehension-required attributes (below 0x8000) that we do not know; None where they overrun the message."""
     unknown, offset = [], _HEADER.size
