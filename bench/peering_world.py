@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from bench.processes import end
 from bench.sip_load import LOAD_CORE, SERVER_CORE, await_socket, pinned
 from p2psipd.peering_lab import PEERING_PORT, Authority, PeeringLab
 from p2psipd.proto.identity.certificate import generate_private_key
@@ -211,7 +212,7 @@ class Kamailio:
             *(("-A", "WITH_KEPT_CERTIFICATES") if keeps else ()),
         )  # fmt: skip
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         try:
             await_socket(*self.address, udp=False)
         except RuntimeError:
@@ -226,12 +227,7 @@ class Kamailio:
 
     def stop(self) -> None:
         """End it, and wait for its workers."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
 
 
 __all__ = ["LOAD_CORE", "Identities", "Kamailio", "Node", "called_domain", "number", "pin"]

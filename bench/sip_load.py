@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.processes import end
+
 HERE = Path(__file__).parent / "sipp"
 DOMAIN = "bench.example"
 CALLER, CALLEE = "127.1.50.11", "127.1.50.12"
@@ -324,7 +326,7 @@ class Kamailio:
             SERVER_CORE, "kamailio", "-DD", "-E", "-f", str(config), "-Y", str(run), "-w", str(run),
             "-P", str(run / "pid"), "-m", "512", "-M", "64", *defines,
         )  # fmt: skip
-        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
         try:
             await_socket(address, 5060, udp=False)
         except RuntimeError:
@@ -338,12 +340,7 @@ class Kamailio:
 
     def stop(self) -> None:
         """End it, and wait for its workers."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process)
         self._log.close()
 
 

@@ -18,6 +18,7 @@ import pytest
 from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
+from bench.processes import end
 from p2psipd.net.dns import DnsClient
 from p2psipd.proto.peering.enum import CarrierRoot, carrier_enum, user_enum
 from p2psipd.proto.peering.publishing import PublishedServer, domain_records, number_records, zone_text
@@ -97,6 +98,7 @@ class Oracle:
             ["unshare", "-m", "sh", "-c", f"{inside} -f {directory}/{host}.cfg"],
             stdout=(directory / f"{host}.log").open("wb"),
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
 
     def ask(self, number: str, tree: str) -> str:
@@ -124,9 +126,7 @@ class Oracle:
     def stop(self) -> None:
         """End both."""
         for process in self.processes:
-            process.terminate()
-        for process in self.processes:
-            process.wait(10)
+            end(process)
         self.socket.close()
         self.knot.stop()
 

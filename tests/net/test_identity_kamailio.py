@@ -16,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from bench.processes import end
 from p2psipd.net.peer_tls import PeerTls, peer_of
 from p2psipd.proto.identity.policy import TrustAnchors, read_certificate
 from p2psipd.proto.identity.sip_date import write_sip_date
@@ -125,7 +126,9 @@ class Oracle:
         self.number = 0
         self._write(directory)
         command = ["kamailio", "-DD", "-E", "-f", str(directory / "kamailio.cfg"), "-m", "32", "-M", "8"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         for _ in range(50):
             if self.process.poll() is None and self.ask("ready", None) is not None:
                 break
@@ -216,8 +219,7 @@ class Oracle:
 
     def close(self) -> None:
         """End everything."""
-        self.process.terminate()
-        self.process.wait(10)
+        end(self.process)
         self.web.shutdown()
         self.web.server_close()
         self.socket.close()

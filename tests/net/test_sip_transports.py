@@ -213,14 +213,14 @@ class SipTransportsTests(TransportsCase):
         """
 
         async def scenario() -> None:
-            transports = self.make(handshake=0.1, per_address=1)
+            transports = self.make(handshake=1.0, per_address=1)
             certificate, key = node(1).write(Path(self.mktemp_directory()))
             address = transports.listen_tls((HOST, 0), ServerTls(str(certificate), str(key)))
             with capturedLogs() as events:
                 for octets, close in ((b"GET / HTTP/1.0\r\n\r\n", False), (b"", False), (_HELLO, True), (b"", True)):
                     remote = await self.dial(address)
                     remote.transport.write(octets)
-                    await until(lambda: len(transports))
+                    await until(lambda remote=remote: len(transports) or remote.closed)
                     if close:
                         await deferLater(reactor, 0.02)
                         remote.transport.loseConnection()

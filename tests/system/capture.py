@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ def capturing(file: Path, network: str, port: int = OVERLAY_PORT) -> Iterator[No
                 pytest.skip(f"may not capture: {first.strip()}")
             assert "listening on lo" in first, first
             yield
+            time.sleep(0.1)  # what was sent last is still on its way to it
             process.terminate()
             said = process.stderr.read()
             assert "\n0 packets dropped by kernel" in f"\n{said}", said

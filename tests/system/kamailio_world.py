@@ -23,6 +23,7 @@ from typing import Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from bench.processes import end
 from p2psipd.lab import Lab, free_network
 from p2psipd.proto.identity.policy import read_certificate
 from p2psipd.proto.peering.own_certificates import OwnCertificate, OwnCertificates
@@ -247,6 +248,7 @@ class KamailioWorld:
                 ["unshare", "-m", "sh", "-c", f"{command} -w {where} -P {where}/kamailio.pid -f {where}/peer.cfg"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self._processes.append(kamailio)
 
@@ -269,12 +271,7 @@ class KamailioWorld:
     def stop(self) -> None:
         """End every process, and clear the files away."""
         for process in self._processes:
-            process.terminate()
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process)
         self.lab.kill_all()
         for close in reversed(self._closing):
             close()

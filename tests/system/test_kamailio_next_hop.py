@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.processes import end
 from p2psipd.lab import Lab
 from p2psipd.proto.sip.message import Request, Response
 
@@ -58,7 +59,8 @@ def world(shared_lab: Lab, capture: SipCapture, tmp_path_factory: pytest.TempPat
     (directory / "kamailio.cfg").write_text(config)
     command = ["kamailio", "-DD", "-f", str(directory / "kamailio.cfg"), "-Y", str(directory), "-m", "32", "-M", "8"]
     with (directory / "log").open("wb") as log, subprocess.Popen(
-        [*command, "-P", str(directory / "pid")], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        [*command, "-P", str(directory / "pid")], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        start_new_session=True,
     ) as process:  # fmt: skip
         try:
 
@@ -71,11 +73,7 @@ def world(shared_lab: Lab, capture: SipCapture, tmp_path_factory: pytest.TempPat
             wait_until(answers, "Kamailio listens", 10)
             yield lab
         finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            end(process)
             with line(lab, "carol", PHONES, lab.host(TWO)) as phone:
                 phone.register("*", {"Expires": "0"})
 
