@@ -157,9 +157,12 @@ class Sipp:
         hold_ms: int = 100,
         transport: str = "udp",
         lost: int = 0,
+        patient: bool = False,
         seconds: int = 30,
     ) -> None:
-        """`lost` percent of what it sends and gets are lost."""
+        """`lost` percent of what it sends and gets are lost; one that is `patient` does not give up for a message that
+        it does not expect, such as an ACK that comes twice, or a BYE before the ACK that was lost.
+        """
         mode = {"udp": "u1", "tcp": "t1"}[transport]
         command = [
             "sipp",
@@ -193,8 +196,7 @@ class Sipp:
             command += ["-au", user, "-ap", password]
         if lost:
             command += ["-lost", str(lost)]
-        if not target:
-            # A callee need not give up for an ACK that comes twice, or for a BYE before the ACK that was lost.
+        if patient:
             command += ["-default_behaviors", "all,-abortunexp,-bye"]
         if target:
             command.append(target)

@@ -124,7 +124,7 @@ def test_acknowledged_records_survive_kills(lonely_lab: Lab, writer: Writer) -> 
         assert settled <= held, (turn, len(settled - held), len(settled))
         # What was too young may be gone; what has come back once must come back every time.
         acknowledged = {resource: at for resource, at in acknowledged.items() if resource in held}
-    assert len(acknowledged) > KILLS
+    assert len(acknowledged) > 10 * KILLS
 
 
 def test_killed_peer_knows_its_neighbours(lab_with_hidden_peers: Lab) -> None:

@@ -70,7 +70,8 @@ def test_rfc3261_17_caller_loses_every_tenth_message(world: Lab, tmp_path: Path)
         tmp_path, "bob", password, world.overlay_name, BOB, register_port, f"{world.host(TWO)}:5060",
         contact_port=port,
     )  # fmt: skip
-    with Sipp(tmp_path, "callee", BOB, port, calls=8), caller(world, tmp_path, calls=8, lost=10) as calling:
+    callee = Sipp(tmp_path, "callee", BOB, port, calls=8, patient=True)
+    with callee, caller(world, tmp_path, calls=8, lost=10) as calling:
         calling.wait()
     sipsak_unregister("bob", password, world.host(TWO))
 

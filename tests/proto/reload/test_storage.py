@@ -888,14 +888,15 @@ def best_of(turns: int, times: int, action: object) -> float:
 
 
 def test_fetch_is_fast(holder: Holder) -> None:
-    """A Fetch of one dictionary entry takes 4 us, here less than 40: the machine is shared."""
+    """A Fetch of one dictionary entry takes less than 15 us."""
     holder.store((DICTIONARY, signed(DICTIONARY, b"v" * 100, b"k")))
     message = FetchReq(AT_ALICE, (StoredDataSpecifier(DICTIONARY, 0, None, (b"k",)),))
-    assert best_of(5, 1000, lambda: holder.storage.fetch(message, WALL)) < 40e-6
+    assert best_of(5, 1000, lambda: holder.storage.fetch(message, WALL)) < 15e-6
 
 
 def test_store_is_fast_besides_cryptography() -> None:
-    """A Store of one dictionary entry takes 27 us without cryptography, here less than 150: the machine is shared."""
+    """A Store of one dictionary entry takes less than 30 us (60 us here, the machine is shared) without
+    crypto."""
 
     class Accepting:
         def verify(self, *_: object) -> bool:
@@ -905,4 +906,4 @@ def test_store_is_fast_besides_cryptography() -> None:
     one = signed(DICTIONARY, b"v" * 100, b"k")
     requests = iter([request((DICTIONARY, one._replace(storage_time=NOW_MS - 9000 + i))) for i in range(5001)])
     signer, ders = credential().certificate, certificates()
-    assert best_of(5, 1000, lambda: storage.store(next(requests), signer, ders, WALL)) < 150e-6
+    assert best_of(5, 1000, lambda: storage.store(next(requests), signer, ders, WALL)) < 60e-6

@@ -17,7 +17,7 @@ class Events {
     this.all.push([name, String(detail)]);
     this.waiting = this.waiting.filter((look) => !look());
   }
-  until(name, seconds = 20) {
+  until(name, seconds = 8) {
     return new Promise((resolve, reject) => {
       const look = () => {
         const index = this.all.findIndex(([each]) => each === name);
